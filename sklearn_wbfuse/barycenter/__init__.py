@@ -1,0 +1,21 @@
+"""The energy over couplings and target, its costs and closed forms, and the schedules that lower it."""
+
+from .balance import balance, scaled
+from .carry import carry_state, mean_scales, mean_state
+from .features import features
+from .schedules import Problem, Solution, joint, layerwise, match, random_start
+
+__all__ = [
+    "Problem",
+    "Solution",
+    "balance",
+    "carry_state",
+    "features",
+    "joint",
+    "layerwise",
+    "match",
+    "mean_scales",
+    "mean_state",
+    "random_start",
+    "scaled",
+]

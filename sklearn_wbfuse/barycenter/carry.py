@@ -1,0 +1,78 @@
+"""Whole networks carried into the target's neurons, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..couplings import Coupling
+from ..groups import Block, Graph, relabel
+from .energy import along
+from .features import put, take
+
+__all__ = ["carry_state", "mean_scales", "mean_state"]
+
+Scales = Mapping[str, np.ndarray]
+
+
+def carry_state(
+    state: Mapping[str, Tensor],
+    source: Graph,
+    target: Graph,
+    couplings: Mapping[str, Coupling],
+    source_scales: Scales,
+    target_scales: Scales,
+) -> dict[str, Tensor]:
+    """All tensors of a model in the neurons, widths and scales of the target.
+
+    Output axes average and input axes split; units are first multiplied by `source_scales` and then divided by
+    `target_scales`, each to the axis' exponent.
+    """
+    if source is target and all(c.is_permutation for c in couplings.values()):
+        order = {name: c.index for name, c in couplings.items() if c.index is not None}
+        scale = {name: source_scales[name][order[name]] / target_scales[name] for name in source_scales}
+        return {name: relabel(tensor, source.tensors[name], order, scale) for name, tensor in state.items()}
+    result = {}
+    for name, tensor in state.items():
+        out = torch.zeros(target.tensors[name].shape, dtype=tensor.dtype, device=tensor.device)
+        for before, after in zip(source.tensors[name].blocks(), target.tensors[name].blocks(), strict=True):
+            array = _times(take(tensor, before), before, source_scales, 1)
+            for axis, span in enumerate(before.axes):
+                array = along(array, axis, couplings[span.group], span.role)
+            put(out, after, _times(array, after, target_scales, -1))
+        result[name] = out
+    return result
+
+
+def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:
+    for axis, span in enumerate(block.axes):
+        if span.exponent and span.group in scales:
+            view = [1] * array.dim()
+            view[axis] = -1
+            factor = torch.as_tensor(scales[span.group] ** (sign * span.exponent), dtype=array.dtype, device=array.device)
+            array = array * factor.view(view)
+    return array
+
+
+def mean_state(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    r"""Closed-form target of eq. (9): the :math:`\lambda`-weighted mean of carried models."""
+    kept = [(w, s) for w, s in zip(weights, states, strict=True) if w]
+    return {name: sum(w * s[name] for w, s in kept) if len(kept) > 1 else kept[0][1][name] for name in kept[0][1]}  # type: ignore[misc]
+
+
+def mean_scales(
+    scales: Sequence[Scales], couplings: Sequence[Mapping[str, Coupling]], weights: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """The target's scales: geometric mean of the models', so that equal models keep theirs."""
+    result = {}
+    for name in scales[0]:
+        logs: Any = 0.0
+        for own, plans, weight in zip(scales, couplings, weights, strict=True):
+            log, coupling = np.log(own[name]), plans[name]
+            logs = logs + weight * (log[coupling.index] if coupling.index is not None else coupling.barycentric_map("out") @ log)
+        result[name] = np.exp(logs)
+    return result

@@ -1,0 +1,152 @@
+r"""The energy, its closed-form target and its cost matrices.
+
+With :math:`A^i_p` the tensor p of model i carried to the target (output axes average, input axes split), the energy of the
+design reads
+
+.. math:: E = \sum_i \lambda_i \sum_p \alpha_p \left( \|T_p\|^2 - 2 \langle T_p, A^i_p \rangle + \kappa^i_p \|T^i_p\|^2 \right),
+    \qquad \kappa^i_p = \prod_{out} \frac{n}{n^i} \prod_{in} \frac{n^i}{n},
+
+because uniform marginals make the quadratic terms independent of the plans; the 4-way tensor of eq. (7) is never built.
+It is minimal at :math:`T_p = \sum_i \lambda_i A^i_p` (eqs. 9, 45, 46), and linear in each plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..couplings import Coupling
+from .features import Feature
+
+__all__ = ["along", "carried", "cost", "energy", "mean_target"]
+
+
+def along(array: Tensor, axis: int, coupling: Coupling, role: str) -> Tensor:
+    """Carry one axis of an array from source to target neurons."""
+    if coupling.index is not None:
+        return array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
+    matrix = torch.as_tensor(coupling.barycentric_map(role), dtype=array.dtype, device=array.device)
+    return torch.movedim(torch.tensordot(matrix, array, dims=([1], [axis])), 0, axis)
+
+
+def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: int | None = None) -> Tensor:
+    """:math:`A^i_p`: every axis but `skip` carried to the target's neurons."""
+    for axis, (group, role) in enumerate(zip(feature.groups, feature.roles, strict=True)):
+        if axis != skip:
+            array = along(array, axis, couplings[group], role)
+    return array
+
+
+def mean_target(carried_models: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> list[Tensor]:
+    r"""Closed-form target :math:`T_p = \sum_i \lambda_i A^i_p` (eq. 9 with input axes split)."""
+    return [sum(w * a for w, a in zip(weights, arrays, strict=True)) for arrays in zip(*carried_models, strict=True)]
+
+
+def _kappa(feature: Feature, target: Tensor, source: Tensor, skip: int | None = None) -> float:
+    kappa = 1.0
+    for axis, role in enumerate(feature.roles):
+        if axis != skip:
+            ratio = target.shape[axis] / source.shape[axis]
+            kappa *= ratio if role == "out" else 1 / ratio
+    return kappa
+
+
+def energy(
+    described: Sequence[Feature],
+    targets: Sequence[Tensor],
+    models: Sequence[Sequence[Tensor]],
+    carried_models: Sequence[Sequence[Tensor]],
+    weights: Sequence[float],
+) -> float:
+    r"""The full energy E of a target and its couplings, whatever the schedule that found them.
+
+    Parameters
+    ----------
+    described : list of Feature
+    targets : list of Tensor
+        :math:`T_p`.
+    models : list of list of Tensor
+        :math:`T^i_p`, the arrays of each model in its own neurons.
+    carried_models : list of list of Tensor
+        :math:`A^i_p`.
+    weights : list of float
+        :math:`\lambda_i`.
+    """
+    total = 0.0
+    for weight, own, moved in zip(weights, models, carried_models, strict=True):
+        for feature, t, source, a in zip(described, targets, own, moved, strict=True):
+            if source.shape == t.shape:
+                value = _squares(t - a) + _squares(source) - _squares(a)
+            else:
+                value = _squares(t) - 2 * float((t * a).sum(dtype=torch.float64)) + _kappa(feature, t, source) * _squares(source)
+            total += weight * feature.alpha * value
+    return total
+
+
+def _squares(array: Tensor) -> float:
+    return float(array.pow(2).sum(dtype=torch.float64))
+
+
+def cost(
+    group: str,
+    described: Sequence[Feature],
+    targets: Sequence[Tensor],
+    source: Sequence[Tensor],
+    couplings: Mapping[str, Coupling],
+    *,
+    among: Mapping[str, bool] | None = None,
+    incoming_only: bool = False,
+) -> Tensor:
+    r"""Cost matrix of one group and model, the other couplings fixed (eq. 7).
+
+    :math:`\langle C, \Pi \rangle` is the share of E of the tensors in which the group stands.
+
+    Where the group stands twice in a tensor, both parts of the gradient are summed.
+
+    Parameters
+    ----------
+    group : str
+    described : list of Feature
+    targets, source : list of Tensor
+        Arrays of the target and of the model.
+    couplings : mapping
+        Of the other groups.
+    among : mapping, optional
+        Only features whose other groups are all in here.
+    incoming_only : bool
+        Only axes that compute the group.
+
+    Returns
+    -------
+    Tensor of shape (n, n^i)
+    """
+    total: Tensor | None = None
+    for feature, t, own in zip(described, targets, source, strict=True):
+        for axis, (name, role) in enumerate(zip(feature.groups, feature.roles, strict=True)):
+            if name != group or (incoming_only and role != "out"):
+                continue
+            others = [g for a, g in enumerate(feature.groups) if a != axis]
+            if among is not None and not all(g in among for g in others):
+                continue
+            term = feature.alpha * _axis_cost(feature, axis, t, own, couplings)
+            total = term if total is None else total + term
+    if total is None:
+        raise LookupError(group)
+    return total
+
+
+def _axis_cost(feature: Feature, axis: int, target: Tensor, source: Tensor, couplings: Mapping[str, Coupling]) -> Tensor:
+    n, n_source = target.shape[axis], source.shape[axis]
+    moved = carried(feature, source, couplings, skip=axis)
+    left = target.movedim(axis, 0).reshape(n, -1)
+    right = moved.movedim(axis, 0).reshape(n_source, -1)
+    own = source.movedim(axis, 0).reshape(n_source, -1).pow(2).sum(1)
+    if feature.roles[axis] == "out":
+        rows, columns, cross = n * left.pow(2).sum(1), n * _kappa(feature, target, source, skip=axis) * own, n
+    else:
+        # n^i kappa = n^i (n^i / n) times the ratios of the other axes
+        factor = n_source * (n_source / n) * _kappa(feature, target, source, skip=axis)
+        rows, columns, cross = n * left.pow(2).sum(1), factor * own, n_source
+    return rows[:, None] + columns[None, :] - 2 * cross * (left @ right.T)

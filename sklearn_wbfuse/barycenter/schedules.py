@@ -1,0 +1,322 @@
+r"""Schedules: in which order couplings and target are updated.
+
+`layerwise` is Algorithm 1 of the paper: group after group in the order of computation, incoming tensors only, couplings and
+target in turns. `joint` starts there and sweeps over incoming and outgoing tensors, each model against the weighted mean
+of the others, until nothing changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from ..couplings import Coupling
+from ..transport import solve
+from .energy import carried, cost, energy, mean_target
+from .features import Feature
+
+__all__ = ["Problem", "Solution", "joint", "layerwise", "match", "random_start"]
+
+log = logging.getLogger("sklearn_wbfuse")
+
+Plans = dict[str, Coupling]
+
+
+@dataclass(eq=False)
+class Problem:
+    r"""Models to be fused, as arrays.
+
+    Attributes
+    ----------
+    described : list of Feature
+    models : list of list of Tensor
+        :math:`T^i_p`, one list per model.
+    sizes : dict of str to int
+        Sizes n_g of the target, in the order of computation.
+    source_sizes : list of dict
+        Sizes n_g^i.
+    weights : list of float
+        :math:`\lambda_i`, sum 1.
+    reg : float
+    pinned : dict of str to Coupling
+        Groups whose coupling is known beforehand.
+    reference : int
+        The model whose neuron order the target starts from.
+    """
+
+    described: list[Feature]
+    models: list[list[Tensor]]
+    sizes: dict[str, int]
+    source_sizes: list[dict[str, int]]
+    weights: list[float]
+    reg: float = 0.0
+    pinned: Plans = field(default_factory=dict)
+    reference: int = 0
+    random_state: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(0))
+    max_iter: int = 100
+    tol: float = 1e-6
+
+    def carry(self, model: int, plans: Mapping[str, Coupling]) -> list[Tensor]:
+        """All arrays of a model in the target's neurons."""
+        return [carried(f, a, plans) for f, a in zip(self.described, self.models[model], strict=True)]
+
+    def energy(self, targets: Sequence[Tensor], moved: Sequence[Sequence[Tensor]]) -> float:
+        """The full energy; see `barycenter.energy.energy`."""
+        return energy(self.described, targets, self.models, moved, self.weights)
+
+    def touching(self, group: str) -> list[int]:
+        """Features in which a group stands."""
+        return [p for p, f in enumerate(self.described) if group in f.groups]
+
+
+@dataclass(eq=False)
+class Solution:
+    """Couplings of every model, the energy, and how it was reached."""
+
+    plans: list[Plans]
+    energy: float
+    n_iter: int
+    history: list[float]
+
+
+def layerwise(problem: Problem) -> Solution:
+    """The paper's Algorithm 1: Wasserstein barycenters, group after group, of incoming tensors."""
+    plans: list[Plans] = [{} for _ in problem.models]
+    for group in problem.sizes:
+        _layer(problem, group, plans)
+    moved = [problem.carry(i, p) for i, p in enumerate(plans)]
+    value = problem.energy(mean_target(moved, problem.weights), moved)
+    log.info("layerwise: energy %.6g", value)
+    return Solution(plans, value, 1, [value])
+
+
+def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
+    """Couplings and target of one group, in turns, its inputs already matched."""
+    if group in problem.pinned:
+        for own in plans:
+            own[group] = problem.pinned[group]
+        return
+    known = dict.fromkeys(plans[0], True)
+    usable = _usable(problem, group, known)
+    if not usable:
+        for i, own in enumerate(plans):
+            own[group] = _spread(problem.source_sizes[i][group], problem.sizes[group])
+        return
+    described = [problem.described[p] for p in usable]
+    sources = [[problem.models[i][p] for p in usable] for i in range(len(plans))]
+    current = _start(problem, group, described, sources[problem.reference], plans[problem.reference])
+
+    def moved(i: int) -> list[Tensor]:
+        return [carried(f, a, plans[i]) for f, a in zip(described, sources[i], strict=True)]
+
+    def update(i: int, target: Sequence[Tensor]) -> bool:
+        old = plans[i].get(group)
+        matrix = cost(group, described, target, sources[i], plans[i], among=known, incoming_only=True)
+        plans[i][group] = solve(_numpy(matrix), problem.reg)
+        return old is None or not old.same_as(plans[i][group], problem.tol)
+
+    for i in range(len(plans)):
+        update(i, current)
+    arrays = [moved(i) for i in range(len(plans))]
+    exact = problem.reg == 0 and all(own[group].is_permutation for own in plans)
+    for _ in range(problem.max_iter):
+        changed = False
+        for i, weight in enumerate(problem.weights):
+            # The mean of all holds a model where it is; for permutations the mean of the others is a descent step as well.
+            if exact and 1 - weight < 1e-12:
+                continue
+            mean = mean_target(arrays, problem.weights)
+            if exact:
+                mean = [(t - weight * a) / (1 - weight) for t, a in zip(mean, arrays[i], strict=True)]
+            if update(i, mean):
+                changed, arrays[i] = True, moved(i)
+        if not changed:
+            break
+
+
+def _usable(problem: Problem, group: str, known: Mapping[str, bool]) -> list[int]:
+    """Features that compute the group from groups that are matched already."""
+    found = []
+    for p, feature in enumerate(problem.described):
+        at = [a for a, g in enumerate(feature.groups) if g == group]
+        if (
+            len(at) == 1
+            and feature.roles[at[0]] == "out"
+            and all(g in known for a, g in enumerate(feature.groups) if a not in at)
+        ):
+            found.append(p)
+    return found
+
+
+def _start(problem: Problem, group: str, described: Sequence[Feature], source: Sequence[Tensor], plans: Plans) -> list[Tensor]:
+    """First target of a group: the reference model's neurons, repeated where the target is wider, clustered where narrower."""
+    n, own = problem.sizes[group], problem.source_sizes[problem.reference][group]
+    if n >= own:
+        start = {**plans, group: _spread(own, n)}
+        return [carried(f, a, start) for f, a in zip(described, source, strict=True)]
+    moved, axes = [], []
+    for feature, array in zip(described, source, strict=True):
+        axes.append(feature.groups.index(group))
+        moved.append(carried(feature, array, plans, skip=axes[-1]))
+    rows = torch.cat([a.movedim(axis, 0).reshape(own, -1) for a, axis in zip(moved, axes, strict=True)], 1)
+    centers = KMeans(n, n_init=1, random_state=problem.random_state).fit(rows.cpu().numpy()).cluster_centers_
+    pieces = torch.as_tensor(centers, dtype=rows.dtype, device=rows.device).split([a.numel() // own for a in moved], 1)
+    result = []
+    for piece, array, axis in zip(pieces, moved, axes, strict=True):
+        shape = [s for a, s in enumerate(array.shape) if a != axis]
+        result.append(piece.reshape(n, *shape).movedim(0, axis))
+    return result
+
+
+def _spread(source: int, target: int) -> Coupling:
+    """The coupling that keeps the order: repeats sources where the target is wider, merges neighbours where narrower."""
+    if source == target:
+        return Coupling.identity(source)
+    rows, columns = np.arange(target + 1) / target, np.arange(source + 1) / source
+    low = np.maximum(rows[:-1, None], columns[None, :-1])
+    high = np.minimum(rows[1:, None], columns[None, 1:])
+    plan = np.clip(high - low, 0, None)
+    plan[plan < 1e-12] = 0
+    return Coupling(plan / plan.sum())
+
+
+def random_start(problem: Problem) -> Solution:
+    """Random couplings: permutations where sizes agree, the order-keeping plan of shuffled neurons otherwise."""
+    plans: list[Plans] = []
+    for sizes in problem.source_sizes:
+        own: Plans = {}
+        for group, n in problem.sizes.items():
+            shuffled = problem.random_state.permutation(sizes[group])
+            if group in problem.pinned:
+                own[group] = problem.pinned[group]
+            elif sizes[group] == n:
+                own[group] = Coupling(index=shuffled)
+            else:
+                own[group] = Coupling(_spread(sizes[group], n).plan[:, shuffled])
+        plans.append(own)
+    moved = [problem.carry(i, p) for i, p in enumerate(plans)]
+    value = problem.energy(mean_target(moved, problem.weights), moved)
+    return Solution(plans, value, 0, [value])
+
+
+def joint(problem: Problem, start: Solution) -> Solution:
+    """Sweep over groups and models until no coupling changes or the energy stops falling.
+
+    At reg=0 a step is taken only if the energy falls (for permutations it always does; for plans between unequal widths it
+    need not). Entropic sweeps go on while couplings change, and the sweep with the lowest energy is kept.
+    """
+    plans = [dict(p) for p in start.plans]
+    moved = [problem.carry(i, p) for i, p in enumerate(plans)]
+    value = problem.energy(mean_target(moved, problem.weights), moved)
+    history, best = [value], [dict(p) for p in plans]
+    groups = [g for g in problem.sizes if g not in problem.pinned]
+    sweep = 0
+    for sweep in range(1, problem.max_iter + 1):
+        changed = False
+        for group in groups:
+            for i in range(len(plans)):
+                changed |= _sweep_step(problem, group, i, plans, moved)
+        value = problem.energy(mean_target(moved, problem.weights), moved)
+        log.info("joint sweep %d: energy %.6g", sweep, value)
+        if value < min(history):
+            best = [dict(p) for p in plans]
+        history.append(value)
+        if not changed or (history[-2] - value <= problem.tol * abs(history[-2]) and sweep > 1):
+            break
+    return Solution(best, min(history), sweep, history)
+
+
+def _sweep_step(problem: Problem, group: str, i: int, plans: list[Plans], moved: list[list[Tensor]]) -> bool:
+    """Match one group of one model to the mean of the others; returns whether its coupling changed."""
+    weights = np.array(problem.weights)
+    others = 1 - weights[i]
+    alone = len(plans) == 1 or others < 1e-12
+    if alone and plans[i][group].is_permutation:
+        return False
+    touched = problem.touching(group)
+    described = [problem.described[p] for p in touched]
+    targets = []
+    for p in touched:
+        mean = sum(w * m[p] for w, m in zip(weights, moved, strict=True))
+        targets.append(mean if alone else (mean - weights[i] * moved[i][p]) / others)
+    source = [problem.models[i][p] for p in touched]
+    proposal = solve(_numpy(cost(group, described, targets, source, plans[i])), problem.reg)
+    if proposal.same_as(plans[i][group], problem.tol):
+        return False
+    trial = {**plans[i], group: proposal}
+    arrays = [carried(f, a, trial) for f, a in zip(described, source, strict=True)]
+    if problem.reg == 0 and _gain(described, touched, targets, moved[i], arrays, weights[i], alone) <= 0:
+        return False
+    plans[i] = trial
+    for p, a in zip(touched, arrays, strict=True):
+        moved[i][p] = a
+    return True
+
+
+def _gain(
+    described: Sequence[Feature],
+    touched: Sequence[int],
+    others: Sequence[Tensor],
+    old: Sequence[Tensor],
+    new: Sequence[Tensor],
+    weight: float,
+    alone: bool,
+) -> float:
+    r"""How much the energy at its best target falls: :math:`E = const - \|\sum_j \lambda_j A^j\|^2`, to a relative 1e-9."""
+    gain, scale = 0.0, 0.0
+    weight = max(weight, 1e-3)  # a model of weight 0 is matched all the same
+    for feature, p, t, b in zip(described, touched, others, new, strict=True):
+        a = old[p]
+        rest = torch.zeros_like(t) if alone else (1 - weight) * t
+        before = (rest + weight * a).pow(2).sum(dtype=torch.float64)
+        after = (rest + weight * b).pow(2).sum(dtype=torch.float64)
+        gain += feature.alpha * float(after - before)
+        scale += feature.alpha * float(before)
+    return gain - 1e-9 * scale
+
+
+def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:
+    """Couplings of one model (the problem's only one) with a fixed target: group after group, then sweeps."""
+    own: Plans = {}
+
+    def proposal(group: str, at: Sequence[int], **options: Any) -> Coupling:
+        described, t, s = [problem.described[p] for p in at], [targets[p] for p in at], [problem.models[0][p] for p in at]
+        return solve(_numpy(cost(group, described, t, s, own, **options)), problem.reg)
+
+    def fit(at: Sequence[int], plans: Plans) -> float:
+        moved = [(problem.described[p], targets[p], carried(problem.described[p], problem.models[0][p], plans)) for p in at]
+        return sum(f.alpha * float((t * a).sum(dtype=torch.float64)) for f, t, a in moved)
+
+    for group, n in problem.sizes.items():
+        known = dict.fromkeys(own, True)
+        usable = _usable(problem, group, known)
+        if group in problem.pinned:
+            own[group] = problem.pinned[group]
+        elif usable:
+            own[group] = proposal(group, usable, among=known, incoming_only=True)
+        else:
+            own[group] = _spread(problem.source_sizes[0][group], n)
+    for _ in range(problem.max_iter):
+        changed = False
+        for group in (g for g in problem.sizes if g not in problem.pinned):
+            at = problem.touching(group)
+            found = proposal(group, at)
+            if found.same_as(own[group], problem.tol):
+                continue
+            before = fit(at, own)
+            if problem.reg > 0 or fit(at, {**own, group: found}) > before + 1e-9 * abs(before):
+                own[group], changed = found, True
+        if not changed or problem.reg > 0:
+            break
+    return own
+
+
+def _numpy(matrix: Tensor) -> np.ndarray:
+    return matrix.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,74 @@
+"""Recompute the running statistics of batch norms."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..exceptions import FusionError
+
+__all__ = ["recompute_batchnorm"]
+
+
+@torch.no_grad()
+def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> nn.Module:
+    r"""A copy of a model whose batch norms hold the statistics of its own activations on `X`.
+
+    Averaged networks have weaker activations than their parents, so averaged statistics do not fit them. Each running mean
+    becomes :math:`\frac{1}{B} \sum_b \mu_b` and each running variance :math:`\frac{1}{B} \sum_b \sigma^2_b` over B batches,
+    in one pass.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed.
+    X : array-like or Tensor of shape (n_samples, ...)
+        Unlabelled inputs.
+    batch_size : int
+        At least 2; a last batch that is smaller is left out.
+
+    Returns
+    -------
+    Module
+        In eval mode.
+
+    Raises
+    ------
+    FusionError
+        If the model has no batch norm with running statistics, or there are fewer than 2 rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> norm = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+    >>> fitted = recompute_batchnorm(norm, 5 + torch.zeros(10, 3))
+    >>> fitted[0].running_mean
+    tensor([5., 5., 5.])
+    """
+    fresh = copy.deepcopy(model).eval()
+    norms = [m for m in fresh.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        raise FusionError(f"{type(model).__name__} has no batch norm with running statistics; there is nothing to recompute.")
+    parameter = next(fresh.parameters(), torch.zeros(()))
+    rows = torch.as_tensor(X)
+    if len(rows) < 2:
+        raise FusionError(f"Statistics need at least 2 rows. Got {len(rows)}.")
+    batch_size = min(batch_size, len(rows))
+    counts = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in norms]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+        norm.train()
+    with torch.random.fork_rng(devices=[]):
+        for start in range(0, len(rows) - batch_size + 1, batch_size):
+            batch = rows[start : start + batch_size].to(parameter.device)
+            fresh(batch.to(parameter.dtype) if batch.is_floating_point() else batch)
+    for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        norm.momentum = momentum
+        if count is not None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.copy_(count)
+    return fresh.eval()

@@ -1,0 +1,118 @@
+"""Couplings of neuron groups: which source neurons, with which mass, make up each target neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+__all__ = ["Coupling", "Couplings"]
+
+
+class Coupling:
+    r"""A coupling :math:`\Pi` between the neurons of a target and those of a source, with uniform marginals.
+
+    :math:`\Pi \in \Gamma(1/n, 1/n^i)`, shape (n, n^i), total mass 1. A permutation is stored as its index and made
+    dense on access only.
+
+    Parameters
+    ----------
+    plan : ndarray of shape (n_target, n_source) or None
+        The mass plan.
+    index : ndarray of shape (n,) or None
+        Instead of a plan: target neuron t is source neuron ``index[t]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Coupling(index=np.array([1, 0])).plan
+    array([[0. , 0.5],
+           [0.5, 0. ]])
+    """
+
+    def __init__(self, plan: np.ndarray | None = None, *, index: np.ndarray | None = None):
+        if (plan is None) == (index is None):
+            raise ValueError("Give either a plan or an index.")
+        self._plan = None if plan is None else np.asarray(plan, dtype=np.float64)
+        self.index = None if index is None else np.asarray(index, dtype=np.int64)
+
+    @classmethod
+    def identity(cls, size: int) -> Coupling:
+        """Every neuron stays where it is."""
+        return cls(index=np.arange(size))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_target, n_source)."""
+        if self.index is not None:
+            return len(self.index), len(self.index)
+        assert self._plan is not None
+        return self._plan.shape
+
+    @property
+    def is_permutation(self) -> bool:
+        """Whether every target neuron is exactly one source neuron and the other way round."""
+        return self.index is not None
+
+    @property
+    def plan(self) -> np.ndarray:
+        """The mass plan, float64, total mass 1; a fresh array."""
+        if self.index is None:
+            assert self._plan is not None
+            return self._plan.copy()
+        plan = np.zeros(self.shape)
+        plan[np.arange(len(self.index)), self.index] = 1 / len(self.index)
+        return plan
+
+    def barycentric_map(self, role: str) -> np.ndarray:
+        r"""Matrix that carries source neurons to target neurons.
+
+        "out": :math:`n \Pi`, rows sum to 1: each target neuron *averages* its sources.
+        "in": :math:`n^i \Pi`, columns sum to 1: each source weight is *split* over its copies.
+        """
+        return self.plan * self.shape[0 if role == "out" else 1]
+
+    def marginal_error(self) -> float:
+        """L1 distance of both marginals from the uniform ones."""
+        plan = self.plan
+        rows, columns = plan.shape
+        return float(np.abs(plan.sum(1) - 1 / rows).sum() + np.abs(plan.sum(0) - 1 / columns).sum())
+
+    def same_as(self, other: Coupling, tol: float = 1e-12) -> bool:
+        """Whether two couplings move less than `tol` of the mass differently."""
+        if self.index is not None and other.index is not None:
+            return bool(np.array_equal(self.index, other.index))
+        return self.shape == other.shape and float(np.abs(self.plan - other.plan).sum()) <= tol
+
+    def __repr__(self) -> str:
+        kind = "permutation" if self.is_permutation else "plan"
+        return f"Coupling({kind} of shape {self.shape})"
+
+
+class Couplings(Mapping[str, np.ndarray]):
+    """The couplings of one model: a read-only mapping from group name to mass plan.
+
+    ``couplings[name]`` is an array of shape (n_target, n_source) and total mass 1; `coupling` gives the `Coupling`.
+    """
+
+    def __init__(self, couplings: Mapping[str, Coupling]):
+        self._couplings = dict(couplings)
+
+    def coupling(self, name: str) -> Coupling:
+        """The `Coupling` of a group."""
+        return self._couplings[name]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        plan = self._couplings[name].plan
+        plan.flags.writeable = False
+        return plan
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._couplings)
+
+    def __len__(self) -> int:
+        return len(self._couplings)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name!r}: {c!r}" for name, c in self._couplings.items())
+        return f"Couplings({{{inner}}})"

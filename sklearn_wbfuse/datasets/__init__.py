@@ -1,0 +1,1 @@
+"""Data sets and reference architectures, for the demo, the examples and the benchmarks alone."""

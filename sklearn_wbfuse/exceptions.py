@@ -1,0 +1,56 @@
+"""Errors and warnings. Each message says which model, layer, group or shape is meant, and what to do about it."""
+
+__all__ = [
+    "ArchitectureMismatchError",
+    "DiscoveryError",
+    "FusionError",
+    "FusionWarning",
+    "GroupNameError",
+    "InvalidModelError",
+    "NonFiniteError",
+    "SelfCheckError",
+    "TransportError",
+    "WidthError",
+]
+
+
+class FusionError(ValueError):
+    """Base of all errors that sklearn_wbfuse raises about models, widths and data."""
+
+
+class InvalidModelError(FusionError, TypeError):
+    """What was given is not a list of ordinary, copyable ``torch.nn.Module`` objects on one device."""
+
+
+class NonFiniteError(FusionError):
+    """A model has NaN or infinite values in a parameter or buffer."""
+
+
+class ArchitectureMismatchError(FusionError):
+    """The models differ in more than the sizes of their neuron groups."""
+
+
+class WidthError(FusionError):
+    """Sizes were asked for, or are needed, that the architecture can't have."""
+
+
+class GroupNameError(FusionError, KeyError):
+    """A neuron group was named that the network does not have."""
+
+    __str__ = ValueError.__str__  # KeyError would show the repr of the message
+
+
+class DiscoveryError(FusionError):
+    """The neuron groups of a network could not be found."""
+
+
+class SelfCheckError(FusionError):
+    """A neuron group was found, but permuting, scaling or duplicating it changes what the network computes."""
+
+
+class TransportError(FusionError):
+    """A transport problem has no valid solution: costs that are not finite, or a plan without its mass."""
+
+
+class FusionWarning(UserWarning):
+    """Something was left out on purpose, and the result is still valid: frozen units, dropped symmetries."""

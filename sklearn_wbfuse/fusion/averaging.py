@@ -1,0 +1,81 @@
+"""Plain averaging of parameters: the floor that every fusion must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ..couplings import Coupling
+from ..exceptions import WidthError
+from ..groups import Graph
+from .base import Alignment, BaseFusion, Network
+
+__all__ = ["VanillaAveraging"]
+
+
+class VanillaAveraging(BaseFusion):
+    r"""Average parameters as they stand, :math:`T_p = \sum_i \lambda_i T^i_p` (FedAvg without alignment).
+
+    Parameters
+    ----------
+    weights : list of float, optional
+        The proportions :math:`\lambda_i`; equal by default.
+    example_inputs : tuple of Tensor, optional
+        Inputs for the discovery, as in `WassersteinFusion`.
+    device : str or torch.device, optional
+        Where to compute; the models' own by default.
+    verbose : int
+
+    Attributes
+    ----------
+    fused_model_ : Module
+    couplings_ : list of Couplings
+        Identities.
+    graph_ : Graph
+
+    Examples
+    --------
+    >>> import torch
+    >>> a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    >>> fused = VanillaAveraging().fit([a, b]).fused_model_
+    >>> torch.allclose(fused.weight, (a.weight + b.weight) / 2)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "weights": ["array-like", None],
+        "example_inputs": "no_validation",
+        "device": "no_validation",
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        weights: Sequence[float] | None = None,
+        example_inputs: Any = None,
+        device: Any = None,
+        verbose: int = 0,
+    ):
+        self.weights = weights
+        self.example_inputs = example_inputs
+        self.device = device
+        self.verbose = verbose
+
+    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
+        for position, sizes in enumerate(parents):
+            for name, size in sizes.items():
+                if size != parents[0][name]:
+                    raise WidthError(
+                        f"Plain averaging needs equal widths. Group {name!r} has {parents[0][name]} neurons in model 0 and {size} "
+                        f"in model {position}; WassersteinFusion fuses different widths."
+                    )
+        return parents[0]
+
+    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+        identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
+        return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {})
+
+    def _align_new(self, network: Network, fused: Network) -> Alignment:
+        self._sizes([fused.graph.sizes, network.graph.sizes])
+        return self._align([network], fused.graph, [1.0])

@@ -1,0 +1,267 @@
+"""What every fusion shares: from a list of modules to couplings, a fused module and transformed modules."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import numbers
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from ..barycenter import carry_state, mean_state
+from ..couplings import Coupling, Couplings
+from ..exceptions import FusionError, WidthError
+from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
+from ..groups import Graph
+from .data import FusionInput, outputs, score_outputs
+
+__all__ = ["Alignment", "BaseFusion", "Network"]
+
+log = logging.getLogger("sklearn_wbfuse")
+
+
+@dataclass(eq=False)
+class Network:
+    """One parent as data: its tensors in the dtype and on the device of computation."""
+
+    graph: Graph
+    state: dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Alignment:
+    """How networks are carried to the target: one coupling per group, and scales per unit, for each.
+
+    `source_scales` put a network into the gauge in which it was matched, `target_scales` lead from there to the target's.
+    """
+
+    couplings: list[dict[str, Coupling]]
+    source_scales: list[dict[str, np.ndarray]]
+    target_scales: dict[str, np.ndarray]
+    energy: float = float("nan")
+    n_iter: int = 0
+    history: list[Any] = field(default_factory=list)
+
+
+class BaseFusion(TransformerMixin, BaseEstimator):
+    """Base of all fusions: subclasses say how neurons are coupled.
+
+    A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
+    one further network with the fused one).
+    """
+
+    __metadata_request__fit = {"models": UNUSED}
+    __metadata_request__transform = {"models": UNUSED}
+    __metadata_request__score = {"X": UNUSED}
+
+    weights: Sequence[float] | None
+    example_inputs: Any
+    device: Any
+    verbose: int
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(auto_wrap_output_keys=None, **options)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, models: Any, y: Any = None) -> Any:
+        """Fuse models.
+
+        Parameters
+        ----------
+        models : list of Module, or FusionInput
+            The parents. They are not changed.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError, WidthError
+            See the messages: each says which model, group and shape, and what to do.
+        """
+        data = models if isinstance(models, FusionInput) else None
+        parents = validate_models(data.models if data is not None else models)
+        if y is not None and data is not None and len(y) != len(data):
+            raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+        self._log_progress()
+        lambda_ = self._lambda(len(parents))
+        architectures = self._architectures(parents, data)
+        sizes = self._sizes([a.graph.sizes for a in architectures])
+        target = self._target(architectures, sizes)
+        log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
+        networks = [self._network(m, a.graph) for m, a in zip(parents, architectures, strict=True)]
+        found = self._align(networks, target.graph, lambda_)
+        states = [
+            carry_state(n.state, n.graph, target.graph, plans, own, found.target_scales)
+            for n, plans, own in zip(networks, found.couplings, found.source_scales, strict=True)
+        ]
+        self.graph_ = target.graph
+        self.couplings_ = [Couplings(plans) for plans in found.couplings]
+        self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
+        self.n_models_in_ = len(parents)
+        self.fused_model_ = write_back(parents[0], mean_state(states, lambda_), sized=target.plain)
+        self.fused_model_.to(device_of(parents[0]))
+        self._alignment = found
+        self._graphs = [a.graph for a in architectures]
+        self._seen = [_fingerprint(m) for m in parents]
+        self._inputs = target.inputs
+        self._run_once()
+        return self
+
+    def transform(self, models: Any) -> list[nn.Module]:
+        """Carry models into the neuron order, widths and scales of the fused model.
+
+        Models seen in `fit` use their stored couplings, others are matched to `fused_model_`. At equal or integer-multiple
+        widths the results compute the functions of the models that they came from.
+
+        Parameters
+        ----------
+        models : list of Module, or FusionInput
+
+        Returns
+        -------
+        list of Module
+            New modules in eval mode.
+        """
+        check_is_fitted(self)
+        given = validate_models(models.models if isinstance(models, FusionInput) else models)
+        result = []
+        for model in given:
+            mark = _fingerprint(model)
+            if mark in self._seen:
+                i = self._seen.index(mark)
+                graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
+                target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i])
+            else:
+                graph = discover_all([plain_copy(self.fused_model_), model], self._inputs)[1].graph
+                network = self._network(model, graph)
+                fused = self._network(self.fused_model_, self.graph_)
+                found = self._align_new(network, fused)
+                plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
+            state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
+            moved = write_back(self.fused_model_, state, sized=plain_copy(self.fused_model_))
+            result.append(moved)
+        return result
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy of the fused model where `y` holds classes (class k is output k), R2 where it is continuous.
+
+        Parameters
+        ----------
+        X : FusionInput, or array-like of shape (n_samples, ...)
+            Rows; models that a FusionInput carries are not looked at.
+        y : array-like of shape (n_samples, ...)
+
+        Raises
+        ------
+        TypeError
+            If given models instead of rows.
+        """
+        check_is_fitted(self)
+        if isinstance(X, nn.Module) or (isinstance(X, (list, tuple)) and X and isinstance(X[0], nn.Module)):
+            raise TypeError("score needs rows of data, not models: score(FusionInput(models, X), y), or score(X, y).")
+        data = X if isinstance(X, FusionInput) else FusionInput([], X)
+        if len(y) != len(data):
+            raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+        return score_outputs(outputs(self.fused_model_, data), y)
+
+    @abstractmethod
+    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
+        """Sizes of the target's groups."""
+
+    @abstractmethod
+    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+        """Couplings of the parents."""
+
+    @abstractmethod
+    def _align_new(self, network: Network, fused: Network) -> Alignment:
+        """Couplings of one further network with the fused one."""
+
+    def _lambda(self, n_models: int) -> list[float]:
+        if self.weights is None:
+            return [1 / n_models] * n_models
+        weights = np.asarray(self.weights, dtype=np.float64)
+        if weights.shape != (n_models,):
+            raise FusionError(f"weights must have one entry per model: {n_models}. Got shape {weights.shape}.")
+        if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
+            raise FusionError(f"weights must be finite, at least 0 and not all 0. Got {weights.tolist()}.")
+        return (weights / weights.sum()).tolist()
+
+    def _architectures(self, parents: list[nn.Module], data: FusionInput | None) -> list[Architecture]:
+        inputs = self.example_inputs
+        if data is None:
+            return discover_all(parents, inputs)
+        key = None if inputs is None else id(inputs)
+        if key not in data.cache:
+            if inputs is None:
+                inputs = data.tensors(parents[0], slice(0, 2))
+            data.cache[key] = discover_all(parents, inputs)
+        return data.cache[key]
+
+    def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
+        for architecture in architectures:
+            if architecture.graph.sizes == sizes:
+                return architecture
+        for a in architectures[1:]:  # parents of several widths: each must widen without loss
+            if a.graph.sizes != architectures[0].graph.sizes:
+                a.check.duplicates()
+        return architectures[0].resized(sizes)
+
+    def _network(self, model: nn.Module, graph: Graph) -> Network:
+        device = torch.device(self.device) if self.device is not None else device_of(model)
+        state = {}
+        for name, tensor in floating_state(plain_copy(model)).items():
+            dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+            state[name] = tensor.to(device, dtype)
+        return Network(graph, state)
+
+    def _run_once(self) -> None:
+        device = device_of(self.fused_model_)
+        dtype = next((p.dtype for p in self.fused_model_.parameters() if p.is_floating_point()), torch.float32)
+        inputs = [x.to(device, dtype if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x for x in self._inputs]
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.fused_model_(*inputs)
+        except Exception as error:
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WidthError(
+                f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
+            ) from error
+
+    def _log_progress(self) -> None:
+        if self.verbose:
+            log.setLevel(logging.INFO)
+            if not log.hasHandlers():
+                log.addHandler(logging.StreamHandler())
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Hash of names and values of all floating tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in floating_state(model).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_not_built(name: str, value: Any, built: Sequence[Any]) -> None:
+    """Raise NotImplementedError for an option that is planned but not built yet."""
+    if not any(value is b or (isinstance(value, (str, numbers.Real)) and value == b) for b in built):
+        raise NotImplementedError(f"{name}={value!r} is not built yet; use one of {list(built)}.")

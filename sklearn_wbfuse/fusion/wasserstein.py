@@ -1,0 +1,320 @@
+"""Wasserstein barycenter fusion."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.parallel import Parallel, delayed
+from torch import Tensor, nn
+
+from ..barycenter import (
+    Problem,
+    Solution,
+    balance,
+    features,
+    joint,
+    layerwise,
+    match,
+    mean_scales,
+    random_start,
+    scaled,
+)
+from ..couplings import Coupling
+from ..exceptions import FusionError
+from ..graph import discover_all, validate_models
+from ..groups import Graph
+from .base import Alignment, BaseFusion, Network, check_not_built
+from .widths import target_sizes
+
+__all__ = ["WassersteinFusion"]
+
+log = logging.getLogger("sklearn_wbfuse")
+
+
+class WassersteinFusion(BaseFusion):
+    r"""Fuse trained networks into one by Wasserstein barycenters of their neurons.
+
+    Every group of neurons g of model i is coupled with the target's by :math:`\Pi^i_g \in \Gamma(1/n_g, 1/n^i_g)`. Couplings
+    and target minimise one energy over all labelled tensors,
+
+    .. math:: E = \sum_i \lambda_i \sum_p \alpha_p \|T_p - \Pi^i(T^i_p)\|^2
+
+    (written for equal widths; eqs. 8 and 10 of [1]_, summed over all tensors). No data is needed and nothing is trained.
+
+    Parameters
+    ----------
+    target_widths : None, float, "sum", dict or list, default=None
+        Sizes of the target's groups: the widest parent's, a factor of them, the sum of the parents', a dict by group name
+        (others as in the widest parent), or a list in the order of `graph_`.
+    reg : float, default=0.0
+        Entropic regularisation :math:`\varepsilon` relative to the largest cost; 0 is exact.
+    alpha_h : float, default=1.0
+        Weight of recurrent tensors (W_hh) in the energy.
+    weights : list of float, optional
+        The proportions :math:`\lambda_i` of the models; equal by default.
+    schedule : {"joint", "layerwise"}, default="joint"
+        Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithm 1 alone.
+    cost : {"weight"}, default="weight"
+        What is compared.
+    symmetry : {"auto", "permutation"}, default="auto"
+        Whether networks whose activations allow it are brought to balanced scales before matching.
+    merge : {"auto", "all"}, default="auto"
+        For targets wider than every parent: "all" is the paper's barycenter.
+    correction : None, default=None
+        What follows the alignment.
+    probe : {"auto", "noise", "data"}, default="auto"
+        Inputs for activations and corrections.
+    init : "auto", int, "random" or Module, default="auto"
+        The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
+        match to first.
+    n_init : int, default=1
+        Number of starts; the lowest energy is kept. Further starts take the other parents' orders, then random couplings.
+    max_iter : int, default=100
+        Largest number of sweeps.
+    tol : float, default=1e-6
+        Sweeps stop when the energy falls by less than this fraction.
+    example_inputs : tuple of Tensor, optional
+        Arguments of ``model(*example_inputs)`` for the discovery; by default the data's first rows or a guess from the first
+        layer.
+    device : str or torch.device, optional
+        Where to compute; the models' own by default. Assignments run on the host.
+    random_state : int, RandomState or None, default=None
+    n_jobs : int, optional
+        Starts that run side by side.
+    verbose : int, default=0
+        Log progress with the logger ``sklearn_wbfuse``.
+
+    Attributes
+    ----------
+    fused_model_ : Module
+        A network of the first parent's class, in eval mode.
+    couplings_ : list of Couplings
+        For each model, a read-only mapping from group name to mass plan, an array of shape (n_target, n_source) and total
+        mass 1.
+    graph_ : Graph
+        The target's neuron groups; prints as a table.
+    energy_ : float
+        The full energy E, whatever the schedule.
+    n_iter_ : int
+        Sweeps of the start that was kept.
+    history_ : list of list of float
+        The energies of each start, sweep by sweep.
+
+    See Also
+    --------
+    VanillaAveraging : The floor.
+
+    References
+    ----------
+    .. [1] A. K. Akash, S. Li, N. Garcia Trillos, "Wasserstein Barycenter-based Model Fusion and Linear Mode Connectivity of
+       Neural Networks", arXiv:2210.06671.
+
+    Examples
+    --------
+    A permuted copy fuses back to the original:
+
+    >>> import copy, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> a = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    >>> b, order = copy.deepcopy(a), torch.tensor([3, 0, 4, 2, 1])
+    >>> b[0].weight.data, b[0].bias.data, b[2].weight.data = (
+    ...     a[0].weight.data[order],
+    ...     a[0].bias.data[order],
+    ...     a[2].weight.data[:, order],
+    ... )
+    >>> fusion = WassersteinFusion().fit([a, b])
+    >>> x = torch.randn(3, 4)
+    >>> torch.allclose(fusion.fused_model_(x), a(x), atol=1e-6)
+    True
+    >>> fusion.couplings_[1]["0"].argmax(1)
+    array([1, 4, 3, 0, 2])
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "target_widths": "no_validation",
+        "reg": [Interval(Real, 0, None, closed="left")],
+        "alpha_h": [Interval(Real, 0, None, closed="left")],
+        "weights": ["array-like", None],
+        "schedule": [StrOptions({"joint", "layerwise"})],
+        "cost": [StrOptions({"weight", "activation"}), Interval(Real, 0, 1, closed="both")],
+        "symmetry": [StrOptions({"auto", "permutation"})],
+        "merge": [StrOptions({"auto", "all"})],
+        "correction": [StrOptions({"batchnorm", "repair", "regression"}), tuple, None],
+        "probe": [StrOptions({"auto", "noise", "data"})],
+        "init": [StrOptions({"auto", "random"}), Interval(Integral, 0, None, closed="left"), nn.Module],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "example_inputs": "no_validation",
+        "device": "no_validation",
+        "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        target_widths: Any = None,
+        reg: float = 0.0,
+        alpha_h: float = 1.0,
+        *,
+        weights: Sequence[float] | None = None,
+        schedule: str = "joint",
+        cost: str | float = "weight",
+        symmetry: str = "auto",
+        merge: str = "auto",
+        correction: Any = None,
+        probe: str = "auto",
+        init: Any = "auto",
+        n_init: int = 1,
+        max_iter: int = 100,
+        tol: float = 1e-6,
+        example_inputs: Any = None,
+        device: Any = None,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        self.target_widths = target_widths
+        self.reg = reg
+        self.alpha_h = alpha_h
+        self.weights = weights
+        self.schedule = schedule
+        self.cost = cost
+        self.symmetry = symmetry
+        self.merge = merge
+        self.correction = correction
+        self.probe = probe
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.example_inputs = example_inputs
+        self.device = device
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
+        check_not_built("cost", self.cost, ["weight"])
+        check_not_built("correction", self.correction, [None])
+        sizes = target_sizes(self.target_widths, parents)
+        wider = [n for n, size in sizes.items() if size > max(p[n] for p in parents)]
+        if wider and len(parents) > 1 and self.merge == "auto":
+            raise NotImplementedError(
+                f"merge='auto' for several models into a target wider than every parent (groups {wider}) "
+                "is not built yet; use merge='all'."
+            )
+        return sizes
+
+    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+        described, arrays, scales = self._balanced(networks)
+        problem = Problem(
+            described,
+            arrays,
+            target.sizes,
+            [n.graph.sizes for n in networks],
+            weights,
+            self.reg,
+            _pinned(networks, target),
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        closest = sorted(range(len(networks)), key=lambda i: (_distance(problem, i), -weights[i], i))
+        rng = check_random_state(self.random_state)
+        seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
+        solutions = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(self._solve)(problem, k, int(seed), closest, target) for k, seed in enumerate(seeds)
+        )
+        best = min(solutions, key=lambda s: s.energy)
+        gauge = mean_scales(scales, best.plans, weights)
+        return Alignment(best.plans, scales, gauge, best.energy, best.n_iter, [s.history for s in solutions])
+
+    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], target: Graph) -> Solution:
+        """One start: `init` first, then the other parents' orders, then random couplings."""
+        problem = replace(problem, random_state=np.random.RandomState(seed))
+        init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
+        if isinstance(init, nn.Module):
+            start = self._start_from(problem, init, target)
+        elif init == "random":
+            start = random_start(problem)
+        else:
+            if init != "auto" and init >= len(problem.models):
+                raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
+            start = layerwise(replace(problem, reference=closest[0] if init == "auto" else init))
+        return joint(problem, start) if self.schedule == "joint" else start
+
+    def _start_from(self, problem: Problem, module: nn.Module, target: Graph) -> Solution:
+        """Couplings of every model with a given network of the target's widths."""
+        (given,) = validate_models([module])
+        graph = discover_all([given], self._example())[0].graph
+        if graph.sizes != target.sizes:
+            raise FusionError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
+        _, (arrays,), _ = self._balanced([self._network(given, graph)])
+        plans = [
+            match(replace(problem, models=[own], source_sizes=[sizes], weights=[1.0]), arrays)
+            for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
+        ]
+        return Solution(plans, float("inf"), 0, [])
+
+    def _example(self) -> Any:
+        return self.example_inputs
+
+    def _align_new(self, network: Network, fused: Network) -> Alignment:
+        described, (own, targets), scales = self._balanced([network, fused])
+        problem = Problem(
+            described,
+            [own],
+            fused.graph.sizes,
+            [network.graph.sizes],
+            [1.0],
+            self.reg,
+            {},
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        return Alignment([match(problem, targets)], [scales[0]], scales[1])
+
+    def _balanced(self, networks: list[Network]) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
+        """Features of every network in the gauge of balanced scales, and those scales."""
+        described: Any = None
+        arrays, scales = [], []
+        for network in networks:
+            described, own = features(network.graph, network.state, self.alpha_h)
+            c = balance(described, own) if self.symmetry == "auto" else {}
+            arrays.append(scaled(described, own, c))
+            scales.append({name: values.cpu().numpy() for name, values in c.items()})
+        return described, arrays, scales
+
+
+def _distance(problem: Problem, model: int) -> int:
+    return sum(abs(problem.source_sizes[model][g] - n) for g, n in problem.sizes.items())
+
+
+def _pinned(networks: list[Network], target: Graph) -> dict[str, Coupling]:
+    """Groups with a tensor that is bitwise equal in all parents (a frozen embedding): their neurons correspond already."""
+    pinned: dict[str, Coupling] = {}
+    if len(networks) < 2:
+        return pinned
+    first = networks[0]
+    for name, labels in first.graph.tensors.items():
+        tensor = first.state[name]
+        if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
+            continue
+        for axis, spans in enumerate(labels.spans):
+            for span in spans:
+                rows = tensor.movedim(axis, 0)[torch.as_tensor(span.index.ravel(), device=tensor.device)].reshape(
+                    len(span.index), -1
+                )
+                if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
+                    pinned[span.group] = Coupling.identity(len(rows))
+    return pinned

@@ -1,0 +1,18 @@
+"""From an ``nn.Module`` to labelled tensors: export, interpreter of labels, self-check, declarations by hand."""
+
+from .discovery import Architecture, discover, discover_all
+from .export import as_inputs
+from .modules import device_of, floating_state, plain_copy, unwrap, validate_models, write_back
+
+__all__ = [
+    "Architecture",
+    "as_inputs",
+    "device_of",
+    "discover",
+    "discover_all",
+    "floating_state",
+    "plain_copy",
+    "unwrap",
+    "validate_models",
+    "write_back",
+]

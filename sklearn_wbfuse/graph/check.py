@@ -1,0 +1,239 @@
+"""The self-check: random permutations and scales of every group must not change what the network computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..exceptions import ArchitectureMismatchError, FusionWarning, SelfCheckError
+from ..groups import Graph, relabel
+from .modules import floating_state, plain_copy, resize
+
+__all__ = ["SelfCheck"]
+
+_CONTROLS = 32  # groups that the negative control looks at
+
+
+class SelfCheck:
+    """One network with random parameters, random inputs and its output, in float64 where the network allows it.
+
+    What it can't see: branches that the trace did not take, losses of widening (see `duplicates`), and units that were
+    frozen without need.
+
+    Parameters
+    ----------
+    model : Module
+        A plain copy in eval mode, on the CPU.
+    graph : Graph
+    inputs : tuple
+        Example inputs: shapes, dtypes and the range of integers are taken from them.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
+        self.rng = np.random.default_rng(0)
+        self.graph = graph
+        self.twin, self.inputs, self.tol = self._runnable(model, inputs)
+        self.state = self._random_state(self.twin)
+        self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+
+    def _runnable(self, model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, list[tuple[Any, ...]], float]:
+        for dtype, tol in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
+            twin = plain_copy(model).to(dtype)
+            batches = [self._random_inputs(inputs, dtype, extra) for extra in (0, 1)]
+            try:
+                twin(*batches[0])
+            except RuntimeError:
+                if dtype == torch.float32:
+                    raise
+                continue  # code that creates float32 tensors itself
+            try:
+                twin(*batches[1])
+            except Exception:
+                batches = batches[:1]  # the batch size is written into the code
+            return twin, batches, tol
+        raise AssertionError
+
+    def _random_inputs(self, inputs: Sequence[Any], dtype: torch.dtype, extra: int) -> tuple[Any, ...]:
+        tensors = [t for t in pytree.tree_leaves(tuple(inputs)) if isinstance(t, Tensor) and t.dim()]
+        batch = tensors[0].shape[0] if tensors else 0
+
+        def draw(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            shape = list(leaf.shape)
+            if shape and shape[0] == batch:
+                shape[0] += extra
+            if leaf.is_floating_point():
+                return torch.as_tensor(self.rng.normal(size=shape), dtype=dtype)
+            if leaf.dtype == torch.bool:
+                return torch.as_tensor(self.rng.random(shape) < 0.5)
+            low, high = int(leaf.min()), int(leaf.max())
+            return torch.as_tensor(self.rng.integers(low, high + 1, shape), dtype=leaf.dtype)
+
+        return pytree.tree_map(draw, tuple(inputs))
+
+    def _random_state(self, twin: nn.Module) -> dict[str, Tensor]:
+        """Random values for every tensor: defaults such as zeros and ones hide errors."""
+        state = {}
+        for name, tensor in floating_state(twin).items():
+            fan_in = max(int(np.prod(tensor.shape[1:])), 1)
+            if tensor.dim() <= 1 and bool((tensor >= 0).all()) and bool((tensor > 0).any()):
+                drawn = self.rng.uniform(0.5, 1.5, tuple(tensor.shape))  # variances and gains
+            else:
+                drawn = self.rng.normal(size=tuple(tensor.shape)) * (1.5 / fan_in**0.5 if tensor.dim() > 1 else 0.5)
+            state[name] = torch.as_tensor(drawn, dtype=tensor.dtype)
+        return state
+
+    @torch.no_grad()
+    def _run(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            out = torch.func.functional_call(model, dict(state), pytree.tree_map(_clone, inputs))
+        return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+
+    def _same(self, model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+        return all(
+            _close(a, b, self.tol)
+            for x, expected in zip(self.inputs, self.expected, strict=True)
+            for a, b in zip(self._run(model, state, x), expected, strict=True)
+        )
+
+    def _moved(self, order: Mapping[str, np.ndarray], scale: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: relabel(t, self.graph.tensors[name], order, scale) for name, t in self.state.items()}
+
+    def verify(self) -> Graph:
+        """The graph, less the scales that the check refutes.
+
+        Raises
+        ------
+        SelfCheckError
+            If permuting a group changes the output, if no permutation could, or if outputs are not finite.
+        """
+        if not all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point()):
+            raise SelfCheckError("The network's outputs are not finite for random parameters, so its groups can't be verified.")
+        groups = self.graph.groups.values()
+        order = {g.name: self.rng.permutation(g.size) for g in groups}
+        scale = {g.name: np.exp(self.rng.uniform(-0.7, 0.7, g.size)) for g in groups if g.scalable}
+        if not self._same(self.twin, self._moved(order, scale)):
+            for name in order:
+                if not self._same(self.twin, self._moved({name: order[name]}, {})):
+                    raise SelfCheckError(
+                        f"Permuting neuron group {name!r} (size {len(order[name])}) changes the network's output. "
+                        f"A rule or declaration of {sorted({t.name for t, _, _ in self.graph.axes(name)})} is wrong, or the forward depends on values."
+                    )
+            refuted = [n for n in scale if not self._same(self.twin, self._moved({}, {n: scale[n]}))] or list(scale)
+            warnings.warn(f"The scales of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2)
+            self.graph = without_scales(self.graph, refuted)
+        self._negative_control(order)
+        return self.graph
+
+    def _negative_control(self, order: Mapping[str, np.ndarray]) -> None:
+        """Leaving one claimed axis in place must change the output, or the check proves nothing."""
+        names = [n for n, p in order.items() if len(p) > 1]
+        for name in self.rng.permutation(names)[:_CONTROLS].tolist():
+            p = np.roll(np.arange(len(order[name])), 1)
+            tensor, axis, _ = max(self.graph.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
+            moved = self._moved({name: p}, {})
+            spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
+            moved[tensor.name] = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), {name: p}, {})
+            if self._same(self.twin, moved):
+                warnings.warn(
+                    f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified.",
+                    FusionWarning,
+                    stacklevel=2,
+                )
+
+    def computes_the_same(self, model: nn.Module, position: int) -> None:
+        """Another model with the same random parameters must compute the same.
+
+        Raises
+        ------
+        ArchitectureMismatchError
+            If it does not.
+        """
+        twin = plain_copy(model).to("cpu").to(next(iter(self.state.values())).dtype)
+        try:
+            same = self._same(twin, self.state)
+        except Exception:
+            same = False
+        if not same:
+            raise ArchitectureMismatchError(
+                f"Models 0 and {position} have parameters of the same names and shapes but compute different functions of them; "
+                "only models of one architecture can be fused (activations, strides and the order of layers included)."
+            )
+
+    def duplicates(self) -> None:
+        """Doubling every group must keep the function, or its width can't change.
+
+        Raises
+        ------
+        SelfCheckError
+            Naming the group.
+        """
+        if not self._doubled_same(list(self.graph.groups)):
+            wrong = [name for name in self.graph.groups if not self._doubled_same([name])]
+            raise SelfCheckError(
+                f"The widths of groups {wrong or list(self.graph.groups)} can't change: doubling every neuron "
+                "changes the network's output (a softmax, norm or tie over the neurons, or a size written into the code). Keep them at their present sizes."
+            )
+
+    def _doubled_same(self, names: Sequence[str]) -> bool:
+        sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
+        wide = resize(self.twin, self.graph, sizes)
+        state = {name: doubled(t, self.graph, name, names) for name, t in self.state.items()}
+        try:
+            return self._same(wide, state)
+        except Exception:
+            return False
+
+
+def doubled(tensor: Tensor, graph: Graph, name: str, groups: Sequence[str]) -> Tensor:
+    """Put a copy of every unit of `groups` behind the original ones; readers share the weight.
+
+    Copies of a unit that stands at several positions of an axis follow the layout of a wider network only if the axis is
+    not shared; a flattened axis (units outermost) doubles as a whole.
+    """
+    for axis, spans in enumerate(graph.tensors[name].spans):
+        pieces, at = [], 0
+        for span in sorted(spans, key=lambda s: int(s.index.min())):
+            if span.group not in groups:
+                continue
+            end = int(span.index.max()) + 1
+            part = tensor.narrow(axis, int(span.index.min()), end - int(span.index.min()))
+            part = part / 2 if span.role == "in" else part
+            pieces += [tensor.narrow(axis, at, int(span.index.min()) - at), part, part]
+            at = end
+        if pieces:
+            tensor = torch.cat([*pieces, tensor.narrow(axis, at, tensor.shape[axis] - at)], axis)
+    return tensor
+
+
+def without_scales(graph: Graph, names: Sequence[str]) -> Graph:
+    """The same graph with groups that do not scale."""
+    groups = {n: dataclasses.replace(g, scalable=g.scalable and n not in names) for n, g in graph.groups.items()}
+    tensors = {
+        n: dataclasses.replace(
+            t,
+            spans=tuple(tuple(dataclasses.replace(s, exponent=0.0) if s.group in names else s for s in axis) for axis in t.spans),
+        )
+        for n, t in graph.tensors.items()
+    }
+    return dataclasses.replace(graph, groups=groups, tensors=tensors)
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _close(a: Tensor, b: Tensor, tol: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return bool((a == b).all())
+    return bool((a - b).abs().max() <= tol * (1 + b.abs().max())) if a.numel() else True

@@ -1,0 +1,94 @@
+"""Modules declared by hand pass through the trace as one operation, and their rule says what was declared."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import FIXED, Layer, Record, Value, declaration_of, register_rule
+from ..layers.elementwise import combine
+from ..layers.linear import read
+
+__all__ = ["declared_forwards"]
+
+_MODULES: list[nn.Module] = []
+
+
+def _run(x: Tensor, parameters: Sequence[Tensor], key: int) -> Tensor:
+    module = _MODULES[key]
+    named = dict(zip(declaration_of(module).axes, parameters, strict=True))  # type: ignore[union-attr]
+    return torch.func.functional_call(module, named, (x,))
+
+
+@torch.library.custom_op("sklearn_wbfuse::declared", mutates_args=())
+def declared(x: Tensor, parameters: list[Tensor], key: int) -> Tensor:
+    """Stands for the forward of a declared module."""
+    return _run(x, parameters, key).clone()
+
+
+@declared.register_fake
+def _(x: Tensor, parameters: list[Tensor], key: int) -> Tensor:
+    return torch.empty_like(_run(x, parameters, key))
+
+
+@contextlib.contextmanager
+def declared_forwards(model: nn.Module) -> Iterator[None]:
+    """Within the context, declared modules of the model are single operations."""
+    changed = []
+    for module in model.modules():
+        declaration = declaration_of(module)
+        if declaration is None or not declaration.axes:
+            continue
+        key = len(_MODULES)
+        _MODULES.append(copy.deepcopy(module))
+        names = list(declaration.axes)
+
+        def forward(x: Tensor, *, module: nn.Module = module, names: list[str] = names, key: int = key) -> Tensor:
+            return declared(x, [module.get_parameter(n) for n in names], key)
+
+        module.forward = forward
+        changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+@register_rule("sklearn_wbfuse::declared")
+def declared_rule(record: Record, x: Value, parameters: Sequence[Value], key: int) -> Value:
+    """Read "in" axes, compute "out" axes, unite "unit" axes with the input."""
+    declaration = declaration_of(_MODULES[key])
+    assert declaration is not None
+    record.no_scale(*x.layers)
+    units: list[Layer] = []
+    for value, entry in zip(parameters, declaration.axes.values(), strict=True):
+        for axis, kind in enumerate(entry):
+            layer = value.layer(axis)
+            if layer is None:
+                continue
+            record.no_scale(layer)
+            if kind is None:
+                record.fix(layer)
+            elif kind == "in":
+                read(record, x, declaration.input_dim, value, axis)
+            elif kind == "unit":
+                vector = Value((value.shape[axis],), (Layer.along(layer.vector(axis), 0, (value.shape[axis],)),))
+                combine(record, "a declared module", [_last(x, declaration.input_dim), vector], "general")
+            else:
+                units.append(Layer.along(layer.vector(axis), 0, (value.shape[axis],)))
+    if declaration.elementwise:
+        return Value(x.shape, x.layers)
+    for layer in units:
+        record.unite(units[0].ids, layer.ids)
+        record.computes(layer.ids)
+    labels = units[0].ids if units else torch.full((1,), FIXED)
+    return Value((-1,), (Layer(labels, (declaration.output_dim,)),))
+
+
+def _last(x: Value, dim: int) -> Value:
+    return x.map(lambda ids: ids.movedim(dim, -1))

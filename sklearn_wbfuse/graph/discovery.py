@@ -1,0 +1,205 @@
+"""Discovery: modules in, verified neuron groups out."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
+from ..groups import Graph
+from ..layers import declaration_of
+from .check import SelfCheck
+from .export import as_inputs, export, guess_inputs
+from .grouping import group_units
+from .interpreter import Interpreter
+from .modules import aliases, floating_state, plain_copy, resize
+
+__all__ = ["Architecture", "discover", "discover_all"]
+
+
+def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
+    """Find the neuron groups of a network and verify them.
+
+    Parameters
+    ----------
+    model : Module
+    example_inputs : tuple of Tensor, optional
+        Positional arguments of ``model(*inputs)``; guessed for a model that begins with a linear, recurrent or embedding
+        layer.
+
+    Returns
+    -------
+    Graph
+        ``print(graph)`` shows the groups as a table.
+
+    Raises
+    ------
+    DiscoveryError, SelfCheckError
+
+    Examples
+    --------
+    >>> import torch
+    >>> print(discover(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))))
+    group  size  scale  computed by         read by
+    -----  ----  -----  ------------------  -----------
+    0      3     yes    0.weight[0], 0.bias[0]  2.weight[1]
+    """
+    return Architecture.of(model, example_inputs).graph
+
+
+@dataclasses.dataclass(eq=False)
+class Architecture:
+    """One network's verified groups, and what is needed to build it in other widths."""
+
+    plain: nn.Module
+    graph: Graph
+    inputs: tuple[Any, ...]
+    check: SelfCheck
+
+    @classmethod
+    def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
+        """Discover one model; see `discover`."""
+        plain = plain_copy(model).to("cpu")
+        if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
+            plain = plain.float()
+        dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
+        inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs)
+        inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
+        graph = _trace(plain, inputs)
+        check = SelfCheck(plain, graph, inputs)
+        graph = check.verify()
+        if warn and graph.frozen:
+            shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
+            more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
+            warnings.warn(
+                f"{len(graph.frozen)} parameters have neurons that stay in place, since no rule covers what is done to them: "
+                f"{shown}{more}. doc/adapters.md shows how to add a rule.",
+                FusionWarning,
+                stacklevel=3,
+            )
+        return cls(plain, graph, inputs, check)
+
+    def resized(self, sizes: Mapping[str, int]) -> Architecture:
+        """The same architecture with other group sizes, its own layout discovered afresh.
+
+        Raises
+        ------
+        WidthError
+            If the resized network does not run, or its groups come out otherwise.
+        """
+        if dict(sizes) == self.graph.sizes:
+            return self
+        self.check.duplicates()
+        wide = resize(self.plain, self.graph, sizes)
+        try:
+            graph = _trace(wide, self.inputs)
+        except DiscoveryError as error:
+            raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
+        graph = dataclasses.replace(_with_scales_of(graph, self.graph), frozen=self.graph.frozen)
+        if graph.sizes != dict(sizes):
+            raise WidthError(
+                f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
+            )
+        return Architecture(wide, graph, self.inputs, self.check)
+
+
+def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> list[Architecture]:
+    """Discover several models that must share one architecture up to the sizes of their groups.
+
+    Raises
+    ------
+    ArchitectureMismatchError
+        Naming the first difference.
+    """
+    found: list[Architecture] = []
+    for position, model in enumerate(models):
+        if position:
+            _compare_names(models[0], model, position)
+        twin = next((a for a in found if _shapes(a.plain) == _shapes(model) and type(a.plain) is type(plain_type(model))), None)
+        if twin is not None:
+            twin.check.computes_the_same(model, position)
+            found.append(twin)
+            continue
+        architecture = Architecture.of(model, example_inputs, warn=not position)
+        if position:
+            _compare_graphs(found[0].graph, architecture.graph, position)
+        found.append(architecture)
+    return found
+
+
+def plain_type(model: nn.Module) -> nn.Module:
+    """The model without parametrizations, whose class stands for its code."""
+    return plain_copy(model)
+
+
+def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
+    floating = floating_state(plain)
+    names = aliases(plain)
+    interpreter = Interpreter(export(plain, inputs), names, floating)
+    unused = {
+        f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
+    }
+    trainable = {n for n, _ in plain.named_parameters()}
+    missing = sorted(trainable.intersection(floating) - interpreter.reached - unused)
+    if missing:
+        raise DiscoveryError(
+            f"The forward of {type(plain).__name__} never uses {missing}; give example_inputs that reach them, or declare them: "
+            "sklearn_wbfuse.layers.declare(ModuleClass, unused=(name, ...))."
+        )
+    axes = {key: ids.numpy() for key, ids in interpreter.axes.items() if key[0] in interpreter.reached}
+    interpreter.record.fix()
+    shapes = {name: tuple(t.shape) for name, t in floating.items()}
+    graph = group_units(interpreter.record, axes, shapes, tuple(interpreter.operations))
+    return dataclasses.replace(graph, aliases={a: b for a, b in names.items() if a != b})
+
+
+def _with_scales_of(graph: Graph, verified: Graph) -> Graph:
+    from .check import without_scales
+
+    return without_scales(graph, [n for n, g in verified.groups.items() if not g.scalable])
+
+
+def _like(leaf: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = leaf.detach().to("cpu")
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in floating_state(plain_copy(model)).items()}
+
+
+def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
+    a, b = (dict.fromkeys(_shapes(m)) for m in (first, other))
+    if list(a) != list(b):
+        only = [n for n in a if n not in b][:3], [n for n in b if n not in a][:3]
+        raise ArchitectureMismatchError(
+            f"Models 0 and {position} have different parameters: only model 0 has {only[0]}, "
+            f"only model {position} has {only[1]}. Only models of one architecture can be fused; their widths may differ, their depth may not."
+        )
+
+
+def _compare_graphs(first: Graph, other: Graph, position: int) -> None:
+    if first.operations != other.operations:
+        a, b = next(
+            (p for p in zip(first.operations, other.operations, strict=False) if p[0] != p[1]),
+            ("more operations", "fewer"),
+        )
+        raise ArchitectureMismatchError(f"Models 0 and {position} compute different functions: {a.strip()} against {b.strip()}.")
+    for name, tensor in first.tensors.items():
+        twin = other.tensors[name]
+        for axis, (left, right) in enumerate(zip(tensor.spans, twin.spans, strict=True)):
+            where = f"Models 0 and {position}, {name!r} axis {axis}"
+            if [(s.group, s.role, s.index.shape[1]) for s in left] != [(s.group, s.role, s.index.shape[1]) for s in right]:
+                raise ArchitectureMismatchError(f"{where}: groups {[s.group for s in left]} against {[s.group for s in right]}.")
+            if len(tensor.rest(axis)) != len(twin.rest(axis)):
+                raise WidthError(
+                    f"{where}: sizes {tensor.shape[axis]} and {twin.shape[axis]} of neurons that can't be moved must be equal."
+                )

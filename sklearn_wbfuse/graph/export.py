@@ -1,0 +1,104 @@
+"""From a module to a flat, functional graph of operations."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..exceptions import DiscoveryError
+from .declared import declared_forwards
+
+__all__ = ["as_inputs", "export", "guess_inputs"]
+
+_LOCK = threading.Lock()  # torch.export is not re-entrant
+
+
+def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as the tuple of positional arguments of ``model(*inputs)``."""
+    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+
+
+def guess_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """Inputs for a model that begins with a linear, recurrent or embedding layer.
+
+    Raises
+    ------
+    DiscoveryError
+        If the first layer with parameters is any other: the message shows the call that is needed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in model.named_modules():
+        if next(layer.parameters(recurse=False), None) is None:
+            continue
+        if isinstance(layer, nn.Linear):
+            return (torch.randn(2, layer.in_features, generator=generator),)
+        if isinstance(layer, nn.RNNBase):
+            shape = (2, 3) if layer.batch_first else (3, 2)
+            return (torch.randn(*shape, layer.input_size, generator=generator),)
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+            return (torch.randint(0, layer.num_embeddings, (2, 5), generator=generator),)
+        kind, where = type(layer).__name__, f" {name!r}" if name else ""
+        raise DiscoveryError(
+            f"Can't guess inputs for {type(model).__name__}, which begins with the {kind}{where}; "
+            "give some: WassersteinFusion(example_inputs=(torch.randn(2, 3, 32, 32),))."
+        )
+    raise DiscoveryError(f"{type(model).__name__} has no parameters, so there is nothing to fuse.")
+
+
+def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
+    """Trace a plain eval-mode model into a functional graph of ATen operations.
+
+    Raises
+    ------
+    DiscoveryError
+        If the model does not run on the inputs or can't be exported.
+    """
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        shapes = pytree.tree_map(lambda t: tuple(t.shape) if isinstance(t, Tensor) else t, tuple(inputs))
+        raise DiscoveryError(
+            f"{type(model).__name__} does not run on example inputs of shapes {shapes}: {_first_line(error)}. "
+            "Give inputs that it takes: example_inputs=(tensor, ...)."
+        ) from error
+    try:
+        with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model):
+            return torch.export.export(model, tuple(inputs), strict=False).run_decompositions({})
+    except Exception as error:
+        raise DiscoveryError(
+            f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}. Branches that depend on values must "
+            "be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export dumps graphs and warnings to stderr; the error that we raise says what matters."""
+    root = logging.getLogger("torch")
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,181 @@
+"""From what a network's operations say about unit labels to its neuron groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..groups import Graph, Group, LabelledTensor, Span
+from ..layers import FIXED, Record
+
+__all__ = ["group_units"]
+
+
+def group_units(
+    record: Record,
+    axes: Mapping[tuple[str, int], np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    operations: tuple[str, ...],
+) -> Graph:
+    """Units are classes of united labels; groups are classes of units that stand on the same axes equally often.
+
+    Parameters
+    ----------
+    record : Record
+    axes : mapping of (str, int) to ndarray
+        Labels of each axis of each tensor.
+    shapes : mapping of str to tuple
+    operations : tuple of str
+    """
+    unit_of = _units(record)
+    keys = list(axes)
+    owner = np.concatenate([np.full(len(axes[k]), i) for i, k in enumerate(keys)]) if keys else np.zeros(0, int)
+    position = np.concatenate([np.arange(len(axes[k])) for k in keys]) if keys else np.zeros(0, int)
+    unit = np.concatenate([unit_of[axes[k]] for k in keys]) if keys else np.zeros(0, int)
+    free = unit != unit_of[FIXED]
+    owner, position, unit = owner[free], position[free], unit[free]
+
+    members = _signatures(unit, owner)
+    order, names = _order_and_names(record, unit_of, members, axes)
+    group_of_unit = np.full(unit_of.max() + 1, -1)
+    for g, signature in enumerate(order):
+        group_of_unit[members[signature]] = g
+
+    exponents = _exponents(record, unit_of, group_of_unit, axes, len(order))
+    reads = _marked(record.readers, record.count) & ~_marked(record.computers, record.count)
+    spans: dict[tuple[str, int], list[Span]] = {(name, a): [] for name, shape in shapes.items() for a in range(len(shape))}
+    sizes = [len(members[s]) for s in order]
+    rank = np.zeros(unit_of.max() + 1, dtype=int)
+    first = np.full(unit_of.max() + 1, np.iinfo(int).max)
+    if len(unit):
+        np.minimum.at(first, unit, owner * (position.max() + 1) + position)
+    for signature in order:
+        units = members[signature]
+        rank[units[np.argsort(first[units], kind="stable")]] = np.arange(len(units))
+    for i, key in enumerate(keys):
+        here = owner == i
+        for g in np.unique(group_of_unit[unit[here]]):
+            chosen = here & (group_of_unit[unit] == g)
+            by_unit = np.lexsort((position[chosen], rank[unit[chosen]]))
+            index = position[chosen][by_unit].reshape(sizes[g], -1)
+            role = "in" if reads[axes[key][index[0, 0]]] else "out"
+            spans[key].append(Span(names[g], index, role, exponents[g].get(i, 0.0)))
+    tensors = {
+        name: LabelledTensor(
+            name, shape, tuple(tuple(sorted(spans[name, a], key=lambda s: s.index[0, 0])) for a in range(len(shape)))
+        )
+        for name, shape in shapes.items()
+    }
+    groups = {name: Group(name, size, bool(e)) for name, size, e in zip(names, sizes, exponents, strict=True)}
+    return Graph(groups, tensors, tuple(record.norms), operations, _frozen(record, axes))
+
+
+def _units(record: Record) -> np.ndarray:
+    """For each label, the number of its class."""
+    if not record.pairs:
+        return np.arange(record.count)
+    a, b = (np.concatenate(side) for side in zip(*record.pairs, strict=True))
+    links = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(record.count, record.count))
+    return connected_components(links, directed=False)[1]
+
+
+def _signatures(unit: np.ndarray, owner: np.ndarray) -> dict[tuple, np.ndarray]:
+    """Units by the axes that they stand on, with multiplicity."""
+    found: dict[tuple, list[int]] = {}
+    order = np.lexsort((owner, unit))
+    cuts = np.flatnonzero(np.diff(unit[order])) + 1
+    for piece in np.split(order, cuts) if len(order) else []:
+        found.setdefault(tuple(owner[piece].tolist()), []).append(int(unit[piece[0]]))
+    return {signature: np.array(units) for signature, units in found.items()}
+
+
+def _order_and_names(
+    record: Record, unit_of: np.ndarray, members: Mapping[tuple, np.ndarray], axes: Mapping[tuple[str, int], np.ndarray]
+) -> tuple[list[tuple], list[str]]:
+    """Groups in the order of computation, named after the first parameter that computes them."""
+    signature_of = {int(u): s for s, units in members.items() for u in units}
+    parameter_of = np.full(record.count, -1)
+    keys = list(axes)
+    for i, key in enumerate(keys):
+        parameter_of[axes[key]] = i
+    order: list[tuple] = []
+    first: dict[tuple, str] = {}
+    leftover = [np.asarray(ids) for ids in axes.values()]
+    for ids in [*record.computers, *leftover]:
+        for u, label in zip(unit_of[ids].tolist(), ids.tolist(), strict=True):
+            signature = signature_of.get(u)
+            if signature is not None and signature not in first and parameter_of[label] >= 0:
+                order.append(signature)
+                first[signature] = keys[parameter_of[label]][0]
+    names: list[str] = []
+    paths = [first[s].rpartition(".")[0] or first[s] for s in order]
+    for i, path in enumerate(paths):
+        names.append(path if paths.count(path) == 1 else f"{path}.{paths[:i].count(path)}")
+    return order, names
+
+
+def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
+    mark = np.zeros(count, dtype=bool)
+    for ids in labels:
+        mark[ids] = True
+    return mark
+
+
+def _exponents(
+    record: Record,
+    unit_of: np.ndarray,
+    group_of_unit: np.ndarray,
+    axes: Mapping[tuple[str, int], np.ndarray],
+    n_groups: int,
+) -> list[dict[int, float]]:
+    """Solve the linear system of scale exponents, one per axis and group; an empty dict where only zero solves it."""
+    variable_of = np.searchsorted(record.starts, np.arange(record.count), side="right")
+    group_of = group_of_unit[unit_of]
+    rows: list[set[tuple[tuple[int, int], ...]]] = [set() for _ in range(n_groups)]
+    for coefficients, related in zip(record.coefficients, record.scales, strict=True):
+        stacked = np.stack([variable_of[i] for i in related])
+        distinct = np.unique(np.vstack([group_of[related[0]], stacked]), axis=1)
+        for g, *columns in distinct.T.tolist():
+            if g >= 0:
+                rows[g].add(tuple(zip(columns, coefficients, strict=True)))
+    computed = [int(v) for ids in record.computers for v in dict.fromkeys(variable_of[ids].tolist())]
+    own: list[dict[int, int]] = [{} for _ in range(n_groups)]
+    for i, ids in enumerate(axes.values()):
+        for g in np.unique(group_of[ids]):
+            if g >= 0:
+                own[g][int(variable_of[ids[0]])] = i
+    return [_null_vector(rows[g], computed, own[g]) for g in range(n_groups)]
+
+
+def _null_vector(rows: set[tuple[tuple[int, int], ...]], computed: list[int], own: dict[int, int]) -> dict[int, float]:
+    """Exponents that solve the system, 1 for the first axis that computes the group and may scale."""
+    column = {v: c for c, v in enumerate(sorted({v for row in rows for v, _ in row} | set(own)))}
+    matrix = np.zeros((max(len(rows), 1), len(column)))
+    for r, row in enumerate(sorted(rows)):
+        for v, coefficient in row:
+            matrix[r, column[v]] += coefficient
+    _, singular, basis = np.linalg.svd(matrix)
+    null = basis[(singular > 1e-9).sum() :]
+    for reference in dict.fromkeys(v for v in computed if v in own):
+        direction = null[:, column[reference]]
+        if np.linalg.norm(direction) > 1e-6:
+            solution = np.round(direction @ null / (direction @ direction), 9)
+            return {i: float(solution[column[v]]) for v, i in own.items() if solution[column[v]]}
+    return {}
+
+
+def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple[tuple[str, str], ...]:
+    """Parameters whose units were frozen, with the reason."""
+    why: dict[str, str] = {}
+    owner: dict[int, str] = {}
+    for (name, _), ids in axes.items():
+        for label in ids.tolist():
+            owner[label] = name
+    for ids, reason in record.frozen:
+        for label in np.unique(ids).tolist():
+            if label in owner:
+                why.setdefault(owner[label], reason)
+    return tuple(why.items())

@@ -1,0 +1,199 @@
+"""Run a graph on unit labels."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from ..layers import Layer, Record, Value, rule_for
+
+__all__ = ["Interpreter"]
+
+_TALLY = 1 << 22  # constants larger than this are not computed
+
+
+class Interpreter:
+    """Carries labels through an exported program, rule by rule.
+
+    Parameters
+    ----------
+    program : ExportedProgram
+    names : mapping of str to str
+        Every name of a tensor -> its first name (tied weights).
+    floating : mapping of str to Tensor
+        The tensors to label; all other buffers are constants.
+
+    Attributes
+    ----------
+    record : Record
+    axes : dict of (str, int) to Tensor
+        The labels of each axis of each tensor.
+    operations : list of str
+        The operations in order, with the options that belong to the architecture.
+    reached : set of str
+        Tensors that some operation reads.
+    """
+
+    def __init__(self, program: Any, names: Mapping[str, str], floating: Mapping[str, Tensor]):
+        self.program = program
+        self.record = Record()
+        self.axes: dict[tuple[str, int], Tensor] = {}
+        self.operations: list[str] = []
+        self.reached: set[str] = set()
+        self.parameters: dict[str, Value] = {}
+        self.uses: dict[str, int] = {}
+        for name, tensor in floating.items():
+            layers = []
+            for axis, size in enumerate(tensor.shape):
+                self.axes[name, axis] = self.record.fresh(size)
+                layers.append(Layer.along(self.axes[name, axis], axis, tensor.shape))
+            self.parameters[name] = Value(tuple(tensor.shape), tuple(layers), is_weight=True, name=name)
+        self._run(names)
+
+    def _run(self, names: Mapping[str, str]) -> None:
+        values: dict[Node, Any] = {}
+        placeholders = iter(self.program.graph_signature.input_specs)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                spec = next(placeholders)
+                target = names.get(spec.target, spec.target)
+                if target in self.parameters:
+                    self.uses[target] = self.uses.get(target, 0) + len(node.users)
+            elif node.op == "output":
+                continue
+        placeholders = iter(self.program.graph_signature.input_specs)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = self._placeholder(node, next(placeholders), names)
+            elif node.op == "call_function":
+                values[node] = self._call(node, values)
+            elif node.op == "output":
+                map_arg(node.args, lambda n: self._output(values.get(n)))
+            else:
+                values[node] = Value(())
+
+    def _placeholder(self, node: Node, spec: Any, names: Mapping[str, str]) -> Value:
+        name = names.get(spec.target, spec.target) if spec.target else None
+        if name in self.parameters:
+            if node.users:
+                self.reached.add(str(name))
+            value = self.parameters[str(name)]
+            if self.uses[str(name)] > 1:
+                return Value(value.shape, value.layers, is_weight=True)
+            return value
+        if spec.kind == InputKind.USER_INPUT:
+            example = node.meta.get("val")
+            return Value(tuple(example.shape)) if isinstance(example, Tensor) else Value((), constant=torch.zeros(()))
+        state = self.program.constants if spec.target in self.program.constants else self.program.state_dict
+        return Value(tuple(state[spec.target].shape), constant=state[spec.target].detach())
+
+    def _output(self, value: Any) -> None:
+        for leaf in value if isinstance(value, tuple) else (value,):
+            if isinstance(leaf, Value):
+                self.record.fix(*leaf.layers)
+
+    def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        arguments = map_arg(node.args, lambda n: values[n])
+        named = map_arg(node.kwargs, lambda n: values[n])
+        if node.target is operator.getitem:
+            whole, key = arguments[0], int(node.args[1])  # type: ignore[arg-type]
+            return whole[key] if isinstance(whole, tuple) and key < len(whole) else Value(_shape(node))
+        name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = stack[-1][0] if stack else ""
+        self.record.where = f"{path} ({name})" if path else name
+        self.operations.append(f"{name} {path} {_options(node)}")
+        read = _leaves(arguments, named)
+        if all(v.constant is not None for v in read):
+            return self._constant(node, arguments, named)
+        rule = rule_for(name)
+        if rule is None:
+            self.record.freeze([layer for v in read for layer in v.layers], "no rule")
+            return _without_labels(node)
+        result = rule(self.record, *arguments, **named)
+        return _completed(node, result)
+
+    def _constant(self, node: Node, arguments: Any, named: Any) -> Any:
+        """A value that depends on neither inputs nor parameters is computed."""
+        example = node.meta.get("val")
+        if not isinstance(example, Tensor) or example.numel() > _TALLY:
+            return _without_labels(node)
+        concrete = map_values(arguments, lambda v: v.constant), map_values(named, lambda v: v.constant)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                result = node.target(*concrete[0], **concrete[1])  # type: ignore[operator]
+        except Exception:
+            return _without_labels(node)
+        return Value(tuple(result.shape), constant=result)
+
+
+def map_values(tree: Any, change: Any) -> Any:
+    """Replace every `Value` in nested arguments."""
+    if isinstance(tree, Value):
+        return change(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_values(t, change) for t in tree)
+    if isinstance(tree, Mapping):
+        return {k: map_values(v, change) for k, v in tree.items()}
+    return tree
+
+
+def _leaves(*trees: Any) -> list[Value]:
+    found: list[Value] = []
+    map_values(trees, found.append)
+    return found
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    example = node.meta.get("val")
+    return tuple(example.shape) if isinstance(example, Tensor) else ()
+
+
+def _without_labels(node: Node) -> Any:
+    example = node.meta.get("val")
+    if isinstance(example, (tuple, list)):
+        return tuple(Value(tuple(t.shape)) if isinstance(t, Tensor) else Value(()) for t in example)
+    return Value(_shape(node))
+
+
+def _completed(node: Node, result: Any) -> Any:
+    """Shapes that the rule left open come from the trace; a tensor read by several operations is no single norm's input."""
+    example = node.meta.get("val")
+    if isinstance(result, tuple):
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else () for t in example]  # type: ignore[union-attr]
+        return tuple(_shaped(v, s, node) for v, s in zip(result, shapes, strict=False))
+    return _shaped(result if result is not None else Value(()), _shape(node), node)
+
+
+def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
+    layers = value.layers
+    if value.shape == (-1,):  # a declared module: labels along one dimension of a shape that only the trace knows
+        layers = tuple(
+            Layer.along(layer.ids, layer.dims[0] % len(shape), shape) for layer in layers if len(layer.ids) > 1 or shape
+        )
+    elif value.shape != shape and value.layers:
+        raise AssertionError(f"The rule of {node.target} computed shape {value.shape}, the network {shape}.")
+    producers = value.producers if len(node.users) == 1 else ()
+    return Value(shape, layers, value.constant, value.is_weight, value.name, producers)
+
+
+def _options(node: Node) -> str:
+    """Options that belong to the architecture: numbers and flags, but no sizes."""
+    if any(
+        word in str(node.target) for word in ("view", "reshape", "expand", "zeros", "ones", "full", "split", "slice", "repeat")
+    ):
+        return ""
+    return repr([a for a in node.args if not _has_node(a)])
+
+
+def _has_node(argument: Any) -> bool:
+    if isinstance(argument, Node):
+        return True
+    return isinstance(argument, (list, tuple)) and any(map(_has_node, argument))

@@ -1,0 +1,199 @@
+"""What fusion needs of an ``nn.Module`` beside its graph: wrappers off, plain tensors, other widths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..exceptions import DiscoveryError, InvalidModelError, NonFiniteError, WidthError
+from ..groups import Graph
+from ..layers import sizes_of
+
+__all__ = ["aliases", "device_of", "floating_state", "plain_copy", "resize", "unwrap", "validate_models", "write_back"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take off DataParallel and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def validate_models(models: Any) -> list[nn.Module]:
+    """A list of unwrapped modules that can be fused as far as one can tell without running them.
+
+    Raises
+    ------
+    InvalidModelError
+        Not a list, empty, an element that is no ordinary module, lazy parameters, or two devices.
+    NonFiniteError
+        NaN or infinity in a parameter or buffer.
+    """
+    if isinstance(models, nn.Module) or not isinstance(models, (Sequence, Iterable)) or isinstance(models, (str, bytes, Mapping)):
+        raise InvalidModelError(
+            f"Expected a list of torch.nn.Module objects. Got {type(models).__name__}; put the models into a list."
+        )
+    given = list(models)
+    if not given:
+        raise InvalidModelError("Expected at least one model. Got an empty list.")
+    checked = []
+    for position, model in enumerate(given):
+        if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            hint = "; give the nn.Module it was scripted from" if isinstance(model, torch.jit.ScriptModule) else ""
+            raise InvalidModelError(f"Model {position} must be an ordinary torch.nn.Module. Got {kind}{hint}.")
+        plain = unwrap(model)
+        for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+            if isinstance(tensor, (nn.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+                raise InvalidModelError(
+                    f"Model {position}: parameter {name!r} is lazy and has no shape yet; run the model once first."
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"Model {position}: {name!r} of shape {tuple(tensor.shape)} has NaN or infinite values.")
+        checked.append(plain)
+    devices = {position: device_of(m) for position, m in enumerate(checked)}
+    if len(set(devices.values())) > 1:
+        shown = ", ".join(f"model {p} on {d}" for p, d in devices.items())
+        raise InvalidModelError(f"All models must be on one device. Got {shown}; move them with .to(device).")
+    return checked
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The one device of a model's tensors.
+
+    Raises
+    ------
+    InvalidModelError
+        If its tensors are on several devices.
+    """
+    devices = {t.device for t in [*model.parameters(), *model.buffers()]}
+    if len(devices) > 1:
+        raise InvalidModelError(
+            f"{type(model).__name__} has tensors on several devices {sorted(map(str, devices))}; move it to one."
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidModelError(
+            f"{type(model).__name__} can't be deep-copied ({error}); fusion needs copies, since it never changes your models. "
+            "Detach tensors that are kept as attributes, or define __deepcopy__."
+        ) from error
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin.eval()
+
+
+def plain_copy(model: nn.Module, *, materialise: bool = True) -> nn.Module:
+    """An eval-mode deep copy without gradients; parametrized tensors become plain ones if `materialise`."""
+    twin = _copy(model)
+    if materialise:
+        for module in twin.modules():
+            if parametrize.is_parametrized(module):
+                for name in list(module.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return twin
+
+
+def floating_state(model: nn.Module) -> dict[str, Tensor]:
+    """Floating-point parameters and persistent buffers by name, each tensor once."""
+    persistent = set(model.state_dict(keep_vars=True))
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in persistent)]
+    return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    both = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in both:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Module:
+    """A copy of a plain model whose groups have other sizes; the new tensors hold zeros.
+
+    Raises
+    ------
+    WidthError
+        If the resized module's own attributes contradict each other.
+    """
+    twin = plain_copy(model)
+    if dict(sizes) == graph.sizes:
+        return twin
+    replaced: dict[int, nn.Parameter | Tensor] = {}
+    for labels in graph.tensors.values():
+        shape = list(labels.shape)
+        for axis, spans in enumerate(labels.spans):
+            shape[axis] += sum((sizes[s.group] - s.index.shape[0]) * s.index.shape[1] for s in spans)
+        if tuple(shape) != labels.shape:
+            owner, _, leaf = labels.name.rpartition(".")
+            old = getattr(twin.get_submodule(owner), leaf)
+            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+            replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module in twin.modules():
+        for store in (module._parameters, module._buffers):
+            for leaf, tensor in store.items():
+                if tensor is not None and id(tensor) in replaced:
+                    store[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
+        for attribute, (leaf, axis) in sizes_of(module).items():
+            tensor = getattr(module, leaf, None)
+            if isinstance(tensor, Tensor):
+                setattr(module, attribute, tensor.shape[axis])
+    return twin
+
+
+@torch.no_grad()
+def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Module) -> nn.Module:
+    """A copy of `template` (wrapping, hooks, ``requires_grad``, ties, parametrizations) that holds `state`.
+
+    Parameters
+    ----------
+    template : Module
+        The first parent, unwrapped.
+    state : mapping of str to Tensor
+        Values by name, as in `floating_state` of a plain copy.
+    sized : Module
+        A plain copy with the right shapes.
+    """
+    parametrized = {
+        f"{path}.{name}" if path else name
+        for path, module in template.named_modules()
+        if parametrize.is_parametrized(module)
+        for name in module.parametrizations
+    }
+    own = {n: tuple(t.shape) for n, t in floating_state(plain_copy(template)).items()}
+    same = own == {n: tuple(t.shape) for n, t in floating_state(sized).items()}
+    if not same and parametrized:
+        raise WidthError(
+            f"Parametrized tensors {sorted(parametrized)} can't change their sizes; remove the parametrizations first."
+        )
+    result = plain_copy(template, materialise=False) if same else sized
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        module = result.get_submodule(owner)
+        if name in parametrized:
+            try:
+                setattr(module, leaf, value.to(getattr(module, leaf).dtype))
+            except NotImplementedError as error:
+                raise DiscoveryError(
+                    f"The parametrization of {name!r} has no right_inverse; define one or remove the parametrization."
+                ) from error
+        else:
+            target = getattr(module, leaf)
+            target.copy_(value)
+    return result

@@ -1,0 +1,213 @@
+"""Neuron groups and labelled tensors: a network as data, without any ``nn.Module``.
+
+A *neuron group* is a set of neurons that can only be moved together. Every axis of every parameter is cut into *spans*:
+the positions that belong to the units of one group, and fixed positions (network inputs and outputs, kernel offsets).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "relabel"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A set of `size` neurons that move together.
+
+    Attributes
+    ----------
+    name : str
+        Path of the first parameter that computes the group, without the parameter's own name.
+    size : int
+        Number of neurons, :math:`n_g`.
+    scalable : bool
+        Whether multiplying a neuron by c > 0 and dividing its readers by c leaves the network's function unchanged.
+    """
+
+    name: str
+    size: int
+    scalable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The positions of one group on one axis of one tensor.
+
+    Attributes
+    ----------
+    group : str
+    index : ndarray of shape (size, copies)
+        Row u holds the positions that belong to unit u; a flattened convolution has one copy per pixel.
+    role : {"out", "in"}
+        "out" where the tensor computes these neurons, "in" where it reads them.
+    exponent : float
+        Multiplying unit u by c multiplies this axis at u by c to this power; 0 where the group is not scalable.
+    """
+
+    group: str
+    index: np.ndarray
+    role: str
+    exponent: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A sub-tensor in which each axis belongs to one group or to none.
+
+    Attributes
+    ----------
+    spans : tuple of Span or None, one per axis
+    fixed : tuple of ndarray or None, one per axis
+        Positions taken on an axis without a group.
+    """
+
+    spans: tuple[Span | None, ...]
+    fixed: tuple[np.ndarray | None, ...]
+
+    @property
+    def axes(self) -> tuple[Span, ...]:
+        """The spans of the axes that belong to groups, in order."""
+        return tuple(s for s in self.spans if s is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTensor:
+    """A parameter or float buffer whose axes are cut into spans.
+
+    Attributes
+    ----------
+    name : str
+        Name in the state dict.
+    shape : tuple of int
+    spans : tuple of tuple of Span, one per axis
+        Several groups on one axis stand side by side (a concatenation).
+    recurrent : bool
+        Whether the energy weighs this tensor with `alpha_h`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    spans: tuple[tuple[Span, ...], ...]
+    recurrent: bool = False
+
+    def rest(self, axis: int) -> np.ndarray:
+        """Fixed positions of an axis."""
+        free = np.ones(self.shape[axis], dtype=bool)
+        for span in self.spans[axis]:
+            free[span.index.ravel()] = False
+        return np.flatnonzero(free)
+
+    def blocks(self) -> Iterator[Block]:
+        """Cut the tensor into blocks that tile it."""
+        choices: list[list[Span | np.ndarray]] = []
+        for axis in range(len(self.shape)):
+            rest = self.rest(axis)
+            choices.append([*self.spans[axis], *([rest] if len(rest) else [])])
+        for choice in itertools.product(*choices):
+            yield Block(
+                tuple(c if isinstance(c, Span) else None for c in choice),
+                tuple(None if isinstance(c, Span) else c for c in choice),
+            )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation by running statistics, and the tensors that compute its input if nothing else reads them.
+
+    Matching sees the affine map that the norm amounts to in eval mode: the scale of what comes before a norm is
+    arbitrary, and so is the sign of its weight.
+    """
+
+    mean: str
+    var: str
+    weight: str | None
+    bias: str | None
+    eps: float
+    input_weight: str | None = None
+    input_bias: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network as labelled tensors.
+
+    ``print(graph)`` shows a table: each group, its size, which axes compute it and which read it.
+
+    Attributes
+    ----------
+    groups : dict of str to Group
+        In the order of computation.
+    tensors : dict of str to LabelledTensor
+    norms : tuple of Norm
+    operations : tuple of str
+        The operations of the network in order: two networks of one architecture share them.
+    frozen : tuple of (str, str)
+        What is kept in place for lack of a rule: parameter, and why.
+    """
+
+    groups: dict[str, Group]
+    tensors: dict[str, LabelledTensor]
+    norms: tuple[Norm, ...] = ()
+    operations: tuple[str, ...] = ()
+    frozen: tuple[tuple[str, str], ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each group."""
+        return {name: group.size for name, group in self.groups.items()}
+
+    def axes(self, group: str) -> Iterator[tuple[LabelledTensor, int, Span]]:
+        """Every (tensor, axis, span) on which a group stands."""
+        for tensor in self.tensors.values():
+            for axis, spans in enumerate(tensor.spans):
+                for span in spans:
+                    if span.group == group:
+                        yield tensor, axis, span
+
+    def __str__(self) -> str:
+        rows = [("group", "size", "scale", "computed by", "read by")]
+        for name, group in self.groups.items():
+            sides: dict[str, list[str]] = {"out": [], "in": []}
+            for tensor, axis, span in self.axes(name):
+                copies = f" x{span.index.shape[1]}" if span.index.shape[1] > 1 else ""
+                sides[span.role].append(f"{tensor.name}[{axis}]{copies}")
+            scale = "yes" if group.scalable else "no"
+            rows.append((name, str(group.size), scale, _wrap(sides["out"]), _wrap(sides["in"])))
+        widths = [max(len(row[c]) for row in rows) for c in range(4)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][4])]))
+        lines += [f"frozen: {name} ({why})" for name, why in self.frozen]
+        return "\n".join(lines)
+
+
+def _wrap(names: list[str], limit: int = 2) -> str:
+    shown = ", ".join(names[:limit])
+    return shown + (f", ... {len(names) - limit} more" if len(names) > limit else "")
+
+
+def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarray], scale: Mapping[str, np.ndarray]) -> Tensor:
+    """Move and scale the units of one tensor: unit u becomes unit ``order[group][u]`` times ``scale[group][u]``.
+
+    Groups that are not named stay as they are. `scale` is that of the result's units.
+    """
+    for axis, spans in enumerate(labels.spans):
+        for span in spans:
+            if span.group in order:
+                index = np.arange(labels.shape[axis])
+                index[span.index] = span.index[order[span.group]]
+                tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+            if span.exponent and span.group in scale:
+                factor = np.ones(labels.shape[axis])
+                factor[span.index] = (scale[span.group] ** span.exponent)[:, None]
+                view = [1] * tensor.dim()
+                view[axis] = -1
+                tensor = tensor * torch.as_tensor(factor, dtype=tensor.dtype, device=tensor.device).view(view)
+    return tensor

@@ -1,0 +1,1 @@
+"""Pictures of a fusion. Matplotlib is imported when something is drawn."""

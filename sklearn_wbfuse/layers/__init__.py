@@ -1,0 +1,27 @@
+"""Rules and adapters: what each operation says about the units of a network, in one registry.
+
+``register_rule`` teaches an operation, ``declare`` an own module, ``register_sizes`` the attributes that repeat a width.
+"""
+
+from . import conv, elementwise, linear, movement, norm, reduction
+from .labels import FIXED, Layer, Record, Value
+from .registry import declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
+
+__all__ = [
+    "FIXED",
+    "Layer",
+    "Record",
+    "Value",
+    "conv",
+    "declaration_of",
+    "declare",
+    "elementwise",
+    "linear",
+    "movement",
+    "norm",
+    "reduction",
+    "register_rule",
+    "register_sizes",
+    "rule_for",
+    "sizes_of",
+]

@@ -1,0 +1,186 @@
+"""Unit labels: what flows through a network's graph in place of numbers.
+
+Every position of every parameter axis gets an integer label of its own. A `Layer` is a tensor of labels in the shape of
+a value, expanded along the dimensions where it is constant; a `Value` has one layer for each independent way in which it
+depends on units (an activation has one, along its channels; a weight has one per axis). The `Record` collects what the
+operations say about labels: which stand for the same unit, which must stay in place, how they scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["FIXED", "Layer", "Record", "Value"]
+
+FIXED = 0
+"""The label of everything that can't move."""
+
+
+class Layer:
+    """Labels in the shape of a value, varying along `dims` only."""
+
+    def __init__(self, ids: Tensor, dims: tuple[int, ...] | None = None):
+        self.ids = ids
+        self.dims = _varying(ids) if dims is None else dims
+
+    @classmethod
+    def along(cls, ids: Tensor, dim: int, shape: Sequence[int]) -> Layer:
+        """One label for each position of `dim`."""
+        view = [1] * len(shape)
+        view[dim] = len(ids)
+        return cls(ids.view(view).expand(tuple(shape)), (dim,) if len(ids) > 1 else ())
+
+    @property
+    def core(self) -> Tensor:
+        """The labels with every constant dimension cut to size 1."""
+        ids = self.ids
+        for dim, size in enumerate(ids.shape):
+            if size > 1 and dim not in self.dims:
+                ids = ids.narrow(dim, 0, 1)
+        return ids
+
+    def vector(self, dim: int) -> Tensor:
+        """The labels along `dim`, which must be the only varying dimension."""
+        index = tuple(slice(None) if d == dim else 0 for d in range(self.ids.dim()))
+        return self.ids[index]
+
+    def broadcast(self, shape: Sequence[int]) -> Layer:
+        """Expand to a shape with more leading dimensions or larger singleton ones."""
+        shift = len(shape) - self.ids.dim()
+        return Layer(self.ids.expand(tuple(shape)), tuple(d + shift for d in self.dims))
+
+
+def _varying(ids: Tensor) -> tuple[int, ...]:
+    dims = []
+    for dim in range(ids.dim()):
+        if ids.shape[dim] > 1 and ids.stride(dim) != 0 and bool((ids != ids.narrow(dim, 0, 1)).any()):
+            dims.append(dim)
+    return tuple(dims)
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an operation reads or computes: a shape, the labels of its elements, and the number itself if it is constant.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    layers : tuple of Layer
+    constant : Tensor or None
+        The value, where it depends on neither inputs nor parameters.
+    is_weight : bool
+        Whether it depends on parameters and not on inputs.
+    names : tuple of str
+        The parameter that this value is, if it is one as such.
+    producers : frozenset of str
+        Parameters that computed this value and nothing else has read (for folding norms).
+    """
+
+    shape: tuple[int, ...]
+    layers: tuple[Layer, ...] = ()
+    constant: Tensor | None = None
+    is_weight: bool = False
+    name: str | None = None
+    producers: tuple[str, ...] = ()
+
+    def layer(self, dim: int) -> Layer | None:
+        """The layer that varies along `dim` alone; for a single unit, the one that varies nowhere."""
+        dim %= max(len(self.shape), 1)
+        for layer in self.layers:
+            if layer.dims == (dim,):
+                return layer
+        if self.shape and self.shape[dim] == 1:
+            if len(self.layers) == len(self.shape):
+                return self.layers[dim]  # a parameter has one layer per axis, in order
+            return next((layer for layer in self.layers if layer.dims == ()), None)
+        return None
+
+    def touching(self, dims: Sequence[int]) -> list[Layer]:
+        """Layers that vary along any of `dims`."""
+        return [layer for layer in self.layers if set(layer.dims) & set(dims)]
+
+    def map(self, operation: Callable[[Tensor], Tensor]) -> Value:
+        """Move the labels as the operation moves the data."""
+        layers = [Layer(operation(layer.ids)) for layer in self.layers]
+        shape = layers[0].ids.shape if layers else operation(torch.zeros((), dtype=torch.bool).expand(self.shape)).shape
+        return Value(tuple(shape), tuple(layers), is_weight=self.is_weight)
+
+
+class Record:
+    """What the operations of one network say about its unit labels.
+
+    A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `reads` (an axis
+    reads these units), and for scales `same_scale`, `opposite_scale`, `no_scale`, `product`.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1  # label 0 is FIXED
+        self.starts: list[int] = []
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.frozen: list[tuple[np.ndarray, str]] = []
+        self.readers: list[np.ndarray] = []
+        self.computers: list[np.ndarray] = []
+        self.scales: list[tuple[np.ndarray, ...]] = []
+        self.coefficients: list[tuple[int, ...]] = []
+        self.norms: list = []
+        self.where = ""
+
+    def fresh(self, size: int) -> Tensor:
+        """Labels that nothing else has."""
+        self.starts.append(self.count)
+        ids = torch.arange(self.count, self.count + size)
+        self.count += size
+        return ids
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """The labels in `a` and `b` stand for the same units, element by element (broadcast)."""
+        a, b = torch.broadcast_tensors(a, b)
+        self.pairs.append((_flat(a), _flat(b)))
+
+    def fix(self, *layers: Layer | None) -> None:
+        """These units are network inputs or outputs, or constants: they stay in place, rightly."""
+        for layer in layers:
+            if layer is not None:
+                flat = _flat(layer.core)
+                self.pairs.append((flat, np.full_like(flat, FIXED)))
+
+    def freeze(self, layers: Sequence[Layer], why: str) -> None:
+        """These units stay in place because no rule covers what is done to them; reported to the user."""
+        for layer in layers:
+            self.fix(layer)
+            self.frozen.append((_flat(layer.core), f"{why} in {self.where}" if self.where else why))
+
+    def reads(self, ids: Tensor) -> None:
+        """A tensor reads the units with these labels."""
+        self.readers.append(_flat(ids))
+
+    def computes(self, ids: Tensor) -> None:
+        """A tensor computes the units with these labels; the order of calls is the order of groups."""
+        self.computers.append(_flat(ids))
+
+    def relate(self, coefficients: tuple[int, ...], *ids: Tensor) -> None:
+        """The scale exponents of these labels, times the coefficients, sum to 0 element by element."""
+        self.scales.append(tuple(_flat(i) for i in torch.broadcast_tensors(*ids)))
+        self.coefficients.append(coefficients)
+
+    def same_scale(self, a: Tensor, b: Tensor) -> None:
+        """Both scale alike."""
+        self.relate((1, -1), a, b)
+
+    def opposite_scale(self, a: Tensor, b: Tensor) -> None:
+        """Their product does not scale."""
+        self.relate((1, 1), a, b)
+
+    def no_scale(self, *layers: Layer) -> None:
+        """These units can't be scaled."""
+        for layer in layers:
+            self.relate((1,), layer.core)
+
+
+def _flat(ids: Tensor) -> np.ndarray:
+    return ids.reshape(-1).numpy()

@@ -1,0 +1,133 @@
+"""Contractions with a weight: linear layers, matrix products, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .elementwise import combine
+from .labels import Layer, Record, Value
+from .registry import register_rule, register_sizes
+
+__all__ = ["add_bias", "contract", "opaque", "read"]
+
+register_sizes(nn.Linear, out_features=("weight", 0), in_features=("weight", 1))
+register_sizes(nn.Embedding, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
+
+
+def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -> list[Layer]:
+    """A weight reads the units of `x`: unite both axes, element by element.
+
+    Returns
+    -------
+    list of Layer
+        The layers of `x` that the contraction leaves, still in the shape of `x`.
+    """
+    x_dim %= len(x.shape)
+    axis = weight.layer(weight_dim)
+    units = x.layer(x_dim)
+    across = [layer for layer in x.touching([x_dim]) if layer is not units]
+    if units is None and len(across) == 1:
+        units, across = _unify(record, across[0], x_dim), []
+    if across:
+        record.freeze(across, "a contraction over part of the dimensions along which units are laid out")
+        record.fix(axis)
+    elif units is None or axis is None:
+        record.fix(units, axis)
+    else:
+        ids, columns = units.vector(x_dim), axis.vector(weight_dim)
+        record.unite(ids, columns)
+        record.opposite_scale(ids, columns)
+        record.reads(columns)
+    return [layer for layer in x.layers if layer is not units and x_dim not in layer.dims]
+
+
+def _unify(record: Record, layer: Layer, dim: int) -> Layer:
+    """Make labels vary along one dimension only, by uniting them across the others."""
+    first = layer.ids
+    for other in layer.dims:
+        if other != dim:
+            first = first.narrow(other, 0, 1)
+    record.unite(layer.ids, first)
+    record.same_scale(layer.ids, first)
+    return Layer(first.expand(layer.ids.shape))
+
+
+def contract(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -> Value:
+    """Matrix product of an activation and a matrix of weights; the weight's other axis takes the place of `x_dim`."""
+    x_dim %= len(x.shape)
+    weight_dim %= 2
+    kept = read(record, x, x_dim, weight, weight_dim)
+    out_dim = 1 - weight_dim
+    shape = (*x.shape[:x_dim], weight.shape[out_dim], *x.shape[x_dim + 1 :])
+    layers = [Layer(layer.ids.narrow(x_dim, 0, 1).expand(shape), layer.dims) for layer in kept]
+    computed = weight.layer(out_dim)
+    if computed is not None:
+        ids = computed.vector(out_dim)
+        record.computes(ids)
+        layers.append(Layer.along(ids, x_dim, shape))
+    return Value(shape, tuple(layers), producers=(weight.name,) if weight.name else ())
+
+
+def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
+    """Add one number per unit along `dim`."""
+    if bias is None:
+        return out
+    dim %= len(out.shape)
+    view = [1] * len(out.shape)
+    view[dim] = -1
+    biased = combine(record, "bias", [out, bias.map(lambda ids: ids.reshape(view))], "sum")
+    known = bool(out.producers) and bias.name is not None
+    return Value(biased.shape, biased.layers, producers=(*out.producers, str(bias.name)) if known else ())
+
+
+@register_rule("aten::linear")
+def linear(record: Record, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """Y = x W^T + b, W of shape (out, in)."""
+    if not weight.is_weight:
+        return opaque(record, "linear with computed weights", x, weight, bias)
+    return add_bias(record, contract(record, x, -1, weight, 1), bias, -1)
+
+
+@register_rule("aten::addmm")
+def addmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+    """Y = b + A B."""
+    return combine(record, "addmm", [matmul(record, a, b), bias], "sum")
+
+
+@register_rule("aten::matmul", "aten::mm", "aten::mv")
+def matmul(record: Record, a: Value, b: Value) -> Value:
+    """A product in which one operand is a matrix of weights."""
+    if b.is_weight and len(b.shape) == 2 and not a.is_weight:
+        return contract(record, a, -1, b, 0)
+    if a.is_weight and len(a.shape) == 2 and not b.is_weight and len(b.shape) >= 1:
+        return contract(record, b, -2 if len(b.shape) > 1 else -1, a, 1)
+    return opaque(record, "a product of two computed values", a, b)
+
+
+@register_rule("aten::bmm")
+def bmm(record: Record, a: Value, b: Value) -> Value:
+    """Batched product."""
+    return opaque(record, "a product of two computed values", a, b)
+
+
+@register_rule("aten::embedding")
+def embedding(record: Record, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
+    """Rows of a table: tokens are fixed, the coordinates are units."""
+    record.fix(*index.layers, weight.layer(0))
+    shape = (*index.shape, weight.shape[1])
+    axis = weight.layer(1)
+    if axis is None:
+        return Value(shape)
+    ids = axis.vector(1)
+    record.computes(ids)
+    return Value(shape, (Layer.along(ids, len(shape) - 1, shape),))
+
+
+def opaque(record: Record, why: str, *values: Value | None) -> Value:
+    """Freeze all that goes in; what comes out has no labels. The interpreter fills in the shape."""
+    for value in values:
+        if value is not None:
+            record.freeze(value.layers, why)
+    return Value(())

@@ -1,0 +1,157 @@
+"""Data movement: the same operation is executed on the labels, so there is no rule to write.
+
+Flatten, concatenation, channel shuffle and transposed weights come out exact to the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .labels import FIXED, Layer, Record, Value
+from .registry import register_rule
+
+__all__: list[str] = []
+
+MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze expand slice select narrow
+roll flip repeat tile movedim swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
+alias_copy view_copy expand_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
+SPLITS = "split split_with_sizes chunk unbind tensor_split split_copy split_with_sizes_copy unbind_copy".split()
+
+
+def _operation(name: str) -> Any:
+    packet = getattr(torch.ops.aten, name, None)
+    return packet if packet is not None else getattr(torch, name)
+
+
+def _register_moves() -> None:
+    def move(name: str) -> None:
+        operation = _operation(name)
+
+        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+            return x.map(lambda ids: operation(ids, *arguments, **named))
+
+        register_rule(f"aten::{name}")(apply)
+
+    def split(name: str) -> None:
+        operation = _operation(name)
+
+        def piece(k: int, arguments: Any, named: Any, ids: Tensor) -> Tensor:
+            return operation(ids, *arguments, **named)[k]
+
+        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> tuple[Value, ...]:
+            pieces = len(operation(torch.empty(x.shape, device="meta"), *arguments, **named))
+            return tuple(x.map(partial(piece, k, arguments, named)) for k in range(pieces))
+
+        register_rule(f"aten::{name}")(apply)
+
+    for name in MOVES:
+        if hasattr(torch.ops.aten, name):
+            move(name)
+    for name in SPLITS:
+        if hasattr(torch.ops.aten, name):
+            split(name)
+
+
+_register_moves()
+
+
+@register_rule("aten::cat", "aten::concat")
+def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
+    """Side by side: labels along `dim` follow each other; all other labels unite."""
+    values = [v for v in values if v.shape != (0,)]
+    dim %= len(values[0].shape)
+    for value in values:
+        joint = [layer for layer in value.touching([dim]) if layer.dims != (dim,)]
+        record.freeze(joint, "a concatenation along part of the dimensions along which units are laid out")
+    shape = list(values[0].shape)
+    shape[dim] = sum(v.shape[dim] for v in values)
+    layers = []
+    along = [v.layer(dim) for v in values]
+    if any(layer is not None for layer in along):
+        pieces = [
+            torch.full((v.shape[dim],), FIXED) if layer is None else layer.vector(dim)
+            for v, layer in zip(values, along, strict=True)
+        ]
+        layers.append(Layer.along(torch.cat(pieces), dim, shape))
+    elsewhere: dict[tuple[int, ...], list[Layer]] = {}
+    for value, own in zip(values, along, strict=True):
+        for layer in value.layers:
+            if layer is not own and dim not in layer.dims:
+                elsewhere.setdefault(layer.dims, []).append(layer)
+    for dims, found in elsewhere.items():
+        if len(found) < len(values):
+            record.freeze(found, "a concatenation with a value that varies along its units")
+            continue
+        first = found[0]
+        for other in found[1:]:
+            record.unite(first.core, other.core)
+            record.same_scale(first.core, other.core)
+        layers.append(Layer(first.ids.narrow(dim, 0, 1).expand(shape), dims))
+    return Value(tuple(shape), tuple(layers), is_weight=all(v.is_weight for v in values))
+
+
+@register_rule("aten::stack")
+def stack(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
+    """Along a new dimension: labels stay what they were, exact to the index."""
+    dim %= len(values[0].shape) + 1
+    shape = (*values[0].shape[:dim], len(values), *values[0].shape[dim:])
+    by_dims = [{layer.dims: layer for layer in v.layers} for v in values]
+    layers = []
+    for dims in dict.fromkeys(d for table in by_dims for d in table):
+        found = [table.get(dims) for table in by_dims]
+        if any(layer is None for layer in found):
+            record.freeze([layer for layer in found if layer is not None], "a stack with a value that varies along its units")
+        else:
+            layers.append(Layer(torch.stack([layer.ids for layer in found if layer is not None], dim)))
+    return Value(shape, tuple(layers), is_weight=all(v.is_weight for v in values))
+
+
+@register_rule("aten::constant_pad_nd", "aten::pad")
+def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Value:
+    """Padding beside units adds nothing that moves; padding along units adds fixed zeros."""
+    shape = list(x.shape)
+    for k in range(len(widths) // 2):
+        shape[-1 - k] += widths[2 * k] + widths[2 * k + 1]
+    constant = not arguments or not isinstance(arguments[0], str) or arguments[0] == "constant"
+    filled = [a for a in arguments if isinstance(a, (int, float)) and a]
+    layers = []
+    for layer in x.layers:
+        inner: list[int] = []
+        for k in range(len(widths) // 2):
+            varies = (len(shape) - 1 - k) in layer.dims
+            inner += widths[2 * k : 2 * k + 2] if varies else [0, 0]
+        if filled or not constant:
+            record.no_scale(layer)
+        if not constant and any(inner):
+            record.freeze([layer], "padding along units")
+            continue
+        ids = torch.nn.functional.pad(layer.core, inner, value=FIXED)
+        layers.append(Layer(ids.expand(shape) if ids.shape != tuple(shape) else ids))
+    return Value(tuple(shape), tuple(layers))
+
+
+@register_rule("aten::index_select", "aten::gather")
+def index_select(record: Record, x: Value, dim: int, index: Value) -> Value:
+    """Pick positions along a dimension; the index must be a constant where units lie along it."""
+    dim %= len(x.shape)
+    if index.constant is not None and len(index.shape) == 1:
+        return x.map(lambda ids: ids.index_select(dim, index.constant))  # type: ignore[arg-type]
+    record.freeze(x.touching([dim]), "a choice of units by computed indices")
+    shape = index.shape if len(index.shape) == len(x.shape) else (*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
+    layers = [Layer(layer.ids.narrow(dim, 0, 1).expand(shape)) for layer in x.layers if dim not in layer.dims]
+    return Value(tuple(shape), tuple(layers))
+
+
+@register_rule("aten::index")
+def index(record: Record, x: Value, indices: Sequence[Value | None]) -> Value | None:
+    """Fancy indexing by constants is a move like any other."""
+    if any(i is not None and i.constant is None for i in indices):
+        record.freeze(x.layers, "a choice by computed indices")
+        return None
+    picks = [slice(None) if i is None else i.constant for i in indices]
+    return x.map(lambda ids: ids[tuple(picks)])
