@@ -1,1 +1,167 @@
 """Command line: parse arguments, call the public API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+from torch import nn
+
+from . import FusionInput, VanillaAveraging, WassersteinFusion, __version__
+from .datasets import load_digits, train_mlp
+from .fusion.data import outputs, score_outputs
+from .inspection import InterpolationDisplay
+
+__all__ = ["main"]
+
+# Two hidden layers on scikit-learn's digits: two networks of equal widths and a wider one.
+SMALL, BETWEEN, LARGE = (64, 32), (96, 48), (128, 64)
+PICTURE = "wbfuse_demo.png"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``wbfuse``.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 if the demo's fused network does not beat the plain average; 2 for wrong arguments.
+    """
+    parser = argparse.ArgumentParser(prog="wbfuse", description="Fuse trained PyTorch networks into one.")
+    parser.add_argument("--version", action="version", version=f"wbfuse {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="train small networks on digits, fuse them and show what comes out",
+        description="Train three small networks of different seeds and widths on scikit-learn's digits, fuse them, print a "
+        f"table and draw {PICTURE}. Takes seconds. Exits 1 unless the fused network beats the plain average.",
+    )
+    demo.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes (default: here)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of the first network (default: 0)")
+    demo.set_defaults(run=run_demo)
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return 2
+    return arguments.run(arguments)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """``wbfuse demo``: train, fuse, print the table, draw the picture."""
+    folder = arguments.output
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        print(f"wbfuse demo: error: {folder} is not a folder that can be written to", file=sys.stderr)
+        return 2
+    data, rows = load_digits(), Rows()
+
+    def train(name: str, hidden: Sequence[int], seed: int) -> nn.Module:
+        widths = (data.X_train.shape[1], *hidden, 10)
+        model, seconds = _timed(f"training {name}", lambda: train_mlp(data.X_train, data.y_train, widths, seed))
+        rows.add(f"{name}, a parent (seed {seed})", [model], data, seconds)
+        return model
+
+    def fuse(name: str, estimator: Any, models: list[nn.Module]) -> tuple[Any, float]:
+        fusion, seconds = _timed(name, lambda: estimator.fit(models))
+        return fusion, rows.add(name, [fusion.fused_model_], data, seconds)
+
+    train_mlp(data.X_train, data.y_train, (64, 2, 10), epochs=1)  # PyTorch loads parts of itself: not part of A's seconds
+    pair = [train("A", SMALL, arguments.seed), train("B", SMALL, arguments.seed + 1)]
+    trio = [*pair, train("C", LARGE, arguments.seed + 2)]
+    rows.gap()
+    rows.add("ensemble of A, B", pair, data)
+    _, averaged = fuse("plain average of A, B", VanillaAveraging(), pair)
+    fusion, fused = fuse("fused A, B", WassersteinFusion(), pair)
+    rows.gap()
+    rows.add("ensemble of A, B, C", trio, data)
+    for hidden in (SMALL, BETWEEN):
+        fuse("fused A, B, C", WassersteinFusion(dict(zip(fusion.graph_.groups, hidden, strict=True))), trio)
+    fuse("fused A, B, C, default widths", WassersteinFusion(), trio)
+
+    print(f"Digits of scikit-learn, {len(data.X_train)} training rows; accuracy on {len(data.X_test)} other rows.")
+    print("An ensemble is the mean of its networks' softmax outputs.\n")
+    print(rows)
+    verdict = "beats" if fused > averaged else "does NOT beat"
+    print(f"\nOf the same parents A and B, fused ({fused:.1%}) {verdict} the plain average ({averaged:.1%}).")
+    print(_draw(fusion, pair, data, folder / PICTURE))
+    return 0 if fused > averaged else 1
+
+
+class Rows:
+    """The lines of the demo's table."""
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[str, ...]] = [("network", "widths", "parameters", "accuracy", "seconds")]
+
+    def gap(self) -> None:
+        """Leave a line free."""
+        self.cells.append(("",) * 5)
+
+    def add(self, name: str, models: list[nn.Module], data: Bunch, seconds: float | None = None) -> float:
+        """A network, or an ensemble of several; its accuracy on the test rows."""
+        accuracy = score_outputs(_mean_softmax(models, data.X_test), data.y_test)
+        linear = [layer for layer in models[0].modules() if isinstance(layer, nn.Linear)]
+        widths = "-".join(map(str, [linear[0].in_features, *(layer.out_features for layer in linear)]))
+        size = sum(p.numel() for model in models for p in model.parameters())
+        self.cells.append(
+            (
+                name,
+                widths if len(models) == 1 else f"{len(models)} networks",
+                f"{size:,}",
+                f"{accuracy:.1%}",
+                "" if seconds is None else f"{seconds:.2f}",
+            )
+        )
+        return accuracy
+
+    def __str__(self) -> str:
+        lengths = [max(map(len, column)) for column in zip(*self.cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
+            for row in self.cells
+        ]
+        lines.insert(1, "  ".join("-" * n for n in lengths))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _mean_softmax(models: list[nn.Module], X: Any) -> np.ndarray:
+    logits = np.stack([outputs(model, FusionInput([], X)) for model in models])
+    odds = np.exp(logits - logits.max(-1, keepdims=True))
+    return (odds / odds.sum(-1, keepdims=True)).mean(0)
+
+
+def _draw(fusion: Any, pair: list[nn.Module], data: Bunch, path: Path) -> str:
+    """Draw the line between two parents and say where it is, or what is missing."""
+    os.environ.setdefault("MPLBACKEND", "Agg")  # a file is written, no window opened
+    try:
+        display = InterpolationDisplay.from_estimator(fusion, pair, data.X_test, data.y_test)
+    except ImportError as error:
+        return f"No picture: {error}"
+    display.figure_.savefig(path, dpi=200)
+    return f"Error along the line between A and B, before and after they are aligned: {path}"
+
+
+def _timed(what: str, action: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of an action and its seconds; says what is going on if somebody is watching."""
+    if sys.stderr.isatty():
+        print(f"{what} ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    result = action()
+    return result, time.perf_counter() - start
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**32 - 1. Got {text!r}.")
+    return int(text)

@@ -67,8 +67,8 @@ class VanillaAveraging(BaseFusion):
             for name, size in sizes.items():
                 if size != parents[0][name]:
                     raise WidthError(
-                        f"Plain averaging needs equal widths. Group {name!r} has {parents[0][name]} neurons in model 0 and {size} "
-                        f"in model {position}; WassersteinFusion fuses different widths."
+                        f"Plain averaging needs equal widths. Group {name!r} has {parents[0][name]} neurons in model 0 "
+                        f"and {size} in model {position}; WassersteinFusion fuses different widths."
                     )
         return parents[0]
 

@@ -125,7 +125,8 @@ class SelfCheck:
                 if not self._same(self.twin, self._moved({name: order[name]}, {})):
                     raise SelfCheckError(
                         f"Permuting neuron group {name!r} (size {len(order[name])}) changes the network's output. "
-                        f"A rule or declaration of {sorted({t.name for t, _, _ in self.graph.axes(name)})} is wrong, or the forward depends on values."
+                        f"A rule or declaration of {sorted({t.name for t, _, _ in self.graph.axes(name)})} is wrong, "
+                        "or the forward depends on values."
                     )
             refuted = [n for n in scale if not self._same(self.twin, self._moved({}, {n: scale[n]}))] or list(scale)
             warnings.warn(f"The scales of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2)
@@ -180,7 +181,8 @@ class SelfCheck:
             wrong = [name for name in self.graph.groups if not self._doubled_same([name])]
             raise SelfCheckError(
                 f"The widths of groups {wrong or list(self.graph.groups)} can't change: doubling every neuron "
-                "changes the network's output (a softmax, norm or tie over the neurons, or a size written into the code). Keep them at their present sizes."
+                "changes the network's output (a softmax, norm or tie over the neurons, or a size written into the code). "
+                "Keep them at their present sizes."
             )
 
     def _doubled_same(self, names: Sequence[str]) -> bool:

@@ -182,7 +182,8 @@ def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
         only = [n for n in a if n not in b][:3], [n for n in b if n not in a][:3]
         raise ArchitectureMismatchError(
             f"Models 0 and {position} have different parameters: only model 0 has {only[0]}, "
-            f"only model {position} has {only[1]}. Only models of one architecture can be fused; their widths may differ, their depth may not."
+            f"only model {position} has {only[1]}. Only models of one architecture can be fused; "
+            "their widths may differ, their depth may not."
         )
 
 

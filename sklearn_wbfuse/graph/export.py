@@ -89,9 +89,10 @@ def _first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Export dumps graphs and warnings to stderr; the error that we raise says what matters."""
-    root = logging.getLogger("torch")
-    level = root.level
+    root, trace = logging.getLogger("torch"), logging.getLogger("torch.__trace")
+    level, disabled = root.level, trace.disabled
     root.setLevel(logging.CRITICAL)
+    trace.disabled = True  # or every step of the trace is formatted for whoever listens at the root logger
     try:
         with (
             warnings.catch_warnings(),
@@ -102,3 +103,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.setLevel(level)
+        trace.disabled = disabled

@@ -24,6 +24,8 @@ SPLITS = "split split_with_sizes chunk unbind tensor_split split_copy split_with
 
 
 def _operation(name: str) -> Any:
+    if name in ("view", "_unsafe_view", "view_copy"):
+        return torch.reshape  # expanded labels can't always be viewed
     packet = getattr(torch.ops.aten, name, None)
     return packet if packet is not None else getattr(torch, name)
 

@@ -1,0 +1,119 @@
+"""Reference networks: a perceptron of any widths, MLPNet, VGG11 and ResNet20."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MLP", "VGG11", "MLPNet", "ResNet20"]
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLUs between them; its parameters are ``layers.0.weight``, ``layers.0.bias`` and so on.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        From the number of inputs to that of outputs.
+    bias : bool
+
+    Examples
+    --------
+    >>> import torch
+    >>> MLP([64, 32, 10])(torch.zeros(5, 8, 8)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, widths: Sequence[int], bias: bool = True):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (n, widths[-1]); inputs of any shape are flattened."""
+        x = x.flatten(1)
+        for i, layer in enumerate(self.layers):
+            x = layer(F.relu(x) if i else x)
+        return x
+
+
+class MLPNet(MLP):
+    """The perceptron 784-400-200-100-10 for MNIST.
+
+    Parameters
+    ----------
+    bias : bool
+    """
+
+    def __init__(self, bias: bool = True):
+        super().__init__((784, 400, 200, 100, 10), bias)
+
+
+class VGG11(nn.Sequential):
+    """VGG11 without batch norm for images of 32 x 32, with one linear layer at its end.
+
+    Parameters
+    ----------
+    width : float
+        Factor of all channels; 1 is 64 to 512.
+    """
+
+    def __init__(self, width: float = 1.0):
+        layers: list[nn.Module] = []
+        inputs = 3
+        for stage in [(64,), (128,), (256, 256), (512, 512), (512, 512)]:
+            for channels in stage:
+                outputs = int(channels * width)
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.Flatten(), nn.Linear(inputs, 10))
+
+
+class ResNet20(nn.Module):
+    """ResNet20 for images of 32 x 32: nine residual blocks of 16, 32 and 64 channels, projections where the shape changes.
+
+    Parameters
+    ----------
+    width : int
+        Factor of all channels.
+    """
+
+    def __init__(self, width: int = 1):
+        super().__init__()
+        inputs = 16 * width
+        self.c = nn.Conv2d(3, inputs, 3, padding=1, bias=False)
+        self.b = nn.BatchNorm2d(inputs)
+        blocks: list[nn.Module] = []
+        for channels in (16, 32, 64):
+            for _ in range(3):
+                stride = 2 if inputs < channels * width else 1
+                blocks.append(_Residual(inputs, channels * width, stride))
+                inputs = channels * width
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(inputs, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (n, 10) for images of shape (n, 3, 32, 32)."""
+        x = self.blocks(F.relu(self.b(self.c(x))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut `sc`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.c1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.b1 = nn.BatchNorm2d(outputs)
+        self.c2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.b2 = nn.BatchNorm2d(outputs)
+        self.sc = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.sc = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.b1(self.c1(x)))
+        return F.relu(self.b2(self.c2(inner)) + self.sc(x))

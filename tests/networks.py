@@ -1,0 +1,221 @@
+"""Random networks that know their own neuron groups.
+
+Each network writes down, while it is built, where the units of each group stand: `groups[name]` is a list of places (tensor,
+axis, offset, copies, exponent). Permuted and scaled copies are made from this table and not from what the library finds.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import nn
+
+HOMOGENEOUS = {"relu": F.relu, "leaky": F.leaky_relu}
+OTHERS = {"tanh": torch.tanh, "gelu": F.gelu}
+
+
+@dataclass
+class Place:
+    tensor: str
+    axis: int
+    exponent: int
+    offset: int = 0
+    copies: int = 1
+
+
+@dataclass
+class Truth:
+    sizes: dict = field(default_factory=dict)
+    places: dict = field(default_factory=dict)
+    scalable: dict = field(default_factory=dict)
+
+    def open(self, name, size, scalable):
+        self.sizes[name], self.places[name], self.scalable[name] = size, [], scalable
+
+    def write(self, name, path, bias, norm=None, affine=True):
+        """A layer computes the group, perhaps followed by a norm."""
+        self.places[name].append(Place(f"{path}.weight", 0, 0 if norm else 1))
+        if bias:
+            self.places[name].append(Place(f"{path}.bias", 0, 0 if norm else 1))
+        if norm:
+            if affine:
+                self.places[name] += [Place(f"{norm}.weight", 0, 1), Place(f"{norm}.bias", 0, 1)]
+            self.places[name] += [Place(f"{norm}.running_mean", 0, 0), Place(f"{norm}.running_var", 0, 0)]
+            self.scalable[name] &= affine
+
+    def read(self, name, path, copies=1, offset=0):
+        self.places[name].append(Place(f"{path}.weight", 1, -1, offset, copies))
+
+
+class MLP(nn.Module):
+    """Linear layers with or without biases, norms and dropout."""
+
+    def __init__(self, widths, bias=True, norm=None, activation="relu"):
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        hidden = widths[1:-1]
+        self.norms = nn.ModuleList(nn.BatchNorm1d(h, affine=norm == "affine") if norm else nn.Identity() for h in hidden)
+        self.activation = {**HOMOGENEOUS, **OTHERS}[activation]
+        self.example = torch.zeros(3, widths[0])
+        self.truth = Truth()
+        for i, h in enumerate(hidden):
+            name = f"linears.{i}"
+            self.truth.open(name, h, activation in HOMOGENEOUS)
+            self.truth.write(name, name, bias, f"norms.{i}" if norm else None, norm == "affine")
+            self.truth.read(name, f"linears.{i + 1}")
+
+    def forward(self, x):
+        for linear, norm in zip(self.linears, self.norms, strict=False):
+            x = F.dropout(self.activation(norm(linear(x))), 0.3, self.training)
+        return self.linears[-1](x)
+
+
+class CNN(nn.Module):
+    """Two branches of convolutions side by side, pooled, a strided or dilated convolution, flattened into a linear layer."""
+
+    def __init__(self, a, b, c, stride=1, dilation=1, pool="max", flatten=True, norm=None, activation="relu", classes=3):
+        super().__init__()
+        self.left = nn.Conv2d(2, a, 3, padding=1)
+        self.right = nn.Conv2d(2, b, 1, bias=False)
+        self.conv = nn.Conv2d(a + b, c, 3, stride=stride, dilation=dilation, padding=dilation)
+        self.norm = nn.BatchNorm2d(c, affine=norm == "affine") if norm else nn.Identity()
+        self.pool = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2)}[pool]
+        self.flatten = flatten
+        self.activation = {**HOMOGENEOUS, **OTHERS}[activation]
+        side = 4 if stride == 1 else 2
+        self.head = nn.Linear(c * side**2 if flatten else c, classes)
+        self.example = torch.zeros(2, 2, 8, 8)
+        self.truth = t = Truth()
+        scales = activation in HOMOGENEOUS
+        t.open("left", a, scales)
+        t.write("left", "left", True)
+        t.read("left", "conv")
+        t.open("right", b, scales)
+        t.write("right", "right", False)
+        t.read("right", "conv", offset=a)
+        t.open("conv", c, scales)
+        t.write("conv", "conv", True, "norm" if norm else None, norm == "affine")
+        t.read("conv", "head", copies=side**2 if flatten else 1)
+
+    def forward(self, x):
+        x = torch.cat([self.activation(self.left(x)), self.activation(self.right(x))], 1)
+        x = self.activation(self.norm(self.conv(self.pool(x))))
+        return self.head(x.flatten(1) if self.flatten else x.mean((2, 3)))
+
+
+class ResNet(nn.Module):
+    """A stem, then residual blocks, the first with a projection; functional code, batch norms with affine parameters."""
+
+    def __init__(self, stem, stream, inner, blocks=2, activation="relu", classes=3):
+        super().__init__()
+        self.stem = nn.Conv2d(1, stem, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(stem)
+        self.project = nn.Conv2d(stem, stream, 1)
+        self.first = nn.ModuleList(nn.Conv2d(stem if not i else stream, inner, 3, padding=1, bias=False) for i in range(blocks))
+        self.first_norm = nn.ModuleList(nn.BatchNorm2d(inner) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Conv2d(inner, stream, 3, padding=1) for _ in range(blocks))
+        self.second_norm = nn.ModuleList(nn.BatchNorm2d(stream) for _ in range(blocks))
+        self.activation = {**HOMOGENEOUS, **OTHERS}[activation]
+        self.head = nn.Linear(stream, classes)
+        self.example = torch.zeros(2, 1, 5, 5)
+        self.truth = t = Truth()
+        scales = activation in HOMOGENEOUS
+        t.open("stem", stem, scales)
+        t.write("stem", "stem", False, "stem_norm")
+        t.read("stem", "project")
+        t.read("stem", "first.0")
+        t.open("second.0", stream, scales)  # computed before the projection
+        t.write("second.0", "project", True)
+        for i in range(blocks):
+            t.open(f"first.{i}", inner, scales)
+            t.write(f"first.{i}", f"first.{i}", False, f"first_norm.{i}")
+            t.read(f"first.{i}", f"second.{i}")
+            t.write("second.0", f"second.{i}", True, f"second_norm.{i}")
+            if i:
+                t.read("second.0", f"first.{i}")
+        t.read("second.0", "head")
+
+    def forward(self, x):
+        x = self.activation(self.stem_norm(self.stem(x)))
+        for i in range(len(self.first)):
+            y = self.second_norm[i](self.second[i](self.activation(self.first_norm[i](self.first[i](x)))))
+            x = self.activation(y + (self.project(x) if not i else x))
+        return self.head(x.mean((2, 3)))
+
+
+def randomised(network, rng, dtype=torch.float64):
+    """The network in eval mode with random values in every parameter and buffer."""
+    network = network.to(dtype).eval()
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            fan_in = max(int(np.prod(tensor.shape[1:])), 1)
+            positive = name.endswith("running_var") or ("norm" in name and name.endswith("weight"))
+            drawn = rng.uniform(0.5, 1.5, tuple(tensor.shape)) if positive else rng.normal(size=tuple(tensor.shape)) * (2 / fan_in) ** 0.5
+            tensor.copy_(torch.as_tensor(drawn))
+    network.example = torch.as_tensor(rng.normal(size=(6, *network.example.shape[1:])), dtype=dtype)
+    return network
+
+
+def disguised(network, rng, *, scales=False):
+    """A copy with permuted (and scaled) units, made from the network's own table of groups."""
+    twin = copy.deepcopy(network)
+    state = twin.state_dict()
+    for name, size in network.truth.sizes.items():
+        order = rng.permutation(size)
+        factor = np.exp(rng.uniform(-0.7, 0.7, size)) if scales and network.truth.scalable[name] else np.ones(size)
+        for place in network.truth.places[name]:
+            tensor = state[place.tensor]
+            units = place.offset + np.arange(size * place.copies).reshape(size, place.copies)
+            index = np.arange(tensor.shape[place.axis])
+            index[units] = units[order]
+            vector = np.ones(tensor.shape[place.axis])
+            vector[units] = (factor**place.exponent)[:, None]
+            view = [-1 if a == place.axis else 1 for a in range(tensor.dim())]
+            moved = tensor.index_select(place.axis, torch.as_tensor(index))
+            tensor.copy_(moved * torch.as_tensor(vector, dtype=tensor.dtype).view(view))
+    return twin
+
+
+widths = st.integers(2, 9)
+
+
+@st.composite
+def mlps(draw, activations=("relu", "leaky", "tanh", "gelu")):
+    hidden = draw(st.lists(widths, min_size=1, max_size=3))
+    return MLP(
+        [draw(st.integers(3, 6)), *hidden, draw(st.integers(2, 4))],
+        bias=draw(st.booleans()),
+        norm=draw(st.sampled_from([None, "affine", "plain"])),
+        activation=draw(st.sampled_from(activations)),
+    )
+
+
+@st.composite
+def cnns(draw, activations=("relu", "leaky", "gelu")):
+    return CNN(
+        draw(widths),
+        draw(widths),
+        draw(widths),
+        stride=draw(st.sampled_from([1, 2])),
+        dilation=draw(st.sampled_from([1, 2])),
+        pool=draw(st.sampled_from(["max", "avg"])),
+        flatten=draw(st.booleans()),
+        norm=draw(st.sampled_from([None, "affine", "plain"])),
+        activation=draw(st.sampled_from(activations)),
+    )
+
+
+@st.composite
+def resnets(draw, activations=("relu", "leaky", "gelu")):
+    return ResNet(draw(widths), draw(widths), draw(widths), blocks=draw(st.integers(1, 3)), activation=draw(st.sampled_from(activations)))
+
+
+def networks():
+    """Any of the three families, random values."""
+    seeds = st.integers(0, 2**31 - 1)
+    return st.tuples(st.one_of(mlps(), cnns(), resnets()), seeds).map(lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1])))
