@@ -82,12 +82,13 @@ def run_demo(arguments: argparse.Namespace) -> int:
     rows.gap()
     rows.add("ensemble of A, B", pair, data)
     _, averaged = fuse("plain average of A, B", VanillaAveraging(), pair)
-    fusion, fused = fuse("fused A, B", WassersteinFusion(), pair)
+    fusion, fused = fuse("fused A, B", WassersteinFusion(random_state=arguments.seed), pair)
     rows.gap()
     rows.add("ensemble of A, B, C", trio, data)
     for hidden in (SMALL, BETWEEN):
-        fuse("fused A, B, C", WassersteinFusion(dict(zip(fusion.graph_.groups, hidden, strict=True))), trio)
-    fuse("fused A, B, C, default widths", WassersteinFusion(), trio)
+        widths = dict(zip(fusion.graph_.groups, hidden, strict=True))
+        fuse("fused A, B, C", WassersteinFusion(widths, random_state=arguments.seed), trio)
+    fuse("fused A, B, C, default widths", WassersteinFusion(random_state=arguments.seed), trio)
 
     print(f"Digits of scikit-learn, {len(data.X_train)} training rows; accuracy on {len(data.X_test)} other rows.")
     print("An ensemble is the mean of its networks' softmax outputs.\n")

@@ -15,4 +15,3 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 def device():
     """Where the properties run: on a GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-

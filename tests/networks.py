@@ -5,6 +5,7 @@ axis, offset, copies, exponent). Permuted and scaled copies are made from this t
 """
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +56,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths, bias=True, norm=None, activation="relu"):
         super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(widths))
         hidden = widths[1:-1]
         self.norms = nn.ModuleList(nn.BatchNorm1d(h, affine=norm == "affine") if norm else nn.Identity() for h in hidden)
         self.activation = {**HOMOGENEOUS, **OTHERS}[activation]
@@ -155,7 +156,11 @@ def randomised(network, rng, dtype=torch.float64):
                 continue
             fan_in = max(int(np.prod(tensor.shape[1:])), 1)
             positive = name.endswith("running_var") or ("norm" in name and name.endswith("weight"))
-            drawn = rng.uniform(0.5, 1.5, tuple(tensor.shape)) if positive else rng.normal(size=tuple(tensor.shape)) * (2 / fan_in) ** 0.5
+            drawn = (
+                rng.uniform(0.5, 1.5, tuple(tensor.shape))
+                if positive
+                else rng.normal(size=tuple(tensor.shape)) * (2 / fan_in) ** 0.5
+            )
             tensor.copy_(torch.as_tensor(drawn))
     network.example = torch.as_tensor(rng.normal(size=(6, *network.example.shape[1:])), dtype=dtype)
     return network
@@ -212,10 +217,14 @@ def cnns(draw, activations=("relu", "leaky", "gelu")):
 
 @st.composite
 def resnets(draw, activations=("relu", "leaky", "gelu")):
-    return ResNet(draw(widths), draw(widths), draw(widths), blocks=draw(st.integers(1, 3)), activation=draw(st.sampled_from(activations)))
+    return ResNet(
+        draw(widths), draw(widths), draw(widths), blocks=draw(st.integers(1, 3)), activation=draw(st.sampled_from(activations))
+    )
 
 
 def networks():
     """Any of the three families, random values."""
     seeds = st.integers(0, 2**31 - 1)
-    return st.tuples(st.one_of(mlps(), cnns(), resnets()), seeds).map(lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1])))
+    return st.tuples(st.one_of(mlps(), cnns(), resnets()), seeds).map(
+        lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1]))
+    )

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..groups import Block, Graph, relabel
+from ..groups import Block, Graph, put, relabel, take
 from .energy import along
-from .features import put, take
 
 __all__ = ["carry_state", "mean_scales", "mean_state"]
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..groups import Block, Graph, LabelledTensor, Span
+from ..groups import Graph, LabelledTensor, Span, take
 
-__all__ = ["Feature", "features", "matching_view", "put", "take"]
+__all__ = ["Feature", "features", "matching_view"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,52 +37,6 @@ class Feature:
     roles: tuple[str, ...]
     exponents: tuple[float, ...]
     alpha: float = 1.0
-
-
-def take(tensor: Tensor, block: Block) -> Tensor:
-    """A block of a tensor as an array: one axis per group, then one for all that is fixed."""
-    groups, rest = [], []
-    for axis, (span, fixed) in enumerate(zip(block.spans, block.fixed, strict=True)):
-        positions = span.index.ravel() if span is not None else fixed
-        if positions is not None and not _everything(positions, tensor.shape[axis]):
-            tensor = tensor.index_select(axis, torch.as_tensor(positions, device=tensor.device))
-    shape: list[int] = []
-    for span, size in zip(block.spans, tensor.shape, strict=True):
-        if span is None:
-            rest.append(len(shape))
-            shape.append(size)
-        else:
-            groups.append(len(shape))
-            rest.append(len(shape) + 1)
-            shape += list(span.index.shape)
-    moved = tensor.reshape(shape).permute(*groups, *rest)
-    return moved.reshape(*moved.shape[: len(groups)], -1)
-
-
-def put(tensor: Tensor, block: Block, array: Tensor) -> None:
-    """Write an array from `take` back into its block, in place."""
-    spans, rest = block.axes, []
-    for span, fixed in zip(block.spans, block.fixed, strict=True):
-        rest.append(span.index.shape[1] if span is not None else len(fixed if fixed is not None else ()))
-    array = array.reshape(*array.shape[: len(spans)], *rest)
-    order, position = [], 0
-    for axis, span in enumerate(block.spans):
-        if span is not None:
-            order.append(position)
-            position += 1
-        order.append(len(spans) + axis)
-    shape, index = [], []
-    for span, fixed in zip(block.spans, block.fixed, strict=True):
-        positions = span.index.ravel() if span is not None else fixed
-        assert positions is not None
-        shape.append(len(positions))
-        index.append(torch.as_tensor(positions, device=tensor.device))
-    value = array.permute(order).reshape(shape)
-    tensor[tuple(torch.meshgrid(*index, indexing="ij"))] = value.to(tensor.dtype)
-
-
-def _everything(positions: np.ndarray, size: int) -> bool:
-    return len(positions) == size and bool((np.diff(positions) == 1).all())
 
 
 def matching_view(graph: Graph, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:

@@ -221,7 +221,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
                 return architecture
         for a in architectures[1:]:  # parents of several widths: each must widen without loss
             if a.graph.sizes != architectures[0].graph.sizes:
-                a.check.duplicates()
+                a.check_widening()
         return architectures[0].resized(sizes)
 
     def _network(self, model: nn.Module, graph: Graph) -> Network:

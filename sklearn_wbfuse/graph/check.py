@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import ArchitectureMismatchError, FusionWarning, SelfCheckError
-from ..groups import Graph, relabel
-from .modules import floating_state, plain_copy, resize
+from ..groups import Graph, LabelledTensor, put, relabel, take
+from .modules import floating_state, plain_copy
 
 __all__ = ["SelfCheck"]
 
@@ -24,7 +24,7 @@ _CONTROLS = 32  # groups that the negative control looks at
 class SelfCheck:
     """One network with random parameters, random inputs and its output, in float64 where the network allows it.
 
-    What it can't see: branches that the trace did not take, losses of widening (see `duplicates`), and units that were
+    What it can't see: branches that the trace did not take, losses of widening (see `widens`), and units that were
     frozen without need.
 
     Parameters
@@ -169,51 +169,31 @@ class SelfCheck:
                 "only models of one architecture can be fused (activations, strides and the order of layers included)."
             )
 
-    def duplicates(self) -> None:
-        """Doubling every group must keep the function, or its width can't change.
+    def widens(self, wide: nn.Module, graph: Graph) -> bool:
+        """Whether repeating every unit, with its readers' weights split, gives a wider network of the same function.
 
-        Raises
-        ------
-        SelfCheckError
-            Naming the group.
+        Parameters
+        ----------
+        wide : Module
+            The network resized to multiples of its widths.
+        graph : Graph
+            Of `wide`.
         """
-        if not self._doubled_same(list(self.graph.groups)):
-            wrong = [name for name in self.graph.groups if not self._doubled_same([name])]
-            raise SelfCheckError(
-                f"The widths of groups {wrong or list(self.graph.groups)} can't change: doubling every neuron "
-                "changes the network's output (a softmax, norm or tie over the neurons, or a size written into the code). "
-                "Keep them at their present sizes."
-            )
-
-    def _doubled_same(self, names: Sequence[str]) -> bool:
-        sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
-        wide = resize(self.twin, self.graph, sizes)
-        state = {name: doubled(t, self.graph, name, names) for name, t in self.state.items()}
-        try:
-            return self._same(wide, state)
-        except Exception:
-            return False
+        state = {n: repeated(t, self.graph.tensors[n], graph.tensors[n]) for n, t in self.state.items()}
+        return self._same(wide.to(next(iter(state.values())).dtype), state)
 
 
-def doubled(tensor: Tensor, graph: Graph, name: str, groups: Sequence[str]) -> Tensor:
-    """Put a copy of every unit of `groups` behind the original ones; readers share the weight.
-
-    Copies of a unit that stands at several positions of an axis follow the layout of a wider network only if the axis is
-    not shared; a flattened axis (units outermost) doubles as a whole.
-    """
-    for axis, spans in enumerate(graph.tensors[name].spans):
-        pieces, at = [], 0
-        for span in sorted(spans, key=lambda s: int(s.index.min())):
-            if span.group not in groups:
-                continue
-            end = int(span.index.max()) + 1
-            part = tensor.narrow(axis, int(span.index.min()), end - int(span.index.min()))
-            part = part / 2 if span.role == "in" else part
-            pieces += [tensor.narrow(axis, at, int(span.index.min()) - at), part, part]
-            at = end
-        if pieces:
-            tensor = torch.cat([*pieces, tensor.narrow(axis, at, tensor.shape[axis] - at)], axis)
-    return tensor
+def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor) -> Tensor:
+    """One tensor of a network in which every unit stands several times; input axes share the weight among the copies."""
+    result = torch.zeros(wide.shape, dtype=tensor.dtype)
+    for before, after in zip(labels.blocks(), wide.blocks(), strict=True):
+        array = take(tensor, before)
+        for axis, (span, wider) in enumerate(zip(before.axes, after.axes, strict=True)):
+            size, target = len(span.index), len(wider.index)
+            array = array.index_select(axis, torch.arange(target) % size)
+            array = array * (size / target) if span.role == "in" else array
+        put(result, after, array)
+    return result
 
 
 def without_scales(graph: Graph, names: Sequence[str]) -> Graph:

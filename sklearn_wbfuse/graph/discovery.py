@@ -95,7 +95,7 @@ class Architecture:
         """
         if dict(sizes) == self.graph.sizes:
             return self
-        self.check.duplicates()
+        self.check_widening()
         wide = resize(self.plain, self.graph, sizes)
         try:
             graph = _trace(wide, self.inputs)
@@ -107,6 +107,28 @@ class Architecture:
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
             )
         return Architecture(wide, graph, self.inputs, self.check)
+
+    def check_widening(self) -> None:
+        """Doubling every group must keep the function, or widths can't change.
+
+        Raises
+        ------
+        WidthError
+            Naming the groups that do not widen.
+        """
+        if not self._doubles(list(self.graph.groups)):
+            wrong = [name for name in self.graph.groups if not self._doubles([name])]
+            raise WidthError(
+                f"The widths of groups {wrong or list(self.graph.groups)} can't change: with every neuron doubled, the network computes "
+                "something else (a softmax, norm or tie over the neurons, or a size written into the code). Keep their sizes."
+            )
+
+    def _doubles(self, names: Sequence[str]) -> bool:
+        wide = resize(self.plain, self.graph, {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()})
+        try:
+            return self.check.widens(wide, _trace(wide, self.inputs))
+        except Exception:  # it does not run, or its blocks come out otherwise
+            return False
 
 
 def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> list[Architecture]:

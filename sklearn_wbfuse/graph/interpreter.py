@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
     elif value.shape != shape and value.layers:
         raise AssertionError(f"The rule of {node.target} computed shape {value.shape}, the network {shape}.")
     producers = value.producers if len(node.users) == 1 else ()
-    return Value(shape, layers, value.constant, value.is_weight, value.name, producers)
+    return replace(value, shape=shape, layers=layers, producers=producers)
 
 
 def _options(node: Node) -> str:

@@ -107,7 +107,7 @@ def _varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) 
     for value in values:
         shift = len(shape) - len(value.shape)
         for dim in (d - shift for d in dims):
-            if dim < 0 or value.shape[dim] == 1:
+            if dim < 0 or value.shape[dim] == 1 or dim in value.uniform:
                 continue
             if value.constant is None or bool((value.constant != value.constant.narrow(dim, 0, 1)).any()):
                 return True

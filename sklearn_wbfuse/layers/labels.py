@@ -75,10 +75,12 @@ class Value:
         The value, where it depends on neither inputs nor parameters.
     is_weight : bool
         Whether it depends on parameters and not on inputs.
-    names : tuple of str
+    name : str or None
         The parameter that this value is, if it is one as such.
-    producers : frozenset of str
-        Parameters that computed this value and nothing else has read (for folding norms).
+    producers : tuple of str
+        Weight and bias that computed this value, if nothing else has read it (for folding norms).
+    uniform : tuple of int
+        Dimensions that were expanded from size 1, along which it can't vary.
     """
 
     shape: tuple[int, ...]
@@ -87,6 +89,7 @@ class Value:
     is_weight: bool = False
     name: str | None = None
     producers: tuple[str, ...] = ()
+    uniform: tuple[int, ...] = ()
 
     def layer(self, dim: int) -> Layer | None:
         """The layer that varies along `dim` alone; for a single unit, the one that varies nowhere."""

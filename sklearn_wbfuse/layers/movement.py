@@ -6,6 +6,7 @@ Flatten, concatenation, channel shuffle and transposed weights come out exact to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,9 @@ from .registry import register_rule
 
 __all__: list[str] = []
 
-MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze expand slice select narrow
+MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze slice select narrow
 roll flip repeat tile movedim swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
-alias_copy view_copy expand_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
+alias_copy view_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
 SPLITS = "split split_with_sizes chunk unbind tensor_split split_copy split_with_sizes_copy unbind_copy".split()
 
 
@@ -60,6 +61,15 @@ def _register_moves() -> None:
 
 
 _register_moves()
+
+
+@register_rule("aten::expand", "aten::expand_copy")
+def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
+    """A value repeated along a dimension does not vary along it."""
+    moved = x.map(lambda ids: ids.expand(tuple(size)))
+    shift = len(moved.shape) - len(x.shape)
+    repeated = tuple(d for d, n in enumerate(moved.shape) if n > 1 and (d < shift or x.shape[d - shift] == 1))
+    return replace(moved, uniform=repeated)
 
 
 @register_rule("aten::cat", "aten::concat")

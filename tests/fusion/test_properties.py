@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import MLP, CNN, disguised, networks, randomised
+from networks import CNN, MLP, disguised, networks, randomised
 
 from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
 

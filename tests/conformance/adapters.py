@@ -1,0 +1,98 @@
+"""What every rule and adapter must pass. A subclass lists networks in which its operation stands between two linear layers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.graph import Architecture, floating_state, plain_copy
+from sklearn_wbfuse.groups import relabel
+
+
+@dataclass
+class Case:
+    """A network, its inputs, and its groups by hand: name -> size."""
+
+    build: Any
+    shape: tuple
+    groups: dict
+    scalable: set = field(default_factory=set)
+    widens: bool = True
+    integers: int = 0
+
+
+_PREPARED: dict = {}
+
+
+class AdapterConformance:
+    """Inherit, and set `cases`: name -> Case."""
+
+    cases: dict = {}
+
+    def pytest_generate_tests(self, metafunc):
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self.cases.values(), ids=list(self.cases))
+
+    @pytest.fixture
+    def prepared(self, case):
+        if id(case) not in _PREPARED:
+            _PREPARED[id(case)] = self._prepare(case)
+        return *_PREPARED[id(case)], np.random.default_rng(1)
+
+    @staticmethod
+    def _prepare(case):
+        torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        model = case.build().double().eval()
+        with torch.no_grad():
+            for name, tensor in floating_state(model).items():
+                positive = "var" in name
+                tensor.copy_(torch.as_tensor(rng.uniform(0.5, 1.5, tensor.shape) if positive else rng.normal(size=tensor.shape)))
+        drawn = rng.integers(0, case.integers, case.shape) if case.integers else rng.normal(size=case.shape)
+        inputs = (torch.as_tensor(drawn),)
+        return model, inputs, Architecture.of(model, inputs).graph
+
+    def test_groups_are_those_of_the_hand_written_table(self, case, prepared):
+        assert prepared[2].sizes == case.groups
+        assert {n for n, g in prepared[2].groups.items() if g.scalable} == case.scalable
+
+    def test_permuting_and_scaling_every_group_keeps_the_outputs(self, case, prepared):
+        model, inputs, graph, rng = prepared
+        order = {n: rng.permutation(g.size) for n, g in graph.groups.items()}
+        scale = {n: rng.uniform(0.5, 2, g.size) for n, g in graph.groups.items() if g.scalable}
+        moved = {n: relabel(t, graph.tensors[n], order, scale) for n, t in floating_state(model).items()}
+        expected = model(*inputs)
+        assert (torch.func.functional_call(model, moved, inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
+
+    def test_leaving_out_a_claimed_axis_changes_the_outputs(self, case, prepared):
+        model, inputs, graph, _ = prepared
+        expected = model(*inputs)
+        for name, group in graph.groups.items():
+            if group.size < 2:
+                continue
+            order = {name: np.roll(np.arange(group.size), 1)}
+            state = floating_state(model)
+            moved = {n: relabel(t, graph.tensors[n], order, {}) for n, t in state.items()}
+            for tensor, _, _ in graph.axes(name):
+                wrong = {**moved, tensor.name: state[tensor.name]}
+                assert (torch.func.functional_call(model, wrong, inputs) - expected).abs().max() > 1e-9, (name, tensor.name)
+
+    def test_permuted_copies_fuse_back(self, case, prepared):
+        model, inputs, graph, rng = prepared
+        order = {n: rng.permutation(g.size) for n, g in graph.groups.items()}
+        twin = plain_copy(model)
+        twin.load_state_dict({n: relabel(t, graph.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
+        fused = WassersteinFusion(example_inputs=inputs).fit([model, twin]).fused_model_
+        expected = model(*inputs)
+        assert (fused(*inputs) - expected).abs().max() < 1e-8 * (1 + expected.abs().max())
+
+    def test_twice_the_widths_compute_the_same(self, case, prepared):
+        if not case.widens or not case.groups:
+            pytest.skip("this operation does not widen")
+        model, inputs, _, _ = prepared
+        wide = WassersteinFusion(target_widths=2.0, example_inputs=inputs).fit([model]).fused_model_
+        expected = model(*inputs)
+        assert (wide(*inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
