@@ -7,7 +7,7 @@ differ by scales become equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,12 @@ __all__ = ["balance", "scaled"]
 
 
 def balance(
-    described: Sequence[Feature], arrays: Sequence[Tensor], *, max_iter: int = 1000, tol: float = 1e-13
+    described: Sequence[Feature],
+    arrays: Sequence[Tensor],
+    keep: Collection[str] = (),
+    *,
+    max_iter: int = 1000,
+    tol: float = 1e-13,
 ) -> dict[str, Tensor]:
     r"""Scales :math:`c_u` per unit of every scalable group, float64, that minimise the sum of squares.
 
@@ -29,13 +34,15 @@ def balance(
     ----------
     described : list of Feature
     arrays : list of Tensor
+    keep : collection of str
+        Groups that are left as they are.
     """
     norms = [a.to(torch.float64).pow(2).sum(-1) for a in arrays]
     logs: dict[str, Tensor] = {}
     places: dict[str, list[tuple[int, int]]] = {}
     for p, feature in enumerate(described):
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
-            if exponent:
+            if exponent and group not in keep:
                 places.setdefault(group, []).append((p, axis))
                 logs[group] = torch.zeros(norms[p].shape[axis], dtype=torch.float64, device=norms[p].device)
     for _ in range(max_iter):
@@ -63,7 +70,7 @@ def _step(
         feature = described[p]
         weighted = norms[p]
         for a, (name, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
-            if exponent:
+            if exponent and name in logs:
                 view = [1] * weighted.dim()
                 view[a] = -1
                 weighted = weighted * (2 * exponent * logs[name]).exp().view(view)

@@ -57,13 +57,15 @@ def validate_models(models: Any) -> list[nn.Module]:
                 raise InvalidModelError(
                     f"Model {position}: parameter {name!r} is lazy and has no shape yet; run the model once first."
                 )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(f"Model {position}: {name!r} of shape {tuple(tensor.shape)} has NaN or infinite values.")
         checked.append(plain)
     devices = {position: device_of(m) for position, m in enumerate(checked)}
     if len(set(devices.values())) > 1:
         shown = ", ".join(f"model {p} on {d}" for p, d in devices.items())
         raise InvalidModelError(f"All models must be on one device. Got {shown}; move them with .to(device).")
+    for position, model in enumerate(checked):
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"Model {position}: {name!r} of shape {tuple(tensor.shape)} has NaN or infinite values.")
     return checked
 
 

@@ -128,6 +128,6 @@ def round_to_marginals(plan: np.ndarray) -> np.ndarray:
     rows, columns = plan.shape
     plan = plan * np.minimum(1, (1 / rows) / np.maximum(plan.sum(1), 1e-300))[:, None]
     plan = plan * np.minimum(1, (1 / columns) / np.maximum(plan.sum(0), 1e-300))
-    missing_rows, missing_columns = 1 / rows - plan.sum(1), 1 / columns - plan.sum(0)
+    missing_rows, missing_columns = np.maximum(1 / rows - plan.sum(1), 0), np.maximum(1 / columns - plan.sum(0), 0)
     total = missing_rows.sum()
     return plan + np.outer(missing_rows, missing_columns) / total if total > 0 else plan

@@ -1,0 +1,18 @@
+from conformance.fusers import FuserConformance
+
+from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
+
+
+class TestVanillaAveraging(FuserConformance):
+    def make(self, **parameters):
+        return VanillaAveraging(**parameters)
+
+
+class TestWassersteinFusion(FuserConformance):
+    def make(self, **parameters):
+        return WassersteinFusion(**{"random_state": 0, **parameters})
+
+
+class TestLayerwise(FuserConformance):
+    def make(self, **parameters):
+        return WassersteinFusion(**{"schedule": "layerwise", "symmetry": "permutation", **parameters})
