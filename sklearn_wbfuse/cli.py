@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import Bunch
 from torch import nn
 
@@ -64,6 +65,15 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         print(f"wbfuse demo: error: {folder} is not a folder that can be written to", file=sys.stderr)
         return 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small are faster on one
+    try:
+        return _demo(folder, arguments.seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _demo(folder: Path, seed: int) -> int:
     data, rows = load_digits(), Rows()
 
     def train(name: str, hidden: Sequence[int], seed: int) -> nn.Module:
@@ -77,18 +87,18 @@ def run_demo(arguments: argparse.Namespace) -> int:
         return fusion, rows.add(name, [fusion.fused_model_], data, seconds)
 
     train_mlp(data.X_train, data.y_train, (64, 2, 10), epochs=1)  # PyTorch loads parts of itself: not part of A's seconds
-    pair = [train("A", SMALL, arguments.seed), train("B", SMALL, arguments.seed + 1)]
-    trio = [*pair, train("C", LARGE, arguments.seed + 2)]
+    pair = [train("A", SMALL, seed), train("B", SMALL, seed + 1)]
+    trio = [*pair, train("C", LARGE, seed + 2)]
     rows.gap()
     rows.add("ensemble of A, B", pair, data)
     _, averaged = fuse("plain average of A, B", VanillaAveraging(), pair)
-    fusion, fused = fuse("fused A, B", WassersteinFusion(random_state=arguments.seed), pair)
+    fusion, fused = fuse("fused A, B", WassersteinFusion(random_state=seed), pair)
     rows.gap()
     rows.add("ensemble of A, B, C", trio, data)
     for hidden in (SMALL, BETWEEN):
         widths = dict(zip(fusion.graph_.groups, hidden, strict=True))
-        fuse("fused A, B, C", WassersteinFusion(widths, random_state=arguments.seed), trio)
-    fuse("fused A, B, C, default widths", WassersteinFusion(random_state=arguments.seed), trio)
+        fuse("fused A, B, C", WassersteinFusion(widths, random_state=seed), trio)
+    fuse("fused A, B, C, default widths", WassersteinFusion(random_state=seed), trio)
 
     print(f"Digits of scikit-learn, {len(data.X_train)} training rows; accuracy on {len(data.X_test)} other rows.")
     print("An ensemble is the mean of its networks' softmax outputs.\n")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .energy import kappa
 from .features import Feature
 
 __all__ = ["balance", "scaled"]
@@ -20,24 +21,31 @@ __all__ = ["balance", "scaled"]
 def balance(
     described: Sequence[Feature],
     arrays: Sequence[Tensor],
+    sizes: Mapping[str, int] | None = None,
     keep: Collection[str] = (),
     *,
     max_iter: int = 1000,
     tol: float = 1e-13,
 ) -> dict[str, Tensor]:
-    r"""Scales :math:`c_u` per unit of every scalable group, float64, that minimise the sum of squares.
+    r"""Scales :math:`c_u` per unit of every scalable group, float64, that minimise :math:`\sum_p \kappa_p \|T_p\|^2`.
 
-    Coordinate descent: with the other groups fixed, :math:`\min_c c^{2e} N_+ + c^{-2e} N_-` has a closed form where the
-    exponents are :math:`\pm e`; other exponents, and groups that stand twice in a tensor, take a damped Newton step.
+    The factors :math:`\kappa_p` of the energy make the result the same for a network and its wider copies. Coordinate descent:
+    with the other groups fixed, :math:`\min_c c^{2e} N_+ + c^{-2e} N_-` has a closed form where the exponents are
+    :math:`\pm e`; other exponents, and groups that stand twice in a tensor, take a damped Newton step.
 
     Parameters
     ----------
     described : list of Feature
     arrays : list of Tensor
+    sizes : mapping of str to int, optional
+        Sizes of the target's groups; the arrays' own by default.
     keep : collection of str
         Groups that are left as they are.
     """
-    norms = [a.to(torch.float64).pow(2).sum(-1) for a in arrays]
+    norms = []
+    for feature, array in zip(described, arrays, strict=True):
+        target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
+        norms.append(kappa(feature, target, array.shape) * array.to(torch.float64).pow(2).sum(-1))
     logs: dict[str, Tensor] = {}
     places: dict[str, list[tuple[int, int]]] = {}
     for p, feature in enumerate(described):

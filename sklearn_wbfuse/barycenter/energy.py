@@ -20,7 +20,7 @@ from torch import Tensor
 from ..couplings import Coupling
 from .features import Feature
 
-__all__ = ["along", "carried", "cost", "energy", "mean_target"]
+__all__ = ["along", "carried", "cost", "energy", "kappa", "mean_target"]
 
 
 def along(array: Tensor, axis: int, coupling: Coupling, role: str) -> Tensor:
@@ -44,13 +44,14 @@ def mean_target(carried_models: Sequence[Sequence[Tensor]], weights: Sequence[fl
     return [sum(w * a for w, a in zip(weights, arrays, strict=True)) for arrays in zip(*carried_models, strict=True)]
 
 
-def _kappa(feature: Feature, target: Tensor, source: Tensor, skip: int | None = None) -> float:
-    kappa = 1.0
+def kappa(feature: Feature, target: Sequence[int], source: Sequence[int], skip: int | None = None) -> float:
+    r""":math:`\kappa^i_p`, from the sizes of the array's axes in the target and in the source; `skip` leaves out an axis."""
+    factor = 1.0
     for axis, role in enumerate(feature.roles):
         if axis != skip:
-            ratio = target.shape[axis] / source.shape[axis]
-            kappa *= ratio if role == "out" else 1 / ratio
-    return kappa
+            ratio = target[axis] / source[axis]
+            factor *= ratio if role == "out" else 1 / ratio
+    return factor
 
 
 def energy(
@@ -80,7 +81,11 @@ def energy(
             if source.shape == t.shape:
                 value = _squares(t - a) + _squares(source) - _squares(a)
             else:
-                value = _squares(t) - 2 * float((t * a).sum(dtype=torch.float64)) + _kappa(feature, t, source) * _squares(source)
+                value = (
+                    _squares(t)
+                    - 2 * float((t * a).sum(dtype=torch.float64))
+                    + kappa(feature, t.shape, source.shape) * _squares(source)
+                )
             total += weight * feature.alpha * value
     return total
 
@@ -144,9 +149,9 @@ def _axis_cost(feature: Feature, axis: int, target: Tensor, source: Tensor, coup
     right = moved.movedim(axis, 0).reshape(n_source, -1)
     own = source.movedim(axis, 0).reshape(n_source, -1).pow(2).sum(1)
     if feature.roles[axis] == "out":
-        rows, columns, cross = n * left.pow(2).sum(1), n * _kappa(feature, target, source, skip=axis) * own, n
+        rows, columns, cross = n * left.pow(2).sum(1), n * kappa(feature, target.shape, source.shape, skip=axis) * own, n
     else:
         # n^i kappa = n^i (n^i / n) times the ratios of the other axes
-        factor = n_source * (n_source / n) * _kappa(feature, target, source, skip=axis)
+        factor = n_source * (n_source / n) * kappa(feature, target.shape, source.shape, skip=axis)
         rows, columns, cross = n * left.pow(2).sum(1), factor * own, n_source
     return rows[:, None] + columns[None, :] - 2 * cross * (left @ right.T)

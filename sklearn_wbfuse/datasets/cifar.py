@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def _decoded(stream: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         from PIL import Image
     except ImportError as error:
         raise ImportError("Decoding cifar10_jpeg.npz needs Pillow: pip install pillow") from error
-    files = (io.BytesIO(stream[start:end].tobytes()) for start, end in zip(offsets[:-1], offsets[1:], strict=True))
+    files = (io.BytesIO(stream[start:end].tobytes()) for start, end in pairwise(offsets))
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
@@ -79,7 +80,7 @@ def _from_archive(path: Path, members: list[str]) -> tuple[np.ndarray, np.ndarra
         files = {Path(member.name).name: member for member in archive.getmembers()}
         parts = [archive.extractfile(files[name]) for name in members]
         rows = np.frombuffer(b"".join(part.read() for part in parts if part is not None), np.uint8).reshape(-1, 3073)
-    return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]
+    return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0].copy()
 
 
 def _normalised(images: np.ndarray) -> Tensor:

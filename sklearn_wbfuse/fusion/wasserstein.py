@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -217,7 +217,8 @@ class WassersteinFusion(BaseFusion):
         return sizes
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
-        described, arrays, scales = self._balanced(networks)
+        pinned = _pinned(networks, target)
+        described, arrays, scales = self._balanced(networks, target.sizes, pinned)
         problem = Problem(
             described,
             arrays,
@@ -225,7 +226,7 @@ class WassersteinFusion(BaseFusion):
             [n.graph.sizes for n in networks],
             weights,
             self.reg,
-            _pinned(networks, target),
+            pinned,
             max_iter=self.max_iter,
             tol=self.tol,
         )
@@ -259,7 +260,7 @@ class WassersteinFusion(BaseFusion):
         graph = discover_all([given], self._example())[0].graph
         if graph.sizes != target.sizes:
             raise FusionError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
-        _, (arrays,), _ = self._balanced([self._network(given, graph)])
+        _, (arrays,), _ = self._balanced([self._network(given, graph)], target.sizes, problem.pinned)
         plans = [
             match(replace(problem, models=[own], source_sizes=[sizes], weights=[1.0]), arrays)
             for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
@@ -270,7 +271,8 @@ class WassersteinFusion(BaseFusion):
         return self.example_inputs
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
-        described, (own, targets), scales = self._balanced([network, fused])
+        pinned = _pinned([network, fused], fused.graph)
+        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, pinned)
         problem = Problem(
             described,
             [own],
@@ -278,19 +280,21 @@ class WassersteinFusion(BaseFusion):
             [network.graph.sizes],
             [1.0],
             self.reg,
-            {},
+            pinned,
             max_iter=self.max_iter,
             tol=self.tol,
         )
         return Alignment([match(problem, targets)], [scales[0]], scales[1])
 
-    def _balanced(self, networks: list[Network]) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
+    def _balanced(
+        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str]
+    ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
         """Features of every network in the gauge of balanced scales, and those scales."""
         described: Any = None
         arrays, scales = [], []
         for network in networks:
             described, own = features(network.graph, network.state, self.alpha_h)
-            c = balance(described, own) if self.symmetry == "auto" else {}
+            c = balance(described, own, sizes, keep) if self.symmetry == "auto" else {}
             arrays.append(scaled(described, own, c))
             scales.append({name: values.cpu().numpy() for name, values in c.items()})
         return described, arrays, scales

@@ -120,7 +120,8 @@ class Architecture:
             wrong = [name for name in self.graph.groups if not self._doubles([name])]
             raise WidthError(
                 f"The widths of groups {wrong or list(self.graph.groups)} can't change: with every neuron doubled, the network "
-                "computes something else (a softmax, norm or tie over the neurons, or a size written into the code). Keep their sizes."
+                "computes something else (a softmax, norm or tie over the neurons, or a size written into the code). "
+                "Keep their sizes."
             )
 
     def _doubles(self, names: Sequence[str]) -> bool:

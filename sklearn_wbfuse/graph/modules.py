@@ -104,9 +104,17 @@ def plain_copy(model: nn.Module, *, materialise: bool = True) -> nn.Module:
     if materialise:
         for module in twin.modules():
             if parametrize.is_parametrized(module):
-                for name in list(module.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                _materialise(module)
     return twin
+
+
+def _materialise(module: nn.Module) -> None:
+    """Replace parametrized tensors by their values (torch's own removal would change the class that all copies share)."""
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 def floating_state(model: nn.Module) -> dict[str, Tensor]:
@@ -191,7 +199,7 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         if name in parametrized:
             try:
                 setattr(module, leaf, value.to(getattr(module, leaf).dtype))
-            except NotImplementedError as error:
+            except (NotImplementedError, RuntimeError) as error:
                 raise DiscoveryError(
                     f"The parametrization of {name!r} has no right_inverse; define one or remove the parametrization."
                 ) from error

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import MLP, CNN, networks, randomised
+from networks import CNN, MLP, networks, randomised
 
 from sklearn_wbfuse import WassersteinFusion
 

@@ -162,7 +162,7 @@ class FuserConformance:
             self.make().fit(nn.Linear(2, 2))
 
     def test_something_that_is_no_module(self):
-        with pytest.raises(InvalidModelError, match="Model 1 must be an ordinary torch.nn.Module. Got function"):
+        with pytest.raises(InvalidModelError, match=r"Model 1 must be an ordinary torch.nn.Module. Got function"):
             self.make().fit([nn.Linear(2, 2), lambda x: x])
 
     def test_a_script_module(self):
@@ -183,7 +183,7 @@ class FuserConformance:
 
     def test_two_devices(self):
         models = [nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]
-        with pytest.raises(InvalidModelError, match="one device. Got model 0 on cpu, model 1 on meta; move them"):
+        with pytest.raises(InvalidModelError, match=r"one device. Got model 0 on cpu, model 1 on meta; move them"):
             self.make().fit(models)
 
     def test_different_depths(self):

@@ -1,0 +1,138 @@
+"""Trained base models of the benchmarks, by name and seed.
+
+    python benchmarks/base_models.py resnet20x1 0 1     get the networks of these seeds and print their accuracies
+
+A network is read from ``$WBFUSE_ZOO/{name}_s{seed}.pt``, a dict with the state dict under "state" (half precision is made
+single), else from ``base_models`` in the cache folder of the data sets (~/.cache/sklearn_wbfuse), else it is trained on one
+thread and kept there: two minutes for a perceptron, an hour for a network on CIFAR-10. The seed decides the initialisation
+and the order of the data.
+"""
+
+import argparse
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sklearn.utils import Bunch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklearn_wbfuse import FusionInput
+from sklearn_wbfuse.datasets import VGG11, MLPNet, ResNet20, load_cifar10, load_mnist
+from sklearn_wbfuse.datasets._files import cache_folder
+from sklearn_wbfuse.fusion.data import outputs, score_outputs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and how it is trained: SGD at a constant rate, or one-cycle up to that rate."""
+
+    build: Callable[[], nn.Module]
+    load_data: Callable[[], Bunch]
+    epochs: int
+    learning_rate: float
+    momentum: float
+    one_cycle: bool = False
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    flip: bool = False
+
+
+@functools.cache
+def mnist() -> Bunch:
+    return load_mnist()
+
+
+@functools.cache
+def cifar10() -> Bunch:
+    """CIFAR-10, decoded once per process."""
+    return load_cifar10()
+
+
+_CIFAR = {"momentum": 0.9, "one_cycle": True, "weight_decay": 5e-4, "batch_size": 128, "flip": True}
+RECIPES = {
+    "mlpnet": Recipe(MLPNet, mnist, 20, 0.05, 0.5),
+    "mlpnet-nobias": Recipe(lambda: MLPNet(bias=False), mnist, 20, 0.05, 0.5),
+    "resnet20x1": Recipe(ResNet20, cifar10, 10, 0.1, **_CIFAR),
+    "vgg11x0.5": Recipe(lambda: VGG11(0.5), cifar10, 12, 0.05, **_CIFAR),
+}
+
+
+def base_model(name: str, seed: int) -> nn.Module:
+    """The trained network of a name in `RECIPES` and a seed, in eval mode."""
+    file = f"{name}_s{seed}.pt"
+    zoo = os.environ.get("WBFUSE_ZOO")
+    cached = cache_folder() / "base_models" / file
+    path = Path(zoo) / file if zoo and (Path(zoo) / file).is_file() else cached
+    if not path.is_file():
+        state = trained(name, seed).state_dict()
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}.part")
+        torch.save({"name": name, "seed": seed, "state": state}, partial)
+        partial.replace(cached)
+    state = torch.load(path, weights_only=True)["state"]
+    with torch.random.fork_rng(devices=[]):
+        model = RECIPES[name].build()
+    model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in state.items()})
+    return model.eval()
+
+
+def trained(name: str, seed: int) -> nn.Module:
+    recipe = RECIPES[name]
+    data = recipe.load_data()
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return _train(recipe.build(), data.X_train, data.y_train, recipe, f"{name}, seed {seed}")
+
+
+def _train(model: nn.Module, X: Tensor, y: Tensor, recipe: Recipe, label: str) -> nn.Module:
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    steps = -(-len(X) // recipe.batch_size) * recipe.epochs
+    schedule = None
+    if recipe.one_cycle:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    for epoch in range(recipe.epochs):
+        start, total = time.perf_counter(), 0.0
+        for rows in torch.randperm(len(X)).split(recipe.batch_size):
+            batch = X[rows]
+            if recipe.flip:
+                mirrored = torch.rand(len(batch)) < 0.5
+                batch[mirrored] = batch[mirrored].flip(-1)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(batch), y[rows])
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            total += float(loss.detach()) * len(rows)
+        seconds = time.perf_counter() - start
+        print(f"  {label}: epoch {epoch + 1} of {recipe.epochs}, loss {total / len(X):.4f}, {seconds:.0f} s", flush=True)
+    return model.eval()
+
+
+def accuracy(predicted: Tensor, y: Tensor) -> float:
+    """Accuracy in % of logits (n, 10)."""
+    return 100 * score_outputs(predicted.numpy(), y)
+
+
+def logits(model: nn.Module, X: Tensor) -> Tensor:
+    """Outputs in batches of 100: the activations of larger batches of images fit no cache and take three times as long."""
+    return torch.as_tensor(outputs(model, FusionInput([], X), batch_size=100))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Get trained base models, and train those that are missing.")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("seeds", nargs="+", type=int)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    data = RECIPES[given.name].load_data()
+    for seed in given.seeds:
+        model = base_model(given.name, seed)
+        print(f"{given.name}, seed {seed}: {accuracy(logits(model, data.X_test), data.y_test):.2f} %", flush=True)

@@ -1,0 +1,44 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import networks
+
+from sklearn_wbfuse import discover
+from sklearn_wbfuse.graph import floating_state
+from sklearn_wbfuse.groups import put, relabel, take
+
+
+@given(networks())
+def test_blocks_tile_every_tensor(model):
+    graph = discover(model, (model.example,))
+    for name, tensor in floating_state(model).items():
+        rebuilt = torch.full_like(tensor, float("nan"))
+        for block in graph.tensors[name].blocks():
+            array = take(tensor, block)
+            assert array.shape[:-1] == tuple(len(s.index) for s in block.axes)
+            put(rebuilt, block, array)
+        torch.testing.assert_close(rebuilt, tensor, rtol=0, atol=0)
+
+
+@given(networks(), st.integers(0, 1000))
+def test_relabelling_and_back_is_the_identity(model, seed):
+    graph, rng = discover(model, (model.example,)), np.random.default_rng(seed)
+    order = {n: rng.permutation(s) for n, s in graph.sizes.items()}
+    scale = {n: rng.uniform(0.5, 2, s) for n, s in graph.sizes.items()}
+    back = {n: np.argsort(p) for n, p in order.items()}
+    for name, tensor in floating_state(model).items():
+        labels = graph.tensors[name]
+        there = relabel(tensor, labels, order, scale)
+        inverse = {n: 1 / scale[n][back[n]] for n in scale}
+        torch.testing.assert_close(relabel(there, labels, back, inverse), tensor)
+
+
+def test_a_graph_prints_as_a_table():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    table = str(discover(model, (torch.randn(2, 1, 6, 6),))).splitlines()
+    assert [row.split() for row in table] == [
+        ["group", "size", "scale", "computed", "by", "read", "by"],
+        ["-----", "----", "-----", "----------------------", "----------------"],
+        ["0", "4", "yes", "0.weight[0],", "0.bias[0]", "3.weight[1]", "x16"],
+    ] or "3.weight[1] x16" in table[2]
