@@ -36,9 +36,8 @@ def test_relabelling_and_back_is_the_identity(model, seed):
 
 def test_a_graph_prints_as_a_table():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2))
-    table = str(discover(model, (torch.randn(2, 1, 6, 6),))).splitlines()
-    assert [row.split() for row in table] == [
-        ["group", "size", "scale", "computed", "by", "read", "by"],
-        ["-----", "----", "-----", "----------------------", "----------------"],
-        ["0", "4", "yes", "0.weight[0],", "0.bias[0]", "3.weight[1]", "x16"],
-    ] or "3.weight[1] x16" in table[2]
+    assert str(discover(model, (torch.randn(2, 1, 6, 6),))).splitlines() == [
+        "group  size  scale  computed by             read by",
+        "-----  ----  -----  ----------------------  -------",
+        "0      4     yes    0.weight[0], 0.bias[0]  3.weight[1] x16",
+    ]

@@ -1,9 +1,9 @@
 """The energy over couplings and target, its costs and closed forms, and the schedules that lower it."""
 
-from .balance import balance, scaled
+from .balance import balance, level, scaled
 from .carry import carry_state, mean_scales, mean_state
 from .features import features
-from .schedules import Problem, Solution, joint, layerwise, match, random_start
+from .schedules import Problem, Solution, joint, layerwise, match, match_all, random_start
 
 __all__ = [
     "Problem",
@@ -13,7 +13,9 @@ __all__ = [
     "features",
     "joint",
     "layerwise",
+    "level",
     "match",
+    "match_all",
     "mean_scales",
     "mean_state",
     "random_start",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..transport import solve
 from .energy import carried, cost, energy, mean_target
 from .features import Feature
 
-__all__ = ["Problem", "Solution", "joint", "layerwise", "match", "random_start"]
+__all__ = ["Problem", "Solution", "joint", "layerwise", "match", "match_all", "random_start"]
 
 log = logging.getLogger("sklearn_wbfuse")
 
@@ -71,6 +71,12 @@ class Problem:
         """The full energy; see `barycenter.energy.energy`."""
         return energy(self.described, targets, self.models, moved, self.weights)
 
+    def solution(self, plans: list[Plans], n_iter: int = 0) -> Solution:
+        """Couplings with their energy at the best target."""
+        moved = [self.carry(i, p) for i, p in enumerate(plans)]
+        value = self.energy(mean_target(moved, self.weights), moved)
+        return Solution(plans, value, n_iter, [value])
+
     def touching(self, group: str) -> list[int]:
         """Features in which a group stands."""
         return [p for p, f in enumerate(self.described) if group in f.groups]
@@ -91,10 +97,9 @@ def layerwise(problem: Problem) -> Solution:
     plans: list[Plans] = [{} for _ in problem.models]
     for group in problem.sizes:
         _layer(problem, group, plans)
-    moved = [problem.carry(i, p) for i, p in enumerate(plans)]
-    value = problem.energy(mean_target(moved, problem.weights), moved)
-    log.info("layerwise: energy %.6g", value)
-    return Solution(plans, value, 1, [value])
+    found = problem.solution(plans, n_iter=1)
+    log.info("layerwise: energy %.6g", found.energy)
+    return found
 
 
 def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
@@ -201,9 +206,7 @@ def random_start(problem: Problem) -> Solution:
             else:
                 own[group] = Coupling(_spread(sizes[group], n).plan[:, shuffled])
         plans.append(own)
-    moved = [problem.carry(i, p) for i, p in enumerate(plans)]
-    value = problem.energy(mean_target(moved, problem.weights), moved)
-    return Solution(plans, value, 0, [value])
+    return problem.solution(plans)
 
 
 def joint(problem: Problem, start: Solution) -> Solution:
@@ -280,6 +283,15 @@ def _gain(
         gain += feature.alpha * float(after - before)
         scale += feature.alpha * float(before)
     return gain - 1e-9 * scale
+
+
+def match_all(problem: Problem, targets: Sequence[Tensor]) -> Solution:
+    """Couplings of every model with a given network of the target's widths."""
+    plans = [
+        match(replace(problem, models=[own], source_sizes=[sizes], weights=[1.0]), targets)
+        for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
+    ]
+    return problem.solution(plans)
 
 
 def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:

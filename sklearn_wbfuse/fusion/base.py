@@ -107,6 +107,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         target = self._target(architectures, sizes)
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
         networks = [self._network(m, a.graph) for m, a in zip(parents, architectures, strict=True)]
+        self._inputs = target.inputs
         found = self._align(networks, target.graph, lambda_)
         states = [
             carry_state(n.state, n.graph, target.graph, plans, own, found.target_scales)
@@ -121,7 +122,6 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
         self._seen = [_fingerprint(m) for m in parents]
-        self._inputs = target.inputs
         self._run_once()
         return self
 

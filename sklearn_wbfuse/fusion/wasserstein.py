@@ -22,13 +22,15 @@ from ..barycenter import (
     features,
     joint,
     layerwise,
+    level,
     match,
+    match_all,
     mean_scales,
     random_start,
     scaled,
 )
 from ..couplings import Coupling
-from ..exceptions import FusionError
+from ..exceptions import FusionError, WidthError
 from ..graph import discover_all, validate_models
 from ..groups import Graph
 from .base import Alignment, BaseFusion, Network, check_not_built
@@ -218,7 +220,9 @@ class WassersteinFusion(BaseFusion):
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         pinned = _pinned(networks, target)
-        described, arrays, scales = self._balanced(networks, target.sizes, pinned)
+        given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
+        described, arrays, scales = self._balanced([*networks, *given], target.sizes, pinned)
+        arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
             described,
             arrays,
@@ -234,18 +238,18 @@ class WassersteinFusion(BaseFusion):
         rng = check_random_state(self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
         solutions = Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(self._solve)(problem, k, int(seed), closest, target) for k, seed in enumerate(seeds)
+            delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)
         )
         best = min(solutions, key=lambda s: s.energy)
         gauge = mean_scales(scales, best.plans, weights)
         return Alignment(best.plans, scales, gauge, best.energy, best.n_iter, [s.history for s in solutions])
 
-    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], target: Graph) -> Solution:
+    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
         """One start: `init` first, then the other parents' orders, then random couplings."""
         problem = replace(problem, random_state=np.random.RandomState(seed))
         init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
         if isinstance(init, nn.Module):
-            start = self._start_from(problem, init, target)
+            start = match_all(problem, given[0])
         elif init == "random":
             start = random_start(problem)
         else:
@@ -254,21 +258,13 @@ class WassersteinFusion(BaseFusion):
             start = layerwise(replace(problem, reference=closest[0] if init == "auto" else init))
         return joint(problem, start) if self.schedule == "joint" else start
 
-    def _start_from(self, problem: Problem, module: nn.Module, target: Graph) -> Solution:
-        """Couplings of every model with a given network of the target's widths."""
-        (given,) = validate_models([module])
-        graph = discover_all([given], self._example())[0].graph
+    def _given_start(self, target: Graph) -> Network:
+        """The network that `init` is, which must have the target's widths."""
+        (given,) = validate_models([self.init])
+        graph = discover_all([given], self._inputs)[0].graph
         if graph.sizes != target.sizes:
-            raise FusionError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
-        _, (arrays,), _ = self._balanced([self._network(given, graph)], target.sizes, problem.pinned)
-        plans = [
-            match(replace(problem, models=[own], source_sizes=[sizes], weights=[1.0]), arrays)
-            for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
-        ]
-        return Solution(plans, float("inf"), 0, [])
-
-    def _example(self) -> Any:
-        return self.example_inputs
+            raise WidthError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
+        return self._network(given, graph)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         pinned = _pinned([network, fused], fused.graph)
@@ -290,14 +286,11 @@ class WassersteinFusion(BaseFusion):
         self, networks: list[Network], sizes: dict[str, int], keep: Collection[str]
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
         """Features of every network in the gauge of balanced scales, and those scales."""
-        described: Any = None
-        arrays, scales = [], []
-        for network in networks:
-            described, own = features(network.graph, network.state, self.alpha_h)
-            c = balance(described, own, sizes, keep) if self.symmetry == "auto" else {}
-            arrays.append(scaled(described, own, c))
-            scales.append({name: values.cpu().numpy() for name, values in c.items()})
-        return described, arrays, scales
+        both = [features(n.graph, n.state, self.alpha_h) for n in networks]
+        auto = self.symmetry == "auto"
+        scales = level([balance(described, own, sizes, keep) if auto else {} for described, own in both])
+        arrays = [scaled(described, own, c) for (described, own), c in zip(both, scales, strict=True)]
+        return both[0][0], arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
 
 
 def _distance(problem: Problem, model: int) -> int:
