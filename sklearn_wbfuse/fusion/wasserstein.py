@@ -219,9 +219,9 @@ class WassersteinFusion(BaseFusion):
         return sizes
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
-        pinned = _pinned(networks, target)
+        pinned, scaled_alike = _pinned(networks, target)
         given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
-        described, arrays, scales = self._balanced([*networks, *given], target.sizes, pinned)
+        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, len(networks))
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
             described,
@@ -267,8 +267,8 @@ class WassersteinFusion(BaseFusion):
         return self._network(given, graph)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
-        pinned = _pinned([network, fused], fused.graph)
-        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, pinned)
+        pinned, scaled_alike = _pinned([network, fused], fused.graph)
+        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike, 2)
         problem = Problem(
             described,
             [own],
@@ -283,12 +283,12 @@ class WassersteinFusion(BaseFusion):
         return Alignment([match(problem, targets)], [scales[0]], scales[1])
 
     def _balanced(
-        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str]
+        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str], count: int
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
-        """Features of every network in the gauge of balanced scales, and those scales."""
+        """Features of every network in the gauge of balanced scales, levelled by the first `count`, and those scales."""
         both = [features(n.graph, n.state, self.alpha_h) for n in networks]
         auto = self.symmetry == "auto"
-        scales = level([balance(described, own, sizes, keep) if auto else {} for described, own in both])
+        scales = level([balance(described, own, sizes, keep) if auto else {} for described, own in both], count)
         arrays = [scaled(described, own, c) for (described, own), c in zip(both, scales, strict=True)]
         return both[0][0], arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
 
@@ -297,11 +297,15 @@ def _distance(problem: Problem, model: int) -> int:
     return sum(abs(problem.source_sizes[model][g] - n) for g, n in problem.sizes.items())
 
 
-def _pinned(networks: list[Network], target: Graph) -> dict[str, Coupling]:
-    """Groups with a tensor that is bitwise equal in all parents (a frozen embedding): their neurons correspond already."""
+def _pinned(networks: list[Network], target: Graph) -> tuple[dict[str, Coupling], set[str]]:
+    """Groups with a tensor that is bitwise equal in all parents (a frozen embedding): their neurons correspond already.
+
+    The second result are those of them whose scales agree as well, since the tensor scales with them.
+    """
     pinned: dict[str, Coupling] = {}
+    scaled_alike: set[str] = set()
     if len(networks) < 2:
-        return pinned
+        return pinned, scaled_alike
     first = networks[0]
     for name, labels in first.graph.tensors.items():
         tensor = first.state[name]
@@ -314,4 +318,6 @@ def _pinned(networks: list[Network], target: Graph) -> dict[str, Coupling]:
                 )
                 if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
                     pinned[span.group] = Coupling.identity(len(rows))
-    return pinned
+                    if span.exponent:
+                        scaled_alike.add(span.group)
+    return pinned, scaled_alike

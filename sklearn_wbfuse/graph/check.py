@@ -88,6 +88,7 @@ class SelfCheck:
                 drawn = self.rng.uniform(0.5, 1.5, tuple(tensor.shape))  # variances and gains
             else:
                 drawn = self.rng.normal(size=tuple(tensor.shape)) * (1.5 / fan_in**0.5 if tensor.dim() > 1 else 0.5)
+                drawn = drawn + 0.4 * (tensor.dim() == 1)  # positive biases keep most ReLUs alive
             state[name] = torch.as_tensor(drawn, dtype=tensor.dtype)
         return state
 

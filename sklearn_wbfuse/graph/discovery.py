@@ -46,8 +46,8 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     --------
     >>> import torch
     >>> print(discover(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))))
-    group  size  scale  computed by         read by
-    -----  ----  -----  ------------------  -----------
+    group  size  scale  computed by             read by
+    -----  ----  -----  ----------------------  -------
     0      3     yes    0.weight[0], 0.bias[0]  2.weight[1]
     """
     return Architecture.of(model, example_inputs).graph
