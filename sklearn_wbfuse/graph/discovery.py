@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
 from ..groups import Graph
 from ..layers import declaration_of
-from .check import SelfCheck
+from .check import SelfCheck, without_scales
 from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
@@ -116,20 +116,19 @@ class Architecture:
         WidthError
             Naming the groups that do not widen.
         """
-        if not self._doubles(list(self.graph.groups)):
-            wrong = [name for name in self.graph.groups if not self._doubles([name])]
-            raise WidthError(
-                f"The widths of groups {wrong or list(self.graph.groups)} can't change: with every neuron doubled, the network "
-                "computes something else (a softmax, norm or tie over the neurons, or a size written into the code). "
-                "Keep their sizes."
-            )
+        why = self._doubling_fails(list(self.graph.groups))
+        if why:
+            wrong = [name for name in self.graph.groups if self._doubling_fails([name])] or list(self.graph.groups)
+            raise WidthError(f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes.")
 
-    def _doubles(self, names: Sequence[str]) -> bool:
+    def _doubling_fails(self, names: Sequence[str]) -> str:
+        """Why the network with some groups doubled computes something else; empty if it does not."""
         wide = resize(self.plain, self.graph, {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()})
         try:
-            return self.check.widens(wide, _trace(wide, self.inputs))
-        except Exception:  # it does not run, or its blocks come out otherwise
-            return False
+            same = self.check.widens(wide, _trace(wide, self.inputs))
+        except Exception as error:  # it does not run, or its blocks come out otherwise
+            return f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
+        return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
 
 
 def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> list[Architecture]:
@@ -141,10 +140,11 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
         Naming the first difference.
     """
     found: list[Architecture] = []
-    for position, model in enumerate(models):
+    plains = [plain_copy(m) for m in models]
+    for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
-            _compare_names(models[0], model, position)
-        twin = next((a for a in found if _shapes(a.plain) == _shapes(model) and type(a.plain) is type(plain_type(model))), None)
+            _compare_names(plains[0], plain, position)
+        twin = next((a for a in found if _shapes(a.plain) == _shapes(plain) and type(a.plain) is type(plain)), None)
         if twin is not None:
             twin.check.computes_the_same(model, position)
             found.append(twin)
@@ -154,11 +154,6 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
             _compare_graphs(found[0].graph, architecture.graph, position)
         found.append(architecture)
     return found
-
-
-def plain_type(model: nn.Module) -> nn.Module:
-    """The model without parametrizations, whose class stands for its code."""
-    return plain_copy(model)
 
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
@@ -183,8 +178,6 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
 
 
 def _with_scales_of(graph: Graph, verified: Graph) -> Graph:
-    from .check import without_scales
-
     return without_scales(graph, [n for n, g in verified.groups.items() if not g.scalable])
 
 
@@ -196,7 +189,7 @@ def _like(leaf: Any, dtype: torch.dtype) -> Any:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in floating_state(plain_copy(model)).items()}
+    return {name: tuple(t.shape) for name, t in floating_state(model).items()}
 
 
 def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -68,7 +70,7 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
     except Exception as error:
         shapes = pytree.tree_map(lambda t: tuple(t.shape) if isinstance(t, Tensor) else t, tuple(inputs))
         raise DiscoveryError(
-            f"{type(model).__name__} does not run on example inputs of shapes {shapes}: {_first_line(error)}. "
+            f"{type(model).__name__} does not run on example inputs of shapes {shapes}: {_first_line(error)}{_line_of(error)}. "
             "Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
@@ -84,6 +86,13 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _line_of(error: Exception) -> str:
+    """The line of the network's own code that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.name == "forward" and f"{os.sep}torch{os.sep}" not in f.filename and f.line]
+    return f" at '{own[-1].line}'" if own else ""
 
 
 @contextlib.contextmanager
