@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -157,7 +157,6 @@ class Graph:
     norms: tuple[Norm, ...] = ()
     operations: tuple[str, ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
-    aliases: dict[str, str] = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from .balance import balance, level, scaled
 from .carry import carry_state, mean_scales, mean_state
+from .energy import energy, mean_target
 from .features import features
 from .schedules import Problem, Solution, joint, layerwise, match, match_all, random_start
 
@@ -10,6 +11,7 @@ __all__ = [
     "Solution",
     "balance",
     "carry_state",
+    "energy",
     "features",
     "joint",
     "layerwise",
@@ -18,6 +20,7 @@ __all__ = [
     "match_all",
     "mean_scales",
     "mean_state",
+    "mean_target",
     "random_start",
     "scaled",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from ..barycenter import energy, features, mean_target
 from ..couplings import Coupling
 from ..exceptions import WidthError
 from ..groups import Graph
@@ -32,6 +33,8 @@ class VanillaAveraging(BaseFusion):
     couplings_ : list of Couplings
         Identities.
     graph_ : Graph
+    energy_ : float
+        The energy of the models as they stand, comparable with that of ``WassersteinFusion(symmetry="permutation")``.
 
     Examples
     --------
@@ -74,7 +77,10 @@ class VanillaAveraging(BaseFusion):
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
-        return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {})
+        both = [features(n.graph, n.state, 1.0) for n in networks]
+        arrays = [own for _, own in both]
+        value = energy(both[0][0], mean_target(arrays, weights), arrays, arrays, weights)
+        return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {}, value)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         self._sizes([fused.graph.sizes, network.graph.sizes])

@@ -158,8 +158,7 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     floating = floating_state(plain)
-    names = aliases(plain)
-    interpreter = Interpreter(export(plain, inputs), names, floating)
+    interpreter = Interpreter(export(plain, inputs), aliases(plain), floating)
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
@@ -171,10 +170,8 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
             "sklearn_wbfuse.layers.declare(ModuleClass, unused=(name, ...))."
         )
     axes = {key: ids.numpy() for key, ids in interpreter.axes.items() if key[0] in interpreter.reached}
-    interpreter.record.fix()
     shapes = {name: tuple(t.shape) for name, t in floating.items()}
-    graph = group_units(interpreter.record, axes, shapes, tuple(interpreter.operations))
-    return dataclasses.replace(graph, aliases={a: b for a, b in names.items() if a != b})
+    return group_units(interpreter.record, axes, shapes, tuple(interpreter.operations))
 
 
 def _with_scales_of(graph: Graph, verified: Graph) -> Graph:
