@@ -2,11 +2,12 @@
 
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_cifar.py
 
-Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), which takes an hour each on one
-thread. The ResNet20 is also shown after `recompute_batchnorm` on 1,000 training images without labels, chosen by three seeds:
+Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), which takes 15 to 20 minutes
+each on one thread. The ResNet20 is also shown after `recompute_batchnorm` on 1,000 training images without labels, chosen by three seeds:
 mean and standard deviation over these. The same is done to its parents and to the plain average, as controls. The second table
 of the ResNet20 starts the joint schedule from random couplings, for the spread over the local optima. Accuracies in %; seconds
-on one thread, where "fit" leaves out the discovery of the groups, which is timed apart, warm.
+on one thread, where "fit" leaves out the discovery of the groups, which is timed apart, warm. Energies compare within one scale:
+those of symmetry="auto" are in balanced scales, the others, the plain average's among them, in the models' own.
 """
 
 import time
@@ -61,7 +62,8 @@ def compare(name: str, seeds: Sequence[int], norms: bool) -> None:
     for i, model in enumerate(models):
         add(f"parent {i}", model)
     data = FusionInput(models, X[:2])
-    add("plain average", VanillaAveraging().fit(data).fused_model_)  # discovers the groups, which the fits share through `data`
+    average = VanillaAveraging().fit(data)  # discovers the groups, which the fits below share through `data`
+    add("plain average", average.fused_model_, average.energy_)
     for schedule in ("layerwise", "joint"):
         for symmetry in SYMMETRIES:
             fusion, seconds = fitted(data, schedule=schedule, symmetry=symmetry, random_state=0)

@@ -4,7 +4,8 @@
 
 Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py). Printed: accuracies in %, the
 full energy E at the end, and seconds on one thread, where "fit" leaves out the discovery of the groups, which is timed apart.
-Energies of different `symmetry` or pairs can't be compared, those of one pair and different schedules or `reg` can.
+Energies of different pairs or scales can't be compared: the fusions' are in balanced scales, the plain average's in the models'
+own. Those of one pair and different schedules or `reg` can.
 """
 
 import time
@@ -49,7 +50,9 @@ def measure(models: Sequence[nn.Module], settings: Sequence[dict], rows: dict[st
         rows.setdefault(label, Row()).accuracies.append(value)
     data = FusionInput(models, X[:2])
     average = VanillaAveraging().fit(data)  # discovers the groups, which the fits below share through `data`
-    rows.setdefault("plain average", Row()).accuracies.append(accuracy(logits(average.fused_model_, X), y))
+    row = rows.setdefault("plain average", Row())
+    row.accuracies.append(accuracy(logits(average.fused_model_, X), y))
+    row.energies.append(average.energy_)
     for setting in settings:
         start = time.perf_counter()
         fusion = WassersteinFusion(random_state=0, **setting).fit(data)
