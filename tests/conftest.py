@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)
-settings.register_profile("suite", deadline=None, max_examples=15, suppress_health_check=list(HealthCheck), derandomize=True)
+settings.register_profile("suite", deadline=None, max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True)
 settings.register_profile("quick", parent=settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
 settings.register_profile("thorough", deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

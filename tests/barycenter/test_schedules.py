@@ -80,6 +80,14 @@ def test_more_starts_never_give_a_higher_energy():
     assert many.energy_ <= one.energy_ and len(many.history_) == 5
 
 
+@pytest.mark.parametrize(("seed", "factor"), [(0, 0.5), (2, 0.8), (4, 0.8), (8, 0.5)])
+def test_sweeps_between_unequal_widths_are_taken_only_if_the_energy_falls(seed, factor):
+    """Each of these raises the energy in some sweep when every step is taken."""
+    models = [randomised(MLP([5, a, b, 3]), np.random.default_rng(10 * seed + a)) for a, b in ((6, 8), (9, 4), (12, 12))]
+    (history,) = WassersteinFusion(factor, random_state=0, tol=0).fit(models).history_
+    assert (np.diff(history) <= 1e-9 * history[0]).all()
+
+
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.3])
 def test_parents_of_three_widths_into_any_target(factor):
     models = [randomised(MLP([5, a, b, 3]), np.random.default_rng(a)) for a, b in ((6, 8), (9, 4), (12, 12))]

@@ -25,7 +25,7 @@ def on(device, *models):
 
 
 @given(networks(), seeds, st.sampled_from(["joint", "layerwise"]))
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_permuted_and_scaled_copies_fuse_back_to_the_original(device, model, seed, schedule):
     rng = np.random.default_rng(seed)
     (model,) = on(device, model)
@@ -37,6 +37,15 @@ def test_permuted_and_scaled_copies_fuse_back_to_the_original(device, model, see
         assert difference(moved, model, model.example) < 1e-7
         for name, parameter in fusion.fused_model_.named_parameters():
             torch.testing.assert_close(moved.get_parameter(name), parameter, rtol=1e-6, atol=1e-6)
+
+
+@given(networks(), seeds)
+@settings(max_examples=10)
+def test_permuted_copies_fuse_back_to_the_same_parameters(device, model, seed):
+    (model, twin) = on(device, model, disguised(model, np.random.default_rng(seed)))
+    fused = WassersteinFusion(example_inputs=(model.example,)).fit([model, twin]).fused_model_
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value, rtol=1e-6, atol=1e-8)
 
 
 @given(networks(), seeds)
