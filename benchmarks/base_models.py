@@ -4,8 +4,8 @@
 
 A network is read from ``$WBFUSE_ZOO/{name}_s{seed}.pt``, a dict with the state dict under "state" (half precision is made
 single), else from ``base_models`` in the cache folder of the data sets (~/.cache/sklearn_wbfuse), else it is trained on one
-thread and kept there: half a minute for a perceptron, 15 to 20 minutes for a network on CIFAR-10. The seed decides the initialisation
-and the order of the data.
+thread and kept there: half a minute for a perceptron, 15 to 20 minutes for a network on CIFAR-10. The seed decides
+the initialisation and the order of the data.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_cifar.py
 
-Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), which takes 15 to 20 minutes
-each on one thread. The ResNet20 is also shown after `recompute_batchnorm` on 1,000 training images without labels, chosen by three seeds:
+Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), 15 to 20 minutes each on one
+thread. The ResNet20 is also shown after `recompute_batchnorm` on 1,000 training images without labels, chosen by three seeds:
 mean and standard deviation over these. The same is done to its parents and to the plain average, as controls. The second table
 of the ResNet20 starts the joint schedule from random couplings, for the spread over the local optima. Accuracies in %; seconds
 on one thread, where "fit" leaves out the discovery of the groups, which is timed apart, warm. Energies compare within one scale:
