@@ -119,18 +119,13 @@ class LabelledTensor:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation by running statistics, and the tensors that compute its input if nothing else reads them.
-
-    Matching sees the affine map that the norm amounts to in eval mode: the scale of what comes before a norm is
-    arbitrary, and so is the sign of its weight.
-    """
+    """A normalisation by running statistics, and the bias added to its input if nothing else reads the sum."""
 
     mean: str
     var: str
     weight: str | None
     bias: str | None
     eps: float
-    input_weight: str | None = None
     input_bias: str | None = None
 
 

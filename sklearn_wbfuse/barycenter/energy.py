@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from .features import Feature
+from .view import Feature
 
 __all__ = ["along", "carried", "cost", "energy", "kappa", "mean_target"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..couplings import Coupling
 from ..transport import solve
 from .energy import carried, cost, energy, mean_target
-from .features import Feature
+from .view import Feature
 
 __all__ = ["Problem", "Solution", "joint", "layerwise", "match", "match_all", "random_start"]
 
@@ -213,7 +213,9 @@ def joint(problem: Problem, start: Solution) -> Solution:
     """Sweep over groups and models until no coupling changes or the energy stops falling.
 
     At reg=0 a step is taken only if the energy falls (for permutations it always does; for plans between unequal widths it
-    need not). Entropic sweeps go on while couplings change, and the sweep with the lowest energy is kept.
+    need not). Entropic sweeps take every step; they stop as well when the energy stops falling, and the sweep with the lowest
+    energy is kept, which is often the start: the costs of a sweep are larger than those of one layer's incoming tensors, and
+    `reg` is relative to the largest.
     """
     plans = [dict(p) for p in start.plans]
     moved = [problem.carry(i, p) for i, p in enumerate(plans)]

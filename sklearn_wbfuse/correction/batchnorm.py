@@ -25,7 +25,7 @@ def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> n
     ----------
     model : Module
         Not changed.
-    X : array-like or Tensor of shape (n_samples, ...)
+    X : array-like or Tensor of shape (n_samples, ...), or tuple of them
         Unlabelled inputs.
     batch_size : int
         At least 2; a last batch that is smaller is left out.
@@ -53,10 +53,11 @@ def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> n
     if not norms:
         raise FusionError(f"{type(model).__name__} has no batch norm with running statistics; there is nothing to recompute.")
     parameter = next(fresh.parameters(), torch.zeros(()))
-    rows = torch.as_tensor(X)
-    if len(rows) < 2:
-        raise FusionError(f"Statistics need at least 2 rows. Got {len(rows)}.")
-    batch_size = min(batch_size, len(rows))
+    arrays = [torch.as_tensor(a) for a in (X if isinstance(X, tuple) else (X,))]
+    n_rows = len(arrays[0])
+    if n_rows < 2 or batch_size < 2:
+        raise FusionError(f"Statistics need at least 2 rows in a batch. Got {n_rows} rows and batch_size={batch_size}.")
+    batch_size = min(batch_size, n_rows)
     counts = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in norms]
     momenta = [m.momentum for m in norms]
     for norm in norms:
@@ -64,9 +65,9 @@ def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> n
         norm.momentum = None  # a plain mean over batches
         norm.train()
     with torch.random.fork_rng(devices=[]):
-        for start in range(0, len(rows) - batch_size + 1, batch_size):
-            batch = rows[start : start + batch_size].to(parameter.device)
-            fresh(batch.to(parameter.dtype) if batch.is_floating_point() else batch)
+        for start in range(0, n_rows - batch_size + 1, batch_size):
+            batch = [a[start : start + batch_size].to(parameter.device) for a in arrays]
+            fresh(*(b.to(parameter.dtype) if b.is_floating_point() else b for b in batch))
     for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
         if count is not None and norm.num_batches_tracked is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..barycenter import energy, features, mean_target
+from ..barycenter import features
+from ..barycenter.energy import energy, mean_target
 from ..couplings import Coupling
 from ..exceptions import WidthError
 from ..groups import Graph

@@ -208,17 +208,13 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         inputs = self.example_inputs
         if data is None:
             return discover_all(parents, inputs)
-        key = None if inputs is None else id(inputs)
+        key = (id(inputs), *map(id, parents))
         if key not in data.cache:
-            if inputs is None:
-                inputs = data.tensors(parents[0], slice(0, 2))
-            data.cache[key] = discover_all(parents, inputs)
-        return data.cache[key]
+            found = discover_all(parents, data.tensors(parents[0], slice(0, 2)) if inputs is None else inputs)
+            data.cache[key] = (found, inputs, parents)  # held, so that the ids stay theirs
+        return data.cache[key][0]
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
-        for architecture in architectures:
-            if architecture.graph.sizes == sizes:
-                return architecture
         for a in architectures[1:]:  # parents of several widths: each must widen without loss
             if a.graph.sizes != architectures[0].graph.sizes:
                 a.check_widening()

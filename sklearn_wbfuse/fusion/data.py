@@ -43,7 +43,7 @@ class FusionInput:
     """
 
     def __init__(self, models: Sequence[nn.Module], X: Any):
-        self.models = models
+        self.models = models if isinstance(models, nn.Module) else list(models)
         arrays = X if isinstance(X, tuple) else (X,)
         self.arrays = tuple(a if isinstance(a, (Tensor, np.ndarray)) else np.asarray(a) for a in arrays)
         check_consistent_length(*self.arrays)
@@ -83,7 +83,7 @@ class FusionInput:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, data: FusionInput, batch_size: int = 1000) -> np.ndarray:
+def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.ndarray:
     """Outputs of a network in eval mode, batch by batch, shape (n_samples, ...); the mode is put back.
 
     Raises
@@ -97,6 +97,11 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 1000) -> np.n
     model.eval()
     try:
         pieces = [model(*data.tensors(model, slice(i, i + batch_size))) for i in range(0, len(data), batch_size)]
+    except RuntimeError as error:
+        rows = [f"{tuple(a.shape)} {a.dtype}" for a in data.arrays]
+        raise FusionError(
+            f"The network does not run on rows of {', '.join(rows)}: {error}. Integers are not made floats."
+        ) from error
     finally:
         for module, training in modes:
             module.training = training

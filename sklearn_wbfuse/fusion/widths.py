@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..exceptions import GroupNameError, WidthError
 
 __all__ = ["target_sizes"]
@@ -17,7 +19,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
 
     Parameters
     ----------
-    target_widths : None, float, "sum", dict or list
+    target_widths : None, float, "sum", dict or sequence
         As in `WassersteinFusion`.
     parents : list of dict
         Sizes of each parent's groups, in the order of `graph_`.
@@ -33,9 +35,11 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
     """
     names = list(parents[0])
     widest = {n: max(p[n] for p in parents) for n in names}
+    if isinstance(target_widths, np.ndarray):
+        target_widths = target_widths.tolist()
     if target_widths is None:
         return widest
-    if target_widths == "sum":
+    if isinstance(target_widths, str) and target_widths == "sum":
         return {n: sum(p[n] for p in parents) for n in names}
     if isinstance(target_widths, numbers.Integral):
         raise WidthError(
@@ -43,6 +47,8 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
             f"give a factor as a float ({float(target_widths)}), a dict by group, or a list."
         )
     if isinstance(target_widths, numbers.Real):
+        if not np.isfinite(float(target_widths)):
+            raise WidthError(f"target_widths must be finite. Got {target_widths}.")
         return {n: _positive(round(float(target_widths) * size), n) for n, size in widest.items()}
     if isinstance(target_widths, Mapping):
         for name in target_widths:

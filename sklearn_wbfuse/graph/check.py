@@ -119,7 +119,7 @@ class SelfCheck:
         if not all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point()):
             raise SelfCheckError("The network's outputs are not finite for random parameters, so its groups can't be verified.")
         groups = self.graph.groups.values()
-        order = {g.name: self.rng.permutation(g.size) for g in groups}
+        order = {g.name: self._cycle(g.size) for g in groups}
         scale = {g.name: np.exp(self.rng.uniform(-0.7, 0.7, g.size)) for g in groups if g.scalable}
         if not self._same(self.twin, self._moved(order, scale)):
             for name in order:
@@ -134,6 +134,12 @@ class SelfCheck:
             self.graph = without_scales(self.graph, refuted)
         self._negative_control(order)
         return self.graph
+
+    def _cycle(self, size: int) -> np.ndarray:
+        """A random permutation that is one cycle: it maps no proper subset to itself, so no wrong pooling of units survives."""
+        around, order = self.rng.permutation(size), np.empty(size, dtype=int)
+        order[around] = np.roll(around, 1)
+        return order
 
     def _negative_control(self, order: Mapping[str, np.ndarray]) -> None:
         """Leaving one claimed axis in place must change the output, or the check proves nothing."""

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -26,7 +27,8 @@ _LOCK = threading.Lock()  # torch.export is not re-entrant
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     """Example inputs as the tuple of positional arguments of ``model(*inputs)``."""
-    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    given = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    return tuple(torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in given)
 
 
 def guess_inputs(model: nn.Module) -> tuple[Tensor, ...]:

@@ -22,6 +22,8 @@ def group_units(
 ) -> Graph:
     """Units are classes of united labels; groups are classes of units that stand on the same axes equally often.
 
+    Units of one group have also been seen by the same operations.
+
     Parameters
     ----------
     record : Record
@@ -38,7 +40,7 @@ def group_units(
     free = unit != unit_of[FIXED]
     owner, position, unit = owner[free], position[free], unit[free]
 
-    members = _signatures(unit, owner)
+    members = _signatures(unit, owner, [unit_of[ids] for ids in record.seen])
     order, names = _order_and_names(record, unit_of, members, axes)
     group_of_unit = np.full(unit_of.max() + 1, -1)
     for g, signature in enumerate(order):
@@ -82,8 +84,13 @@ def _units(record: Record) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def _signatures(unit: np.ndarray, owner: np.ndarray) -> dict[tuple, np.ndarray]:
-    """Units by the axes that they stand on, with multiplicity."""
+def _signatures(unit: np.ndarray, owner: np.ndarray, seen: list[np.ndarray]) -> dict[tuple, np.ndarray]:
+    """Units by the axes that they stand on, with multiplicity, and by the operations that have seen them."""
+    free = np.zeros(max((int(u.max()) for u in (unit, *seen) if len(u)), default=0) + 1, dtype=bool)
+    free[unit] = True
+    watched = [np.unique(u[free[u]]) for u in seen]
+    unit = np.concatenate([unit, *watched])
+    owner = np.concatenate([owner, *(np.full(len(u), -1 - k) for k, u in enumerate(watched))])
     found: dict[tuple, list[int]] = {}
     order = np.lexsort((owner, unit))
     cuts = np.flatnonzero(np.diff(unit[order])) + 1

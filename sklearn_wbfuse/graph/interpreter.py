@@ -13,11 +13,12 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from ..layers import Layer, Record, Value, rule_for
+from ..layers import Layer, Record, Value, movement, rule_for
 
 __all__ = ["Interpreter"]
 
 _TALLY = 1 << 22  # constants larger than this are not computed
+_SIZED = ("view", "reshape", "expand", "zeros", "ones", "full", "split", "slice", "repeat", "arange")
 
 
 class Interpreter:
@@ -60,6 +61,7 @@ class Interpreter:
 
     def _run(self, names: Mapping[str, str]) -> None:
         values: dict[Node, Any] = {}
+        self.position = {node: k for k, node in enumerate(self.program.graph.nodes)}
         placeholders = iter(self.program.graph_signature.input_specs)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
@@ -110,7 +112,7 @@ class Interpreter:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = stack[-1][0] if stack else ""
         self.record.where = f"{path} ({name})" if path else name
-        self.operations.append(f"{name} {path} {_options(node)}")
+        self.operations.append(f"{name} {path} {_options(node, self.position)}")
         read = _leaves(arguments, named)
         if all(v.constant is not None for v in read):
             return self._constant(node, arguments, named)
@@ -118,6 +120,8 @@ class Interpreter:
         if rule is None:
             self.record.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
+        if rule.__module__ != movement.__name__:
+            self.record.sees([layer for v in read for layer in v.layers])
         result = rule(self.record, *arguments, **named)
         return _completed(node, result)
 
@@ -181,20 +185,18 @@ def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
         )
     elif value.shape != shape and value.layers:
         raise AssertionError(f"The rule of {node.target} computed shape {value.shape}, the network {shape}.")
-    producers = value.producers if len(node.users) == 1 else ()
-    return replace(value, shape=shape, layers=layers, producers=producers)
+    return replace(value, shape=shape, layers=layers, bias=value.bias if len(node.users) == 1 else None)
 
 
-def _options(node: Node) -> str:
-    """Options that belong to the architecture: numbers and flags, but no sizes."""
-    if any(
-        word in str(node.target) for word in ("view", "reshape", "expand", "zeros", "ones", "full", "split", "slice", "repeat")
-    ):
-        return ""
-    return repr([a for a in node.args if not _has_node(a)])
+def _options(node: Node, position: Mapping[Node, int]) -> str:
+    """Wiring and options that belong to the architecture; sizes do not."""
+    sized = any(word in str(node.target) for word in _SIZED)
 
+    def shown(argument: Any) -> Any:
+        if isinstance(argument, Node):
+            return f"%{position[argument]}"
+        if isinstance(argument, (list, tuple)):
+            return [shown(a) for a in argument]
+        return "" if sized and isinstance(argument, int) else argument
 
-def _has_node(argument: Any) -> bool:
-    if isinstance(argument, Node):
-        return True
-    return isinstance(argument, (list, tuple)) and any(map(_has_node, argument))
+    return repr([shown(a) for a in node.args] + [(k, shown(a)) for k, a in node.kwargs.items()])

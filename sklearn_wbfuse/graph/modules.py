@@ -186,13 +186,16 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         if parametrize.is_parametrized(module)
         for name in module.parametrizations
     }
-    own = {n: tuple(t.shape) for n, t in floating_state(plain_copy(template)).items()}
-    same = own == {n: tuple(t.shape) for n, t in floating_state(sized).items()}
+    own = floating_state(plain_copy(template))
+    same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
     if not same and parametrized:
         raise WidthError(
             f"Parametrized tensors {sorted(parametrized)} can't change their sizes; remove the parametrizations first."
         )
-    result = plain_copy(template, materialise=False) if same else sized
+    result = plain_copy(template, materialise=False) if same else plain_copy(sized)
+    if not same:
+        for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
+            tensor.data = tensor.data.to(own[name].dtype if name in own else tensor.dtype)
     for name, value in state.items():
         owner, _, leaf = name.rpartition(".")
         module = result.get_submodule(owner)

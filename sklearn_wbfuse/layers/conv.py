@@ -38,7 +38,7 @@ def _convolution(space: int) -> Callable[..., Value]:
             ids = axis.vector(0)
             record.computes(ids)
             layers.append(Layer.along(ids, channel, shape))
-        out = Value(shape, tuple(layers), producers=(weight.name,) if weight.name else ())
+        out = Value(shape, tuple(layers))
         return add_bias(record, out, bias, channel)
 
     return convolve
@@ -72,7 +72,10 @@ def _spatial(name: str, space: int) -> None:
             Layer(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
         ]
         value = Value(shape, tuple(layers))
-        return (value, Value(shape)) if isinstance(out, tuple) else value
+        if isinstance(out, tuple):  # values and indices; the indices do not scale
+            record.no_scale(*layers)
+            return value, value
+        return value
 
     register_rule(f"aten::{name}")(apply)
 

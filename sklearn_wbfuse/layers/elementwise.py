@@ -12,8 +12,8 @@ from .registry import register_rule
 
 __all__ = ["combine"]
 
-HOMOGENEOUS = """relu leaky_relu neg abs alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to
-lift_fresh_copy lift_fresh native_dropout""".split()
+IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
+HOMOGENEOUS = [*IDENTITIES, "relu", "leaky_relu", "neg", "abs", "native_dropout"]
 GENERAL = """gelu sigmoid tanh silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
 log log1p expm1 sqrt rsqrt reciprocal square pow sin cos atan tan asin acos sinh cosh erf sign floor ceil round clamp clamp_min
 clamp_max log_sigmoid logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
@@ -39,8 +39,8 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
         total = _merge(record, operation, shape, total, before, layers, value, kind)
     if kind == "general":
         record.no_scale(*total)
-    producers = values[0].producers if len(values) == 1 else ()
-    return Value(shape, tuple(total), is_weight=_only_weights(values), producers=producers)
+    bias = values[0].bias if operation in IDENTITIES else None
+    return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias)
 
 
 def _only_weights(values: Sequence[Value]) -> bool:

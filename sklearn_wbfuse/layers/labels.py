@@ -77,8 +77,8 @@ class Value:
         Whether it depends on parameters and not on inputs.
     name : str or None
         The parameter that this value is, if it is one as such.
-    producers : tuple of str
-        Weight and bias that computed this value, if nothing else has read it (for folding norms).
+    bias : str or None
+        The parameter that was added last, if nothing else has read the sum (a norm that follows makes it redundant).
     uniform : tuple of int
         Dimensions that were expanded from size 1, along which it can't vary.
     """
@@ -88,7 +88,7 @@ class Value:
     constant: Tensor | None = None
     is_weight: bool = False
     name: str | None = None
-    producers: tuple[str, ...] = ()
+    bias: str | None = None
     uniform: tuple[int, ...] = ()
 
     def layer(self, dim: int) -> Layer | None:
@@ -131,6 +131,7 @@ class Record:
         self.scales: list[tuple[np.ndarray, ...]] = []
         self.coefficients: list[tuple[int, ...]] = []
         self.norms: list = []
+        self.seen: list[np.ndarray] = []
         self.where = ""
 
     def fresh(self, size: int) -> Tensor:
@@ -165,6 +166,10 @@ class Record:
     def computes(self, ids: Tensor) -> None:
         """A tensor computes the units with these labels; the order of calls is the order of groups."""
         self.computers.append(_flat(ids))
+
+    def sees(self, layers: Sequence[Layer]) -> None:
+        """One operation that computes something of these units: units that different operations see can't be exchanged."""
+        self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
 
     def relate(self, coefficients: tuple[int, ...], *ids: Tensor) -> None:
         """The scale exponents of these labels, times the coefficients, sum to 0 element by element."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
         units, across = _unify(record, across[0], x_dim), []
     if across:
         record.freeze(across, "a contraction over part of the dimensions along which units are laid out")
-        record.fix(axis)
+        record.fix(units, axis)
     elif units is None or axis is None:
         record.fix(units, axis)
     else:
@@ -67,7 +68,7 @@ def contract(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: in
         ids = computed.vector(out_dim)
         record.computes(ids)
         layers.append(Layer.along(ids, x_dim, shape))
-    return Value(shape, tuple(layers), producers=(weight.name,) if weight.name else ())
+    return Value(shape, tuple(layers))
 
 
 def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
@@ -78,8 +79,7 @@ def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
     view = [1] * len(out.shape)
     view[dim] = -1
     biased = combine(record, "bias", [out, bias.map(lambda ids: ids.reshape(view))], "sum")
-    known = bool(out.producers) and bias.name is not None
-    return Value(biased.shape, biased.layers, producers=(*out.producers, str(bias.name)) if known else ())
+    return replace(biased, bias=bias.name)
 
 
 @register_rule("aten::linear")

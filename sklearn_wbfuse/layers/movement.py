@@ -153,7 +153,7 @@ def index_select(record: Record, x: Value, dim: int, index: Value) -> Value:
     dim %= len(x.shape)
     if index.constant is not None and len(index.shape) == 1:
         return x.map(lambda ids: ids.index_select(dim, index.constant))  # type: ignore[arg-type]
-    record.freeze(x.touching([dim]), "a choice of units by computed indices")
+    record.freeze([*x.touching([dim]), *index.layers], "a choice of units by computed indices")
     shape = index.shape if len(index.shape) == len(x.shape) else (*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
     layers = [Layer(layer.ids.narrow(dim, 0, 1).expand(shape)) for layer in x.layers if dim not in layer.dims]
     return Value(tuple(shape), tuple(layers))
@@ -163,7 +163,8 @@ def index_select(record: Record, x: Value, dim: int, index: Value) -> Value:
 def index(record: Record, x: Value, indices: Sequence[Value | None]) -> Value | None:
     """Fancy indexing by constants is a move like any other."""
     if any(i is not None and i.constant is None for i in indices):
-        record.freeze(x.layers, "a choice by computed indices")
+        computed = [layer for i in indices if i is not None for layer in i.layers]
+        record.freeze([*x.layers, *computed], "a choice by computed indices")
         return None
     picks = [slice(None) if i is None else i.constant for i in indices]
     return x.map(lambda ids: ids[tuple(picks)])

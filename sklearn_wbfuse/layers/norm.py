@@ -57,6 +57,6 @@ def batch_norm(
         record.no_scale(Layer(out_ids))
     if mean.name and var.name:
         names = [v.name if v is not None else None for v in (weight, bias)]
-        record.norms.append(Norm(mean.name, var.name, names[0], names[1], eps, *(*x.producers, None, None)[:2]))
+        record.norms.append(Norm(mean.name, var.name, names[0], names[1], eps, x.bias))
     kept = [layer for layer in x.layers if layer is not units]
     return Value(x.shape, (*kept, Layer.along(out_ids, 1, x.shape))), Value(()), Value(())

@@ -38,20 +38,24 @@ def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, scal
 
 
 def _register() -> None:
-    def over_dims(name: str, scales: bool, position: int) -> None:
+    def over_dims(name: str, scales: bool, position: int, indices: bool = False) -> None:
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
             arguments = tuple(a for a in arguments)
             dims = named.get("dim", arguments[position] if len(arguments) > position else None)
             dims = None if isinstance(dims, bool) else dims
             keep = bool(named.get("keepdim", arguments[-1] if arguments and isinstance(arguments[-1], bool) else False))
+            if indices:  # which unit is largest is not a symmetric function of the units
+                record.freeze(x.touching(_dims(x, dims)), "the index of a unit")
             return _reduce(record, x, _dims(x, dims), keep, scales)
 
         register_rule(f"aten::{name}")(apply)
 
     for name in ("sum", "mean", "amax", "amin"):
         over_dims(name, True, 0)
-    for name in ("prod", "std", "var", "logsumexp", "all", "any", "argmax", "argmin", "count_nonzero"):
+    for name in ("prod", "std", "var", "logsumexp", "all", "any", "count_nonzero"):
         over_dims(name, False, 0)
+    for name in ("argmax", "argmin"):
+        over_dims(name, False, 0, indices=True)
     over_dims("linalg_vector_norm", True, 1)
     over_dims("norm", True, 1)
 
@@ -71,7 +75,7 @@ def extremum(record: Record, x: Value, *arguments: Any, **named: Any) -> Value |
     dim = named.get("dim", arguments[0] if arguments else None)
     keep = bool(named.get("keepdim", arguments[1] if len(arguments) > 1 else False))
     out = _reduce(record, x, _dims(x, dim), keep, True)
-    return out, Value(out.shape)
+    return out, Value(out.shape, out.layers)
 
 
 @register_rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax", "aten::_safe_softmax")

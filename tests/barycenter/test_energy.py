@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.barycenter.energy import carried, cost, energy, mean_target
-from sklearn_wbfuse.barycenter.features import Feature
+from sklearn_wbfuse.barycenter.view import Feature
 from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.transport import round_to_marginals
 

@@ -1,7 +1,6 @@
 """What matching compares: the tensors of a network, freed of gauges, as blocks of neuron groups.
 
-A norm by running statistics is an affine map; it is folded into the weights that compute its input, or stands as a scale
-and a shift of its own. Blocks of tensors without any group carry nothing to match and are left out.
+Blocks of tensors without any group carry nothing to match and are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..groups import Graph, LabelledTensor, Span, take
+from ..groups import Graph, LabelledTensor, take
 
 __all__ = ["Feature", "features", "matching_view"]
 
@@ -40,42 +39,30 @@ class Feature:
 
 
 def matching_view(graph: Graph, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:
-    """The labelled tensors that matching sees, norms folded."""
-    tensors = dict(graph.tensors)
-    values = dict(state)
+    r"""The labelled tensors that matching sees.
+
+    Of a norm by running statistics it sees the weight :math:`\gamma` and the shift
+    :math:`\beta + (b - \mu) \gamma / \sqrt{\sigma^2 + \epsilon}`, b a bias in front of it; a bias and a running mean that
+    grow together change nothing else. Weights in front of a norm stay as they are: folded by :math:`\gamma / \sigma` they
+    matched a pair of ResNet20 worse (42 % against 50 % over six starts, statistics recomputed, 2,000 training images).
+    """
+    tensors, values = dict(graph.tensors), dict(state)
     for norm in graph.norms:
-        var, mean = values.pop(norm.var), values.pop(norm.mean)
         labels = tensors.pop(norm.mean)
         tensors.pop(norm.var)
-        scale = (var + norm.eps).rsqrt()
-        shift = -mean * scale
+        scale, shift = (values[norm.var] + norm.eps).rsqrt(), -values[norm.mean]
+        if norm.input_bias is not None:
+            shift = shift + values[norm.input_bias]
+            tensors.pop(norm.input_bias)
+        shift = shift * scale
         if norm.weight is not None:
-            gain = values.pop(norm.weight)
-            labels = replace(tensors.pop(norm.weight), name=norm.weight)
-            scale, shift = scale * gain, shift * gain
+            labels, shift = tensors[norm.weight], shift * values[norm.weight]
         if norm.bias is not None:
-            shift = shift + values.pop(norm.bias)
+            shift = shift + values[norm.bias]
             tensors.pop(norm.bias)
-        if norm.input_weight in values:
-            if norm.input_bias in values:
-                shift = shift + values.pop(norm.input_bias) * scale
-                tensors.pop(norm.input_bias)
-            weight = values[norm.input_weight]
-            values[norm.input_weight] = weight * scale.view(-1, *[1] * (weight.dim() - 1))
-            before = tensors[norm.input_weight]
-            tensors[norm.input_weight] = replace(
-                before, spans=(_scaled_alike(before.spans[0], labels.spans[0]), *before.spans[1:])
-            )
-        else:
-            tensors[f"{labels.name}.scale"], values[f"{labels.name}.scale"] = labels, scale
-        tensors[f"{labels.name}.shift"], values[f"{labels.name}.shift"] = labels, shift
-    return [(tensors[name], values[name]) for name in tensors]
-
-
-def _scaled_alike(spans: tuple[Span, ...], norm: tuple[Span, ...]) -> tuple[Span, ...]:
-    """A folded weight scales as the norm does."""
-    exponents = {s.group: s.exponent for s in norm}
-    return tuple(replace(s, exponent=exponents.get(s.group, 0.0)) for s in spans)
+        name = f"{norm.mean}.shift"
+        tensors[name], values[name] = replace(labels, name=name), shift
+    return [(labels, values[name]) for name, labels in tensors.items()]
 
 
 def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float) -> tuple[list[Feature], list[Tensor]]:

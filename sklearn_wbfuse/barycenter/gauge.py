@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .energy import kappa
-from .features import Feature
+from .view import Feature
 
 __all__ = ["balance", "level", "scaled"]
 
