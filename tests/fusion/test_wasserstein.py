@@ -13,6 +13,7 @@ from torch import nn
 
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import (
+    ArchitectureMismatchError,
     DiscoveryError,
     FusionError,
     FusionWarning,
@@ -144,6 +145,46 @@ def test_unseen_models_of_other_widths_come_out_in_the_targets():
     assert moved.linears[0].out_features == 8
     small = randomised(MLP([5, 4, 3, 3]), np.random.default_rng(5))
     torch.testing.assert_close(moved(small.example), small(small.example))
+
+
+def test_fits_on_one_input_do_not_share_their_results():
+    models = [randomised(MLP([5, n, 3]), np.random.default_rng(n)) for n in (6, 8)]
+    rows = FusionInput(models, np.zeros((4, 5)))
+    first = WassersteinFusion(weights=[0.5, 0.5]).fit(rows)
+    before = first.fused_model_.linears[0].weight.clone()
+    second = WassersteinFusion(weights=[0.1, 0.9]).fit(rows)
+    assert first.fused_model_ is not second.fused_model_
+    torch.testing.assert_close(first.fused_model_.linears[0].weight, before, rtol=0, atol=0)
+    rows.models.append(randomised(MLP([5, 7, 3]), np.random.default_rng(7)))
+    assert len(WassersteinFusion().fit(rows).couplings_) == 3
+
+
+@pytest.mark.parametrize("widths", [None, 0.5])
+def test_other_widths_keep_the_first_models_dtype_and_requires_grad(widths):
+    models = [randomised(MLP([5, n, 3]), np.random.default_rng(n)).to(torch.bfloat16) for n in (6, 8)]
+    models[0].linears[0].bias.requires_grad_(False)
+    fused = WassersteinFusion(widths, random_state=0).fit(models).fused_model_
+    assert all(p.dtype == torch.bfloat16 for p in fused.parameters())
+    assert not fused.linears[0].bias.requires_grad and fused.linears[1].bias.requires_grad
+
+
+def test_different_options_at_different_widths_are_different_architectures():
+    class Gelu(nn.Module):
+        def __init__(self, width, approximate):
+            super().__init__()
+            self.a, self.b, self.approximate = nn.Linear(3, width), nn.Linear(width, 2), approximate
+
+        def forward(self, x):
+            return self.b(F.gelu(self.a(x), approximate=self.approximate))
+
+    with pytest.raises(ArchitectureMismatchError, match=r"compute different functions.*tanh"):
+        WassersteinFusion().fit([Gelu(4, "none"), Gelu(6, "tanh")])
+    assert WassersteinFusion().fit([Gelu(4, "none"), Gelu(6, "none")]).graph_.sizes == {"a": 6}
+
+
+def test_integer_rows_of_a_float_network_have_their_error():
+    with pytest.raises(FusionError, match=r"does not run on rows of .* int64"):
+        WassersteinFusion().fit(family()).score(np.zeros((4, 5), dtype=int), [0, 1, 2, 0])
 
 
 def test_smaller_parents_fill_larger_ones():

@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import torch
 import torch.nn.functional as F
 from conformance.adapters import AdapterConformance, Case
@@ -62,6 +63,36 @@ class TestMovement(AdapterConformance):
         "gate": between(lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), {"first": 3}, scalable=False, width=3),
         "padding": between(lambda x: F.pad(x, (1, 2)), width=9),
         "selection": between(lambda x: torch.cat([x[:, :2], x[:, 2:]], 1), {"first": 6}),
+    }
+
+
+class Outer(nn.Module):
+    """An outer product of units, flattened: no rule, so both factors stay in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 5), nn.Linear(20, 2)
+
+    def forward(self, x):
+        return self.c((F.relu(self.a(x))[:, :, None] * F.relu(self.b(x))[:, None]).flatten(1))
+
+
+class Chosen(nn.Module):
+    """The index of the largest unit picks a row of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.table, self.b = nn.Linear(3, 6), nn.Embedding(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.table(self.a(x).argmax(1)))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_wbfuse.exceptions.FusionWarning")
+class TestFrozen(AdapterConformance):
+    cases = {
+        "outer product": Case(Outer, (4, 3), {}),
+        "index of a unit": Case(Chosen, (4, 3), {"table": 4}, {"table"}),
     }
 
 
@@ -221,8 +252,21 @@ class Outputs(nn.Module):
         return self.c(F.relu(self.b(h))) + h
 
 
+class Halves(nn.Module):
+    """Two halves of one layer that different operations see can't be exchanged."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        u, v = F.relu(self.a(x)).chunk(2, 1)
+        return self.b(torch.cat([F.max_pool2d(u, 2), F.avg_pool2d(v, 2)], 1))
+
+
 class TestStructure(AdapterConformance):
     cases = {
+        "two halves": Case(Halves, (2, 1, 8, 8), {"a.0": 4, "a.1": 4}, {"a.0", "a.1"}, widens=False),
         "residual": Case(Residual, (4, 3), {"a": 5}, {"a"}),
         "used twice": Case(Shared, (4, 3), {"a": 5}, {"a"}),
         "siamese": Case(Siamese, (4, 3), {"encoder": 5}, {"encoder"}),
