@@ -1,7 +1,7 @@
 """The energy over couplings and target, its costs and closed forms, and the schedules that lower it."""
 
 from .carry import carry_state, mean_scales, mean_state
-from .gauge import balance, level, scaled
+from .gauge import balance, scaled
 from .schedules import Problem, Solution, joint, layerwise, match, match_all, random_start
 from .view import features
 
@@ -13,7 +13,6 @@ __all__ = [
     "features",
     "joint",
     "layerwise",
-    "level",
     "match",
     "match_all",
     "mean_scales",

@@ -22,7 +22,6 @@ from ..barycenter import (
     features,
     joint,
     layerwise,
-    level,
     match,
     match_all,
     mean_scales,
@@ -221,7 +220,7 @@ class WassersteinFusion(BaseFusion):
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         pinned, scaled_alike = _pinned(networks, target)
         given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
-        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, len(networks))
+        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
             described,
@@ -268,7 +267,7 @@ class WassersteinFusion(BaseFusion):
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         pinned, scaled_alike = _pinned([network, fused], fused.graph)
-        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike, 2)
+        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike)
         problem = Problem(
             described,
             [own],
@@ -283,12 +282,12 @@ class WassersteinFusion(BaseFusion):
         return Alignment([match(problem, targets)], [scales[0]], scales[1])
 
     def _balanced(
-        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str], count: int
+        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str]
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
-        """Features of every network in the gauge of balanced scales, levelled by the first `count`, and those scales."""
+        """Features of every network in the gauge of balanced scales, and those scales."""
         both = [features(n.graph, n.state, self.alpha_h) for n in networks]
         auto = self.symmetry == "auto"
-        scales = level([balance(described, own, sizes, keep) if auto else {} for described, own in both], count)
+        scales = [balance(described, own, sizes, keep) if auto else {} for described, own in both]
         arrays = [scaled(described, own, c) for (described, own), c in zip(both, scales, strict=True)]
         return both[0][0], arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
 
