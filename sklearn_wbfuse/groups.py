@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "put", "relabel", "take"]
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "along", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,13 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
             if span.exponent and span.group in scale:
                 factor = np.ones(labels.shape[axis])
                 factor[span.index] = (scale[span.group] ** span.exponent)[:, None]
-                view = [1] * tensor.dim()
-                view[axis] = -1
-                tensor = tensor * torch.as_tensor(factor, dtype=tensor.dtype, device=tensor.device).view(view)
+                tensor = tensor * along(torch.as_tensor(factor, dtype=tensor.dtype, device=tensor.device), axis, tensor.dim())
     return tensor
+
+
+def along(vector: Tensor, axis: int, dims: int) -> Tensor:
+    """A vector shaped to broadcast along one axis of a tensor with `dims` dimensions."""
+    return vector.view([-1 if a == axis else 1 for a in range(dims)])
 
 
 def take(tensor: Tensor, block: Block) -> Tensor:

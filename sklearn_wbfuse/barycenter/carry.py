@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..groups import Block, Graph, put, relabel, take
-from .energy import along
+from ..groups import Block, Graph, along, put, relabel, take
+from .energy import carried_along
 
 __all__ = ["carry_state", "mean_scales", "mean_state"]
 
@@ -41,7 +41,7 @@ def carry_state(
         for before, after in zip(source.tensors[name].blocks(), target.tensors[name].blocks(), strict=True):
             array = _times(take(tensor, before), before, source_scales, 1)
             for axis, span in enumerate(before.axes):
-                array = along(array, axis, couplings[span.group], span.role)
+                array = carried_along(array, axis, couplings[span.group], span.role)
             put(out, after, _times(array, after, target_scales, -1))
         result[name] = out
     return result
@@ -50,10 +50,8 @@ def carry_state(
 def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:
     for axis, span in enumerate(block.axes):
         if span.exponent and span.group in scales:
-            view = [1] * array.dim()
-            view[axis] = -1
             factor = torch.as_tensor(scales[span.group] ** (sign * span.exponent), dtype=array.dtype, device=array.device)
-            array = array * factor.view(view)
+            array = array * along(factor, axis, array.dim())
     return array
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..couplings import Coupling
 from .view import Feature
 
-__all__ = ["along", "carried", "cost", "energy", "kappa", "mean_target"]
+__all__ = ["carried", "carried_along", "cost", "energy", "kappa", "mean_target"]
 
 
-def along(array: Tensor, axis: int, coupling: Coupling, role: str) -> Tensor:
+def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str) -> Tensor:
     """Carry one axis of an array from source to target neurons."""
     if coupling.index is not None:
         return array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
@@ -35,7 +35,7 @@ def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], 
     """:math:`A^i_p`: every axis but `skip` carried to the target's neurons."""
     for axis, (group, role) in enumerate(zip(feature.groups, feature.roles, strict=True)):
         if axis != skip:
-            array = along(array, axis, couplings[group], role)
+            array = carried_along(array, axis, couplings[group], role)
     return array
 
 
@@ -100,9 +100,6 @@ def cost(
     targets: Sequence[Tensor],
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
-    *,
-    among: Mapping[str, bool] | None = None,
-    incoming_only: bool = False,
 ) -> Tensor:
     r"""Cost matrix of one group and model, the other couplings fixed (eq. 7).
 
@@ -118,10 +115,6 @@ def cost(
         Arrays of the target and of the model.
     couplings : mapping
         Of the other groups.
-    among : mapping, optional
-        Only features whose other groups are all in here.
-    incoming_only : bool
-        Only axes that compute the group.
 
     Returns
     -------
@@ -129,14 +122,10 @@ def cost(
     """
     total: Tensor | None = None
     for feature, t, own in zip(described, targets, source, strict=True):
-        for axis, (name, role) in enumerate(zip(feature.groups, feature.roles, strict=True)):
-            if name != group or (incoming_only and role != "out"):
-                continue
-            others = [g for a, g in enumerate(feature.groups) if a != axis]
-            if among is not None and not all(g in among for g in others):
-                continue
-            term = feature.alpha * _axis_cost(feature, axis, t, own, couplings)
-            total = term if total is None else total + term
+        for axis, name in enumerate(feature.groups):
+            if name == group:
+                term = feature.alpha * _axis_cost(feature, axis, t, own, couplings)
+                total = term if total is None else total + term
     if total is None:
         raise LookupError(group)
     return total

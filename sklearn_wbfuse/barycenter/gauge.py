@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..groups import along
 from .energy import kappa
 from .view import Feature
 
@@ -79,9 +80,7 @@ def _step(
         weighted = norms[p]
         for a, (name, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and name in logs:
-                view = [1] * weighted.dim()
-                view[a] = -1
-                weighted = weighted * (2 * exponent * logs[name]).exp().view(view)
+                weighted = weighted * along((2 * exponent * logs[name]).exp(), a, weighted.dim())
         if feature.groups.count(group) > 1:  # the diagonal of a group on both sides does not change
             weighted = weighted - torch.diag_embed(torch.diagonal(weighted, dim1=0, dim2=1)) if weighted.dim() == 2 else weighted
         total = weighted.sum([a for a in range(weighted.dim()) if a != axis]) if weighted.dim() > 1 else weighted
@@ -103,8 +102,6 @@ def scaled(described: Sequence[Feature], arrays: Sequence[Tensor], scales: Mappi
     for feature, array in zip(described, arrays, strict=True):
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and group in scales:
-                view = [1] * array.dim()
-                view[axis] = -1
-                array = array * scales[group].pow(exponent).to(array.dtype).view(view)
+                array = array * along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
         result.append(array)
     return result

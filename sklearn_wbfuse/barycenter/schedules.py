@@ -8,9 +8,8 @@ of the others, until nothing changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -108,8 +107,7 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
         for own in plans:
             own[group] = problem.pinned[group]
         return
-    known = dict.fromkeys(plans[0], True)
-    usable = _usable(problem, group, known)
+    usable = _usable(problem, group, plans[0])
     if not usable:
         for i, own in enumerate(plans):
             own[group] = _spread(problem.source_sizes[i][group], problem.sizes[group])
@@ -123,7 +121,7 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
 
     def update(i: int, target: Sequence[Tensor]) -> bool:
         old = plans[i].get(group)
-        matrix = cost(group, described, target, sources[i], plans[i], among=known, incoming_only=True)
+        matrix = cost(group, described, target, sources[i], plans[i])
         plans[i][group] = solve(_numpy(matrix), problem.reg)
         return old is None or not old.same_as(plans[i][group], problem.tol)
 
@@ -146,7 +144,7 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
             break
 
 
-def _usable(problem: Problem, group: str, known: Mapping[str, bool]) -> list[int]:
+def _usable(problem: Problem, group: str, known: Collection[str]) -> list[int]:
     """Features that compute the group from groups that are matched already."""
     found = []
     for p, feature in enumerate(problem.described):
@@ -219,8 +217,7 @@ def joint(problem: Problem, start: Solution) -> Solution:
     """
     plans = [dict(p) for p in start.plans]
     moved = [problem.carry(i, p) for i, p in enumerate(plans)]
-    value = problem.energy(mean_target(moved, problem.weights), moved)
-    history, best = [value], [dict(p) for p in plans]
+    history, best = [start.energy], [dict(p) for p in plans]
     groups = [g for g in problem.sizes if g not in problem.pinned]
     sweep = 0
     for sweep in range(1, problem.max_iter + 1):
@@ -300,21 +297,20 @@ def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:
     """Couplings of one model (the problem's only one) with a fixed target: group after group, then sweeps."""
     own: Plans = {}
 
-    def proposal(group: str, at: Sequence[int], **options: Any) -> Coupling:
+    def proposal(group: str, at: Sequence[int]) -> Coupling:
         described, t, s = [problem.described[p] for p in at], [targets[p] for p in at], [problem.models[0][p] for p in at]
-        return solve(_numpy(cost(group, described, t, s, own, **options)), problem.reg)
+        return solve(_numpy(cost(group, described, t, s, own)), problem.reg)
 
     def fit(at: Sequence[int], plans: Plans) -> float:
         moved = [(problem.described[p], targets[p], carried(problem.described[p], problem.models[0][p], plans)) for p in at]
         return sum(f.alpha * float((t * a).sum(dtype=torch.float64)) for f, t, a in moved)
 
     for group, n in problem.sizes.items():
-        known = dict.fromkeys(own, True)
-        usable = _usable(problem, group, known)
+        usable = _usable(problem, group, own)
         if group in problem.pinned:
             own[group] = problem.pinned[group]
         elif usable:
-            own[group] = proposal(group, usable, among=known, incoming_only=True)
+            own[group] = proposal(group, usable)
         else:
             own[group] = _spread(problem.source_sizes[0][group], n)
     for _ in range(problem.max_iter):

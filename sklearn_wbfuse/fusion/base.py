@@ -98,8 +98,8 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         """
         data = models if isinstance(models, FusionInput) else None
         parents = validate_models(data.models if data is not None else models)
-        if y is not None and data is not None and len(y) != len(data):
-            raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+        if y is not None and data is not None:
+            _check_labels(data, y)
         self._log_progress()
         lambda_ = self._lambda(len(parents))
         architectures = self._architectures(parents, data)
@@ -142,7 +142,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         given = validate_models(models.models if isinstance(models, FusionInput) else models)
-        result = []
+        result, plain = [], plain_copy(self.fused_model_)
         for model in given:
             mark = _fingerprint(model)
             if mark in self._seen:
@@ -150,14 +150,13 @@ class BaseFusion(TransformerMixin, BaseEstimator):
                 graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
                 target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i])
             else:
-                graph = discover_all([plain_copy(self.fused_model_), model], self._inputs)[1].graph
+                graph = discover_all([plain, model], self._inputs)[1].graph
                 network = self._network(model, graph)
                 fused = self._network(self.fused_model_, self.graph_)
                 found = self._align_new(network, fused)
                 plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
             state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
-            moved = write_back(self.fused_model_, state, sized=plain_copy(self.fused_model_))
-            result.append(moved)
+            result.append(write_back(self.fused_model_, state, sized=plain))
         return result
 
     def score(self, X: Any, y: Any) -> float:
@@ -178,8 +177,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         if isinstance(X, nn.Module) or (isinstance(X, (list, tuple)) and X and isinstance(X[0], nn.Module)):
             raise TypeError("score needs rows of data, not models: score(FusionInput(models, X), y), or score(X, y).")
         data = X if isinstance(X, FusionInput) else FusionInput([], X)
-        if len(y) != len(data):
-            raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+        _check_labels(data, y)
         return score_outputs(outputs(self.fused_model_, data), y)
 
     @abstractmethod
@@ -246,6 +244,11 @@ class BaseFusion(TransformerMixin, BaseEstimator):
             log.setLevel(logging.INFO)
             if not log.hasHandlers():
                 log.addHandler(logging.StreamHandler())
+
+
+def _check_labels(data: FusionInput, y: Any) -> None:
+    if len(y) != len(data):
+        raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
 
 
 def _fingerprint(model: nn.Module) -> str:

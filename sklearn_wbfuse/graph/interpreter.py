@@ -62,16 +62,11 @@ class Interpreter:
     def _run(self, names: Mapping[str, str]) -> None:
         values: dict[Node, Any] = {}
         self.position = {node: k for k, node in enumerate(self.program.graph.nodes)}
-        placeholders = iter(self.program.graph_signature.input_specs)
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                spec = next(placeholders)
-                target = names.get(spec.target, spec.target)
-                if target in self.parameters:
-                    self.uses[target] = self.uses.get(target, 0) + len(node.users)
-            elif node.op == "output":
-                continue
-        placeholders = iter(self.program.graph_signature.input_specs)
+        specs = self.program.graph_signature.input_specs
+        for node, spec in zip(self.program.graph.find_nodes(op="placeholder"), specs, strict=True):
+            target = names.get(spec.target, spec.target)
+            self.uses[target] = self.uses.get(target, 0) + len(node.users)
+        placeholders = iter(specs)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 values[node] = self._placeholder(node, next(placeholders), names)

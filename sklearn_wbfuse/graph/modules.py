@@ -135,13 +135,7 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 
 def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Module:
-    """A copy of a plain model whose groups have other sizes; the new tensors hold zeros.
-
-    Raises
-    ------
-    WidthError
-        If the resized module's own attributes contradict each other.
-    """
+    """A copy of a plain model whose groups have other sizes; the new tensors hold zeros."""
     twin = plain_copy(model)
     if dict(sizes) == graph.sizes:
         return twin

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..groups import along
+
 __all__ = ["FIXED", "Layer", "Record", "Value"]
 
 FIXED = 0
@@ -31,9 +33,7 @@ class Layer:
     @classmethod
     def along(cls, ids: Tensor, dim: int, shape: Sequence[int]) -> Layer:
         """One label for each position of `dim`."""
-        view = [1] * len(shape)
-        view[dim] = len(ids)
-        return cls(ids.view(view).expand(tuple(shape)), (dim,) if len(ids) > 1 else ())
+        return cls(along(ids, dim, len(shape)).expand(tuple(shape)), (dim,) if len(ids) > 1 else ())
 
     @property
     def core(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..groups import along
 from .elementwise import combine
 from .labels import Layer, Record, Value
 from .registry import register_rule, register_sizes
@@ -76,9 +77,7 @@ def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
     if bias is None:
         return out
     dim %= len(out.shape)
-    view = [1] * len(out.shape)
-    view[dim] = -1
-    biased = combine(record, "bias", [out, bias.map(lambda ids: ids.reshape(view))], "sum")
+    biased = combine(record, "bias", [out, bias.map(lambda ids: along(ids, dim, len(out.shape)))], "sum")
     return replace(biased, bias=bias.name)
 
 

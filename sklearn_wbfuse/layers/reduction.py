@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .elementwise import combine
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
@@ -40,7 +41,6 @@ def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, scal
 def _register() -> None:
     def over_dims(name: str, scales: bool, position: int, indices: bool = False) -> None:
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
-            arguments = tuple(a for a in arguments)
             dims = named.get("dim", arguments[position] if len(arguments) > position else None)
             dims = None if isinstance(dims, bool) else dims
             keep = bool(named.get("keepdim", arguments[-1] if arguments and isinstance(arguments[-1], bool) else False))
@@ -67,8 +67,6 @@ _register()
 def extremum(record: Record, x: Value, *arguments: Any, **named: Any) -> Value | tuple[Value, Value]:
     """Largest or smallest value, over all or along one dimension (then with its index), or of two values."""
     if arguments and isinstance(arguments[0], Value):
-        from .elementwise import combine
-
         return combine(record, "max", [x, arguments[0]], "sum")
     if not arguments and "dim" not in named:
         return _reduce(record, x, _dims(x, None), False, True)
