@@ -12,29 +12,43 @@ __all__ = ["Coupling", "Couplings"]
 class Coupling:
     r"""A coupling :math:`\Pi` between the neurons of a target and those of a source, with uniform marginals.
 
-    :math:`\Pi \in \Gamma(1/n, 1/n^i)`, shape (n, n^i), total mass 1. A permutation is stored as its index and made
-    dense on access only.
+    :math:`\Pi \in \Gamma(1/n, 1/n^i)`, shape (n, n^i), total mass 1. Where neurons may change sign, the source measure is
+    doubled, :math:`\{v, -v\}`, and the plan :math:`\Pi^+ - \Pi^-`, of mass :math:`\Pi^+ + \Pi^-`. A permutation is stored as
+    its index and signs and made dense on access only.
 
     Parameters
     ----------
     plan : ndarray of shape (n_target, n_source) or None
-        The mass plan.
+        :math:`\Pi^+ - \Pi^-`.
+    mass : ndarray of shape (n_target, n_source) or None
+        :math:`\Pi^+ + \Pi^-`; the magnitude of `plan` by default.
     index : ndarray of shape (n,) or None
         Instead of a plan: target neuron t is source neuron ``index[t]``.
+    signs : ndarray of shape (n,) or None
+        Instead of a plan: the signs of the target's neurons, 1 or -1; 1 by default.
 
     Examples
     --------
     >>> import numpy as np
-    >>> Coupling(index=np.array([1, 0])).plan
-    array([[0. , 0.5],
-           [0.5, 0. ]])
+    >>> Coupling(index=np.array([1, 0]), signs=np.array([1, -1])).plan
+    array([[ 0. ,  0.5],
+           [-0.5,  0. ]])
     """
 
-    def __init__(self, plan: np.ndarray | None = None, *, index: np.ndarray | None = None):
+    def __init__(
+        self,
+        plan: np.ndarray | None = None,
+        mass: np.ndarray | None = None,
+        *,
+        index: np.ndarray | None = None,
+        signs: np.ndarray | None = None,
+    ):
         if (plan is None) == (index is None):
             raise ValueError("Give either a plan or an index.")
         self._plan = None if plan is None else np.asarray(plan, dtype=np.float64)
+        self._mass = None if mass is None else np.asarray(mass, dtype=np.float64)
         self.index = None if index is None else np.asarray(index, dtype=np.int64)
+        self.signs = None if signs is None or (signs > 0).all() else np.asarray(signs, dtype=np.float64)
 
     @classmethod
     def identity(cls, size: int) -> Coupling:
@@ -51,48 +65,55 @@ class Coupling:
 
     @property
     def is_permutation(self) -> bool:
-        """Whether every target neuron is exactly one source neuron and the other way round."""
+        """Whether every target neuron is exactly one source neuron, up to its sign, and the other way round."""
         return self.index is not None
 
     @property
     def plan(self) -> np.ndarray:
-        """The mass plan, float64, total mass 1; a fresh array."""
+        r"""The plan :math:`\Pi^+ - \Pi^-`, float64; a fresh array."""
         if self.index is None:
             assert self._plan is not None
             return self._plan.copy()
         plan = np.zeros(self.shape)
-        plan[np.arange(len(self.index)), self.index] = 1 / len(self.index)
+        plan[np.arange(len(self.index)), self.index] = (1.0 if self.signs is None else self.signs) / len(self.index)
         return plan
 
-    def barycentric_map(self, role: str) -> np.ndarray:
+    @property
+    def mass(self) -> np.ndarray:
+        r"""The mass :math:`\Pi^+ + \Pi^-`, float64, total 1; a fresh array."""
+        return np.abs(self.plan) if self._mass is None else self._mass.copy()
+
+    def barycentric_map(self, role: str, odd: bool = False) -> np.ndarray:
         r"""Matrix that carries source neurons to target neurons.
 
-        "out": :math:`n \Pi`, rows sum to 1: each target neuron *averages* its sources.
-        "in": :math:`n^i \Pi`, columns sum to 1: each source weight is *split* over its copies.
+        "out": :math:`n \Pi`, rows of mass 1: each target neuron *averages* its sources.
+        "in": :math:`n^i \Pi`, columns of mass 1: each source weight is *split* over its copies.
+        An `odd` axis goes with the signs of its neurons, any other does not see them.
         """
-        return self.plan * self.shape[0 if role == "out" else 1]
+        return (self.plan if odd else self.mass) * self.shape[0 if role == "out" else 1]
 
     def marginal_error(self) -> float:
         """L1 distance of both marginals from the uniform ones."""
-        plan = self.plan
-        rows, columns = plan.shape
-        return float(np.abs(plan.sum(1) - 1 / rows).sum() + np.abs(plan.sum(0) - 1 / columns).sum())
+        mass = self.mass
+        rows, columns = mass.shape
+        return float(np.abs(mass.sum(1) - 1 / rows).sum() + np.abs(mass.sum(0) - 1 / columns).sum())
 
     def same_as(self, other: Coupling, tol: float = 1e-12) -> bool:
         """Whether two couplings move less than `tol` of the mass differently."""
-        if self.index is not None and other.index is not None:
-            return bool(np.array_equal(self.index, other.index))
+        if self.index is not None and other.index is not None and not np.array_equal(self.index, other.index):
+            return False
         return self.shape == other.shape and float(np.abs(self.plan - other.plan).sum()) <= tol
 
     def __repr__(self) -> str:
-        kind = "permutation" if self.is_permutation else "plan"
+        kind = ("signed " if self.signs is not None else "") + ("permutation" if self.is_permutation else "plan")
         return f"Coupling({kind} of shape {self.shape})"
 
 
 class Couplings(Mapping[str, np.ndarray]):
     """The couplings of one model: a read-only mapping from group name to mass plan.
 
-    ``couplings[name]`` is an array of shape (n_target, n_source) and total mass 1; `coupling` gives the `Coupling`.
+    ``couplings[name]`` is an array of shape (n_target, n_source), the sum of whose magnitudes is 1; `coupling` gives the
+    `Coupling`.
     """
 
     def __init__(self, couplings: Mapping[str, Coupling]):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "along", "put", "relabel", "take"]
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "Summed", "along", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,22 @@ class Group:
         Number of neurons, :math:`n_g`.
     scalable : bool
         Whether multiplying a neuron by c > 0 and dividing its readers by c leaves the network's function unchanged.
+    signable : bool
+        Whether flipping the sign of a neuron and of its readers does.
     """
 
     name: str
     size: int
     scalable: bool = False
+    signable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """The positions of one group on one axis of one tensor.
+    """The positions of one group on one axis of one tensor that scale and change sign alike.
+
+    A group has several spans on an axis where some of its positions go with a unit's sign and others do not: of the gates
+    of an LSTM only the cell gate does.
 
     Attributes
     ----------
@@ -49,12 +55,15 @@ class Span:
         "out" where the tensor computes these neurons, "in" where it reads them.
     exponent : float
         Multiplying unit u by c multiplies this axis at u by c to this power; 0 where the group is not scalable.
+    odd : bool
+        Whether flipping the sign of unit u flips this axis at u.
     """
 
     group: str
     index: np.ndarray
     role: str
     exponent: float = 0.0
+    odd: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +139,15 @@ class Norm:
 
 
 @dataclass(frozen=True, eq=False)
+class Summed:
+    """Two biases of which, at some positions, the network sees the sum alone (b_ih and b_hh of recurrent layers)."""
+
+    kept: str
+    other: str
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A network as labelled tensors.
 
@@ -141,6 +159,7 @@ class Graph:
         In the order of computation.
     tensors : dict of str to LabelledTensor
     norms : tuple of Norm
+    summed : tuple of Summed
     operations : tuple of str
         The operations of the network in order: two networks of one architecture share them.
     frozen : tuple of (str, str)
@@ -150,6 +169,7 @@ class Graph:
     groups: dict[str, Group]
     tensors: dict[str, LabelledTensor]
     norms: tuple[Norm, ...] = ()
+    summed: tuple[Summed, ...] = ()
     operations: tuple[str, ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
 
@@ -167,30 +187,31 @@ class Graph:
                         yield tensor, axis, span
 
     def __str__(self) -> str:
-        rows = [("group", "size", "scale", "computed by", "read by")]
+        rows = [("group", "size", "scale", "sign", "computed by", "read by")]
         for name, group in self.groups.items():
-            sides: dict[str, list[str]] = {"out": [], "in": []}
+            sides: dict[str, dict[str, int]] = {"out": {}, "in": {}}
             for tensor, axis, span in self.axes(name):
-                copies = f" x{span.index.shape[1]}" if span.index.shape[1] > 1 else ""
-                sides[span.role].append(f"{tensor.name}[{axis}]{copies}")
-            scale = "yes" if group.scalable else "no"
-            rows.append((name, str(group.size), scale, _wrap(sides["out"]), _wrap(sides["in"])))
-        widths = [max(len(row[c]) for row in rows) for c in range(4)]
-        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][4])]))
+                side, place = sides[span.role], f"{tensor.name}[{axis}]"
+                side[place] = side.get(place, 0) + span.index.shape[1]
+            free = ["yes" if f else "no" for f in (group.scalable, group.signable)]
+            rows.append((name, str(group.size), *free, _wrap(sides["out"]), _wrap(sides["in"])))
+        widths = [max(len(row[c]) for row in rows) for c in range(5)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][5])]))
         lines += [f"frozen: {name} ({why})" for name, why in self.frozen]
         return "\n".join(lines)
 
 
-def _wrap(names: list[str], limit: int = 2) -> str:
+def _wrap(places: Mapping[str, int], limit: int = 2) -> str:
+    names = [f"{name} x{copies}" if copies > 1 else name for name, copies in places.items()]
     shown = ", ".join(names[:limit])
     return shown + (f", ... {len(names) - limit} more" if len(names) > limit else "")
 
 
-def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarray], scale: Mapping[str, np.ndarray]) -> Tensor:
-    """Move and scale the units of one tensor: unit u becomes unit ``order[group][u]`` times ``scale[group][u]``.
+def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> Tensor:
+    """Move the units of one tensor and multiply them: unit u becomes unit ``order[group][u]`` times ``factor[group][u]``.
 
-    Groups that are not named stay as they are. `scale` is that of the result's units.
+    Groups that are not named stay as they are. `factor` is that of the result's units, its magnitude a scale.
     """
     for axis, spans in enumerate(labels.spans):
         for span in spans:
@@ -198,10 +219,11 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
                 index = np.arange(labels.shape[axis])
                 index[span.index] = span.index[order[span.group]]
                 tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-            if span.exponent and span.group in scale:
-                factor = np.ones(labels.shape[axis])
-                factor[span.index] = (scale[span.group] ** span.exponent)[:, None]
-                tensor = tensor * along(torch.as_tensor(factor, dtype=tensor.dtype, device=tensor.device), axis, tensor.dim())
+            if (span.exponent or span.odd) and span.group in factor:
+                c = factor[span.group]
+                vector = np.ones(labels.shape[axis])
+                vector[span.index] = (np.abs(c) ** span.exponent * (np.sign(c) if span.odd else 1))[:, None]
+                tensor = tensor * along(torch.as_tensor(vector, dtype=tensor.dtype, device=tensor.device), axis, tensor.dim())
     return tensor
 
 

@@ -33,15 +33,18 @@ def carry_state(
     """
     if source is target and all(c.is_permutation for c in couplings.values()):
         order = {name: c.index for name, c in couplings.items() if c.index is not None}
-        scale = {name: source_scales[name][order[name]] / target_scales[name] for name in source_scales}
-        return {name: relabel(tensor, source.tensors[name], order, scale) for name, tensor in state.items()}
+        factor = {name: source_scales[name][order[name]] / target_scales[name] for name in source_scales}
+        for name, c in couplings.items():
+            if c.signs is not None:
+                factor[name] = c.signs * factor.get(name, 1.0)
+        return {name: relabel(tensor, source.tensors[name], order, factor) for name, tensor in state.items()}
     result = {}
     for name, tensor in state.items():
         out = torch.zeros(target.tensors[name].shape, dtype=tensor.dtype, device=tensor.device)
         for before, after in zip(source.tensors[name].blocks(), target.tensors[name].blocks(), strict=True):
             array = _times(take(tensor, before), before, source_scales, 1)
             for axis, span in enumerate(before.axes):
-                array = carried_along(array, axis, couplings[span.group], span.role)
+                array = carried_along(array, axis, couplings[span.group], span.role, span.odd)
             put(out, after, _times(array, after, target_scales, -1))
         result[name] = out
     return result

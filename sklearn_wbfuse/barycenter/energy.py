@@ -18,24 +18,29 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
+from ..groups import along
+from ..transport import Term
 from .view import Feature
 
-__all__ = ["carried", "carried_along", "cost", "energy", "kappa", "mean_target"]
+__all__ = ["carried", "carried_along", "cost", "energy", "kappa", "mean_target", "quadratic_term"]
 
 
-def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str) -> Tensor:
-    """Carry one axis of an array from source to target neurons."""
+def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:
+    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them."""
     if coupling.index is not None:
-        return array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
-    matrix = torch.as_tensor(coupling.barycentric_map(role), dtype=array.dtype, device=array.device)
+        array = array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
+        if odd and coupling.signs is not None:
+            array = array * along(torch.as_tensor(coupling.signs, dtype=array.dtype, device=array.device), axis, array.dim())
+        return array
+    matrix = torch.as_tensor(coupling.barycentric_map(role, odd), dtype=array.dtype, device=array.device)
     return torch.movedim(torch.tensordot(matrix, array, dims=([1], [axis])), 0, axis)
 
 
 def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: int | None = None) -> Tensor:
     """:math:`A^i_p`: every axis but `skip` carried to the target's neurons."""
-    for axis, (group, role) in enumerate(zip(feature.groups, feature.roles, strict=True)):
+    for axis, (group, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
         if axis != skip:
-            array = carried_along(array, axis, couplings[group], role)
+            array = carried_along(array, axis, couplings[group], role, odd)
     return array
 
 
@@ -100,10 +105,11 @@ def cost(
     targets: Sequence[Tensor],
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
-) -> Tensor:
-    r"""Cost matrix of one group and model, the other couplings fixed (eq. 7).
+) -> tuple[Tensor, Tensor | None]:
+    r"""Cost matrices of one group and model, the other couplings fixed (eq. 7).
 
-    :math:`\langle C, \Pi \rangle` is the share of E of the tensors in which the group stands.
+    :math:`\langle C, \Pi^+ + \Pi^- \rangle - \langle S, \Pi^+ - \Pi^- \rangle` is the share of E of the tensors in which the
+    group stands: :math:`C \mp S` is what it costs to couple two neurons with equal or opposite signs.
 
     Where the group stands twice in a tensor, both parts of the gradient are summed.
 
@@ -118,20 +124,30 @@ def cost(
 
     Returns
     -------
-    Tensor of shape (n, n^i)
+    C : Tensor of shape (n, n^i)
+    S : Tensor of shape (n, n^i) or None
+        None where no axis changes sign with the group.
     """
     total: Tensor | None = None
+    signed: Tensor | None = None
     for feature, t, own in zip(described, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
-                term = feature.alpha * _axis_cost(feature, axis, t, own, couplings)
-                total = term if total is None else total + term
+                offsets, products = _axis_cost(feature, axis, t, own, couplings)
+                if feature.odd[axis]:
+                    signed = feature.alpha * products + (0 if signed is None else signed)
+                else:
+                    offsets = offsets - products
+                total = feature.alpha * offsets + (0 if total is None else total)
     if total is None:
         raise LookupError(group)
-    return total
+    return total, signed
 
 
-def _axis_cost(feature: Feature, axis: int, target: Tensor, source: Tensor, couplings: Mapping[str, Coupling]) -> Tensor:
+def _axis_cost(
+    feature: Feature, axis: int, target: Tensor, source: Tensor, couplings: Mapping[str, Coupling]
+) -> tuple[Tensor, Tensor]:
+    """The quadratic terms of a cost, and the products that are subtracted from them."""
     n, n_source = target.shape[axis], source.shape[axis]
     moved = carried(feature, source, couplings, skip=axis)
     left = target.movedim(axis, 0).reshape(n, -1)
@@ -143,4 +159,23 @@ def _axis_cost(feature: Feature, axis: int, target: Tensor, source: Tensor, coup
         # n^i kappa = n^i (n^i / n) times the ratios of the other axes
         factor = n_source * (n_source / n) * kappa(feature, target.shape, source.shape, skip=axis)
         rows, columns, cross = n * left.pow(2).sum(1), factor * own, n_source
-    return rows[:, None] + columns[None, :] - 2 * cross * (left @ right.T)
+    return rows[:, None] + columns[None, :], 2 * cross * (left @ right.T)
+
+
+def quadratic_term(
+    group: str,
+    feature: Feature,
+    target: Tensor,
+    source: Tensor,
+    couplings: Mapping[str, Coupling],
+) -> Term:
+    r"""The products of a tensor in which a group stands twice, as a function of the group's coupling (eq. 10)."""
+    axes = [a for a, name in enumerate(feature.groups) if name == group]
+    for axis, (name, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
+        if name != group:
+            source = carried_along(source, axis, couplings[name], role, odd)
+    factor = 2 * feature.alpha
+    for axis in axes:
+        factor *= target.shape[axis] if feature.roles[axis] == "out" else source.shape[axis]
+    arrays = [t.movedim(axes, (0, 1)).reshape(t.shape[axes[0]], t.shape[axes[0]], -1) for t in (target, source)]
+    return Term(arrays[0], arrays[1], (feature.odd[axes[0]], feature.odd[axes[1]]), factor)

@@ -17,8 +17,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..transport import solve
-from .energy import carried, cost, energy, mean_target
+from .energy import carried, energy, mean_target
+from .matching import couple
 from .view import Feature
 
 __all__ = ["Problem", "Solution", "joint", "layerwise", "match", "match_all", "random_start"]
@@ -48,6 +48,8 @@ class Problem:
         Groups whose coupling is known beforehand.
     reference : int
         The model whose neuron order the target starts from.
+    start : {"linear", "uniform", "perturbed"}
+        Where the coupling of a recurrent group starts; see `couple`.
     """
 
     described: list[Feature]
@@ -58,6 +60,7 @@ class Problem:
     reg: float = 0.0
     pinned: Plans = field(default_factory=dict)
     reference: int = 0
+    start: str = "linear"
     random_state: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(0))
     max_iter: int = 100
     tol: float = 1e-6
@@ -121,8 +124,16 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
 
     def update(i: int, target: Sequence[Tensor]) -> bool:
         old = plans[i].get(group)
-        matrix = cost(group, described, target, sources[i], plans[i])
-        plans[i][group] = solve(_numpy(matrix), problem.reg)
+        plans[i][group] = couple(
+            group,
+            described,
+            target,
+            sources[i],
+            plans[i],
+            problem.reg,
+            start=problem.start,
+            random_state=problem.random_state,
+        )
         return old is None or not old.same_as(plans[i][group], problem.tol)
 
     for i in range(len(plans)):
@@ -145,17 +156,14 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
 
 
 def _usable(problem: Problem, group: str, known: Collection[str]) -> list[int]:
-    """Features that compute the group from groups that are matched already."""
+    """Features that compute the group from groups that are matched already, or from itself (recurrent weights)."""
     found = []
     for p, feature in enumerate(problem.described):
-        at = [a for a, g in enumerate(feature.groups) if g == group]
-        if (
-            len(at) == 1
-            and feature.roles[at[0]] == "out"
-            and all(g in known for a, g in enumerate(feature.groups) if a not in at)
-        ):
+        roles = [r for g, r in zip(feature.groups, feature.roles, strict=True) if g == group]
+        if "out" in roles and all(g in known or g == group for g in feature.groups):
             found.append(p)
-    return found
+    alone = [p for p in found if problem.described[p].groups.count(group) == 1]
+    return found if alone else []
 
 
 def _start(problem: Problem, group: str, described: Sequence[Feature], source: Sequence[Tensor], plans: Plans) -> list[Tensor]:
@@ -249,7 +257,7 @@ def _sweep_step(problem: Problem, group: str, i: int, plans: list[Plans], moved:
         mean = sum(w * m[p] for w, m in zip(weights, moved, strict=True))
         targets.append(mean if alone else (mean - weights[i] * moved[i][p]) / others)
     source = [problem.models[i][p] for p in touched]
-    proposal = solve(_numpy(cost(group, described, targets, source, plans[i])), problem.reg)
+    proposal = couple(group, described, targets, source, plans[i], problem.reg)
     if proposal.same_as(plans[i][group], problem.tol):
         return False
     trial = {**plans[i], group: proposal}
@@ -299,7 +307,7 @@ def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:
 
     def proposal(group: str, at: Sequence[int]) -> Coupling:
         described, t, s = [problem.described[p] for p in at], [targets[p] for p in at], [problem.models[0][p] for p in at]
-        return solve(_numpy(cost(group, described, t, s, own)), problem.reg)
+        return couple(group, described, t, s, own, problem.reg)
 
     def fit(at: Sequence[int], plans: Plans) -> float:
         moved = [(problem.described[p], targets[p], carried(problem.described[p], problem.models[0][p], plans)) for p in at]
@@ -326,7 +334,3 @@ def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:
         if not changed or problem.reg > 0:
             break
     return own
-
-
-def _numpy(matrix: Tensor) -> np.ndarray:
-    return matrix.detach().to("cpu", torch.float64).numpy()

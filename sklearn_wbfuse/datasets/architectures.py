@@ -1,4 +1,4 @@
-"""Reference networks: a perceptron of any widths, MLPNet, VGG11 and ResNet20."""
+"""Reference networks: a perceptron of any widths, MLPNet, VGG11, ResNet20 and a recurrent classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "VGG11", "MLPNet", "ResNet20"]
+__all__ = ["MLP", "VGG11", "MLPNet", "RecurrentNet", "ResNet20"]
 
 
 class MLP(nn.Module):
@@ -49,6 +49,33 @@ class MLPNet(MLP):
 
     def __init__(self, bias: bool = True):
         super().__init__((784, 400, 200, 100, 10), bias)
+
+
+class RecurrentNet(nn.Module):
+    """One recurrent layer and a linear classifier of its last state; its parameters are ``rnn.weight_ih_l0``, ..., ``fc.bias``.
+
+    Parameters
+    ----------
+    cell : {"rnn", "lstm", "gru"}
+        "rnn" is the tanh network.
+    inputs, hidden, classes : int
+
+    Examples
+    --------
+    >>> import torch
+    >>> RecurrentNet("gru", 8, 16)(torch.zeros(5, 8, 8)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, cell: str = "rnn", inputs: int = 28, hidden: int = 256, classes: int = 10):
+        super().__init__()
+        self.rnn = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[cell](inputs, hidden, batch_first=True)
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (n, classes) of sequences (n, steps, inputs), or of images (n, 1, rows, columns) read row by row."""
+        states, _ = self.rnn(x.squeeze(1) if x.dim() == 4 else x)
+        return self.fc(states[:, -1])
 
 
 class VGG11(nn.Sequential):

@@ -289,7 +289,8 @@ class WassersteinFusion(BaseFusion):
         auto = self.symmetry == "auto"
         scales = [balance(described, own, sizes, keep) if auto else {} for described, own in both]
         arrays = [scaled(described, own, c) for (described, own), c in zip(both, scales, strict=True)]
-        return both[0][0], arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
+        described = both[0][0] if auto else [replace(f, odd=(False,) * len(f.odd)) for f in both[0][0]]
+        return described, arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
 
 
 def _distance(problem: Problem, model: int) -> int:

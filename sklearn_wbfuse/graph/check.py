@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import ArchitectureMismatchError, FusionWarning, SelfCheckError
-from ..groups import Graph, LabelledTensor, put, relabel, take
+from ..groups import Graph, LabelledTensor, Span, put, relabel, take
 from .modules import floating_state, plain_copy
 
 __all__ = ["SelfCheck"]
@@ -105,11 +105,11 @@ class SelfCheck:
             for a, b in zip(self._run(model, state, x), expected, strict=True)
         )
 
-    def _moved(self, order: Mapping[str, np.ndarray], scale: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: relabel(t, self.graph.tensors[name], order, scale) for name, t in self.state.items()}
+    def _moved(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: relabel(t, self.graph.tensors[name], order, factor) for name, t in self.state.items()}
 
     def verify(self) -> Graph:
-        """The graph, less the scales that the check refutes.
+        """The graph, less the scales and signs that the check refutes.
 
         Raises
         ------
@@ -121,7 +121,9 @@ class SelfCheck:
         groups = self.graph.groups.values()
         order = {g.name: self._cycle(g.size) for g in groups}
         scale = {g.name: np.exp(self.rng.uniform(-0.7, 0.7, g.size)) for g in groups if g.scalable}
-        if not self._same(self.twin, self._moved(order, scale)):
+        sign = {g.name: self._signs(g.size) for g in groups if g.signable}
+        both = {n: scale.get(n, 1.0) * sign.get(n, np.ones(len(order[n]))) for n in {**scale, **sign}}
+        if not self._same(self.twin, self._moved(order, both)):
             for name in order:
                 if not self._same(self.twin, self._moved({name: order[name]}, {})):
                     raise SelfCheckError(
@@ -129,9 +131,13 @@ class SelfCheck:
                         f"A rule or declaration of {sorted({t.name for t, _, _ in self.graph.axes(name)})} is wrong, "
                         "or the forward depends on values."
                     )
-            refuted = [n for n in scale if not self._same(self.twin, self._moved({}, {n: scale[n]}))] or list(scale)
-            warnings.warn(f"The scales of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2)
-            self.graph = without_scales(self.graph, refuted)
+            for kind, factors in (("scales", scale), ("signs", sign)):
+                refuted = [n for n in factors if not self._same(self.twin, self._moved({}, {n: factors[n]}))]
+                if refuted:
+                    warnings.warn(
+                        f"The {kind} of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2
+                    )
+                    self.graph = without(self.graph, kind, refuted)
         self._negative_control(order)
         return self.graph
 
@@ -140,6 +146,12 @@ class SelfCheck:
         around, order = self.rng.permutation(size), np.empty(size, dtype=int)
         order[around] = np.roll(around, 1)
         return order
+
+    def _signs(self, size: int) -> np.ndarray:
+        """Random signs, both of which occur where they can."""
+        signs = self.rng.choice([-1.0, 1.0], size)
+        signs[self.rng.integers(size)] = -1.0
+        return signs
 
     def _negative_control(self, order: Mapping[str, np.ndarray]) -> None:
         """Leaving one claimed axis in place must change the output, or the check proves nothing."""
@@ -203,15 +215,16 @@ def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor) -> Te
     return result
 
 
-def without_scales(graph: Graph, names: Sequence[str]) -> Graph:
-    """The same graph with groups that do not scale."""
-    groups = {n: dataclasses.replace(g, scalable=g.scalable and n not in names) for n, g in graph.groups.items()}
+def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
+    """The same graph with groups that do not scale (`kind` "scales"), or do not change sign ("signs")."""
+    lost_group, lost_span = ({"scalable": False}, {"exponent": 0.0}) if kind == "scales" else ({"signable": False}, {"odd": False})
+
+    def changed(span: Span) -> Span:
+        return dataclasses.replace(span, **lost_span) if span.group in names else span  # type: ignore[arg-type]
+
+    groups = {n: dataclasses.replace(g, **lost_group) if n in names else g for n, g in graph.groups.items()}
     tensors = {
-        n: dataclasses.replace(
-            t,
-            spans=tuple(tuple(dataclasses.replace(s, exponent=0.0) if s.group in names else s for s in axis) for axis in t.spans),
-        )
-        for n, t in graph.tensors.items()
+        n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
     }
     return dataclasses.replace(graph, groups=groups, tensors=tensors)
 

@@ -64,14 +64,14 @@ def declared_rule(record: Record, x: Value, parameters: Sequence[Value], key: in
     """Read "in" axes, compute "out" axes, unite "unit" axes with the input."""
     declaration = declaration_of(_MODULES[key])
     assert declaration is not None
-    record.no_scale(*x.layers)
+    record.rigid(*x.layers)
     units: list[Layer] = []
     for value, entry in zip(parameters, declaration.axes.values(), strict=True):
         for axis, kind in enumerate(entry):
             layer = value.layer(axis)
             if layer is None:
                 continue
-            record.no_scale(layer)
+            record.rigid(layer)
             if kind is None:
                 record.fix(layer)
             elif kind == "in":

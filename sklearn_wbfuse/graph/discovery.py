@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
 from ..groups import Graph
 from ..layers import declaration_of
-from .check import SelfCheck, without_scales
+from .check import SelfCheck, without
 from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
@@ -46,9 +46,9 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     --------
     >>> import torch
     >>> print(discover(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))))
-    group  size  scale  computed by             read by
-    -----  ----  -----  ----------------------  -------
-    0      3     yes    0.weight[0], 0.bias[0]  2.weight[1]
+    group  size  scale  sign  computed by             read by
+    -----  ----  -----  ----  ----------------------  -------
+    0      3     yes    no    0.weight[0], 0.bias[0]  2.weight[1]
     """
     return Architecture.of(model, example_inputs).graph
 
@@ -78,8 +78,8 @@ class Architecture:
             shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
             more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
             warnings.warn(
-                f"{len(graph.frozen)} parameters have neurons that stay in place, since no rule covers what is done to them: "
-                f"{shown}{more}. doc/adapters.md shows how to add a rule.",
+                f"{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how to add "
+                "a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )
@@ -101,7 +101,7 @@ class Architecture:
             graph = _trace(wide, self.inputs)
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(_with_scales_of(graph, self.graph), frozen=self.graph.frozen)
+        graph = dataclasses.replace(_with_symmetries_of(graph, self.graph), frozen=self.graph.frozen)
         if graph.sizes != dict(sizes):
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
@@ -174,8 +174,9 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     return group_units(interpreter.record, axes, shapes, tuple(interpreter.operations))
 
 
-def _with_scales_of(graph: Graph, verified: Graph) -> Graph:
-    return without_scales(graph, [n for n, g in verified.groups.items() if not g.scalable])
+def _with_symmetries_of(graph: Graph, verified: Graph) -> Graph:
+    graph = without(graph, "scales", {n for n, g in verified.groups.items() if not g.scalable})
+    return without(graph, "signs", {n for n, g in verified.groups.items() if not g.signable})
 
 
 def _like(leaf: Any, dtype: torch.dtype) -> Any:

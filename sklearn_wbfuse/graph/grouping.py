@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..groups import Graph, Group, LabelledTensor, Span
 from ..layers import FIXED, Record
+from .symmetries import symmetries
 
 __all__ = ["group_units"]
 
@@ -46,7 +47,7 @@ def group_units(
     for g, signature in enumerate(order):
         group_of_unit[members[signature]] = g
 
-    exponents = _exponents(record, unit_of, group_of_unit, axes, len(order))
+    scales, signs = symmetries(record, unit_of, group_of_unit, axes, len(order))
     reads = _marked(record.readers, record.count) & ~_marked(record.computers, record.count)
     spans: dict[tuple[str, int], list[Span]] = {(name, a): [] for name, shape in shapes.items() for a in range(len(shape))}
     sizes = [len(members[s]) for s in order]
@@ -64,15 +65,21 @@ def group_units(
             by_unit = np.lexsort((position[chosen], rank[unit[chosen]]))
             index = position[chosen][by_unit].reshape(sizes[g], -1)
             role = "in" if reads[axes[key][index[0, 0]]] else "out"
-            spans[key].append(Span(names[g], index, role, exponents[g].get(i, 0.0)))
+            kinds = [(scales[g].get((i, copy), 0.0), bool(signs[g].get((i, copy), 0))) for copy in range(index.shape[1])]
+            for kind in dict.fromkeys(kinds):
+                alike = [copy for copy, k in enumerate(kinds) if k == kind]
+                spans[key].append(Span(names[g], index[:, alike], role, *kind))
     tensors = {
         name: LabelledTensor(
-            name, shape, tuple(tuple(sorted(spans[name, a], key=lambda s: s.index[0, 0])) for a in range(len(shape)))
+            name,
+            shape,
+            tuple(tuple(sorted(spans[name, a], key=lambda s: s.index[0, 0])) for a in range(len(shape))),
+            name in record.recurrent,
         )
         for name, shape in shapes.items()
     }
-    groups = {name: Group(name, size, bool(e)) for name, size, e in zip(names, sizes, exponents, strict=True)}
-    return Graph(groups, tensors, tuple(record.norms), operations, _frozen(record, axes))
+    groups = {names[g]: Group(names[g], sizes[g], bool(scales[g]), bool(signs[g])) for g in range(len(order))}
+    return Graph(groups, tensors, tuple(record.norms), tuple(record.summed), operations, _frozen(record, axes))
 
 
 def _units(record: Record) -> np.ndarray:
@@ -118,10 +125,16 @@ def _order_and_names(
                 order.append(signature)
                 first[signature] = keys[parameter_of[label]][0]
     names: list[str] = []
-    paths = [first[s].rpartition(".")[0] or first[s] for s in order]
+    paths = [_path(first[s], record.suffixes.get(first[s])) for s in order]
     for i, path in enumerate(paths):
         names.append(path if paths.count(path) == 1 else f"{path}.{paths[:i].count(path)}")
     return order, names
+
+
+def _path(parameter: str, suffix: str | None) -> str:
+    """Of the module that owns a parameter, with the suffix that a rule has given; a parameter of the root's own names itself."""
+    owner = parameter.rpartition(".")[0]
+    return ".".join(filter(None, (owner, suffix))) or parameter
 
 
 def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
@@ -129,49 +142,6 @@ def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
     for ids in labels:
         mark[ids] = True
     return mark
-
-
-def _exponents(
-    record: Record,
-    unit_of: np.ndarray,
-    group_of_unit: np.ndarray,
-    axes: Mapping[tuple[str, int], np.ndarray],
-    n_groups: int,
-) -> list[dict[int, float]]:
-    """Solve the linear system of scale exponents, one per axis and group; an empty dict where only zero solves it."""
-    variable_of = np.searchsorted(record.starts, np.arange(record.count), side="right")
-    group_of = group_of_unit[unit_of]
-    rows: list[set[tuple[tuple[int, int], ...]]] = [set() for _ in range(n_groups)]
-    for coefficients, related in zip(record.coefficients, record.scales, strict=True):
-        stacked = np.stack([variable_of[i] for i in related])
-        distinct = np.unique(np.vstack([group_of[related[0]], stacked]), axis=1)
-        for g, *columns in distinct.T.tolist():
-            if g >= 0:
-                rows[g].add(tuple(zip(columns, coefficients, strict=True)))
-    computed = [int(v) for ids in record.computers for v in dict.fromkeys(variable_of[ids].tolist())]
-    own: list[dict[int, int]] = [{} for _ in range(n_groups)]
-    for i, ids in enumerate(axes.values()):
-        for g in np.unique(group_of[ids]):
-            if g >= 0:
-                own[g][int(variable_of[ids[0]])] = i
-    return [_null_vector(rows[g], computed, own[g]) for g in range(n_groups)]
-
-
-def _null_vector(rows: set[tuple[tuple[int, int], ...]], computed: list[int], own: dict[int, int]) -> dict[int, float]:
-    """Exponents that solve the system, 1 for the first axis that computes the group and may scale."""
-    column = {v: c for c, v in enumerate(sorted({v for row in rows for v, _ in row} | set(own)))}
-    matrix = np.zeros((max(len(rows), 1), len(column)))
-    for r, row in enumerate(sorted(rows)):
-        for v, coefficient in row:
-            matrix[r, column[v]] += coefficient
-    _, singular, basis = np.linalg.svd(matrix)
-    null = basis[(singular > 1e-9).sum() :]
-    for reference in dict.fromkeys(v for v in computed if v in own):
-        direction = null[:, column[reference]]
-        if np.linalg.norm(direction) > 1e-6:
-            solution = np.round(direction @ null / (direction @ direction), 9)
-            return {i: float(solution[column[v]]) for v, i in own.items() if solution[column[v]]}
-    return {}
 
 
 def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind
@@ -82,10 +83,7 @@ class Interpreter:
         if name in self.parameters:
             if node.users:
                 self.reached.add(str(name))
-            value = self.parameters[str(name)]
-            if self.uses[str(name)] > 1:
-                return Value(value.shape, value.layers, is_weight=True)
-            return value
+            return replace(self.parameters[str(name)], shared=self.uses[str(name)] > 1)
         if spec.kind == InputKind.USER_INPUT:
             example = node.meta.get("val")
             return Value(tuple(example.shape)) if isinstance(example, Tensor) else Value((), constant=torch.zeros(()))
@@ -95,7 +93,14 @@ class Interpreter:
     def _output(self, value: Any) -> None:
         for leaf in value if isinstance(value, tuple) else (value,):
             if isinstance(leaf, Value):
+                states = [layer for layer in leaf.layers if self._is_state(layer)]
+                self.record.where = ""
+                self.record.freeze(states, "a state that is returned to the caller")
                 self.record.fix(*leaf.layers)
+
+    def _is_state(self, layer: Layer) -> bool:
+        ids = layer.core.reshape(-1).numpy()
+        return any(np.isin(ids, state).any() for state in self.record.states)
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         arguments = map_arg(node.args, lambda n: values[n])

@@ -154,11 +154,20 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
             for leaf, tensor in store.items():
                 if tensor is not None and id(tensor) in replaced:
                     store[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
-        for attribute, (leaf, axis) in sizes_of(module).items():
+        for attribute, (leaf, axis, *divisor) in sizes_of(module).items():
             tensor = getattr(module, leaf, None)
             if isinstance(tensor, Tensor):
-                setattr(module, attribute, tensor.shape[axis])
+                setattr(module, attribute, tensor.shape[axis] // (divisor[0] if divisor else 1))
+    _flatten(twin)
     return twin
+
+
+def _flatten(model: nn.Module) -> None:
+    """Recurrent layers keep a second list of their weights, and for CUDA one block of memory."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+            module.flatten_parameters()
 
 
 @torch.no_grad()
@@ -203,4 +212,5 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         else:
             target = getattr(module, leaf)
             target.copy_(value)
+    _flatten(result)
     return result

@@ -3,7 +3,7 @@
 ``register_rule`` teaches an operation, ``declare`` an own module, ``register_sizes`` the attributes that repeat a width.
 """
 
-from . import conv, elementwise, linear, movement, norm, reduction
+from . import conv, elementwise, linear, movement, norm, recurrent, reduction
 from .labels import FIXED, Layer, Record, Value
 from .registry import declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
 
@@ -19,6 +19,7 @@ __all__ = [
     "linear",
     "movement",
     "norm",
+    "recurrent",
     "reduction",
     "register_rule",
     "register_sizes",

@@ -72,8 +72,10 @@ def _spatial(name: str, space: int) -> None:
             Layer(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
         ]
         value = Value(shape, tuple(layers))
+        if "max" in name:
+            record.no_sign(*layers)
         if isinstance(out, tuple):  # values and indices; the indices do not scale
-            record.no_scale(*layers)
+            record.rigid(*layers)
             return value, value
         return value
 

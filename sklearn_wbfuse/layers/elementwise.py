@@ -10,13 +10,14 @@ import torch
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__ = ["combine"]
+__all__ = ["combine", "is_zero", "varies"]
 
 IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
-HOMOGENEOUS = [*IDENTITIES, "relu", "leaky_relu", "neg", "abs", "native_dropout"]
-GENERAL = """gelu sigmoid tanh silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
-log log1p expm1 sqrt rsqrt reciprocal square pow sin cos atan tan asin acos sinh cosh erf sign floor ceil round clamp clamp_min
-clamp_max log_sigmoid logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
+LINEAR = [*IDENTITIES, "neg", "native_dropout"]
+HOMOGENEOUS = ["relu", "leaky_relu", "abs"]
+ODD = "tanh sin tan atan asin sinh asinh erf erfinv sign trunc".split()
+GENERAL = """gelu sigmoid silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
+log log1p expm1 sqrt rsqrt reciprocal square pow cos acos cosh floor ceil round clamp clamp_min clamp_max log_sigmoid logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
 atan2 fmod remainder bitwise_and bitwise_or floor_divide nan_to_num logit xlogy""".split()
 
 
@@ -25,8 +26,9 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
 
     Parameters
     ----------
-    kind : {"sum", "product", "quotient", "general"}
-        How scales go: a sum needs equal ones, a product adds exponents, a quotient subtracts them, anything else allows none.
+    kind : {"sum", "homogeneous", "odd", "product", "quotient", "general"}
+        How scales and signs go: a sum needs equal ones, a product adds exponents, a quotient subtracts them, a positively
+        homogeneous function keeps scales alone, an odd one signs alone, anything else allows none.
     """
     shape = tuple(torch.broadcast_shapes(*(v.shape for v in values)))
     total: list[Layer] = []
@@ -37,8 +39,9 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
             continue
         before = values[:position]
         total = _merge(record, operation, shape, total, before, layers, value, kind)
-    if kind == "general":
-        record.no_scale(*total)
+    forbid = {"general": record.rigid, "homogeneous": record.no_sign, "odd": record.no_scale}.get(kind)
+    if forbid is not None:
+        forbid(*total)
     bias = values[0].bias if operation in IDENTITIES else None
     return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias)
 
@@ -63,22 +66,22 @@ def _merge(
     for a in left:
         b = next((r for r in unmatched if r.dims == a.dims), None) or _only_subset(a, unmatched)
         if b is None:
-            if _varies([value], a.dims, shape):
+            if varies([value], a.dims, shape):
                 record.freeze([a], f"{operation} with a value that varies along its units")
             else:
-                if kind == "sum" and not _is_zero(value):
-                    record.no_scale(a)
+                if kind in ("sum", "homogeneous") and not is_zero(value):
+                    record.rigid(a)
                 merged.append(a)
             continue
         unmatched.remove(b)
         record.unite(a.core, b.core)
         merged.append(_scaled(record, a, b, kind))
     for b in unmatched:
-        if _varies(left_values, b.dims, shape) or any(set(b.dims) & set(a.dims) for a in left):
+        if varies(left_values, b.dims, shape) or any(set(b.dims) & set(a.dims) for a in left):
             record.freeze([b], f"{operation} with a value that varies along its units")
         else:
-            if (kind == "sum" and not all(map(_is_zero, left_values))) or kind == "quotient":
-                record.no_scale(b)
+            if (kind in ("sum", "homogeneous") and not all(map(is_zero, left_values))) or kind == "quotient":
+                record.rigid(b)
             merged.append(b)
     return merged
 
@@ -90,8 +93,8 @@ def _only_subset(layer: Layer, others: list[Layer]) -> Layer | None:
 
 
 def _scaled(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
-    if kind == "sum":
-        record.same_scale(a.core, b.core)
+    if kind in ("sum", "homogeneous"):
+        record.same_factor(a.core, b.core)
     elif kind in ("product", "quotient"):
         left, right = torch.broadcast_tensors(a.core, b.core)
         pairs, where = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1, return_inverse=True)
@@ -102,7 +105,7 @@ def _scaled(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
     return a
 
 
-def _varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -> bool:
+def varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -> bool:
     """Whether any value, which has no labels there, may differ along `dims` of the broadcast shape."""
     for value in values:
         shift = len(shape) - len(value.shape)
@@ -114,7 +117,8 @@ def _varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) 
     return False
 
 
-def _is_zero(value: Value) -> bool:
+def is_zero(value: Value) -> bool:
+    """Whether a value is a constant zero."""
     return value.constant is not None and not bool(value.constant.any())
 
 
@@ -133,12 +137,18 @@ def _register() -> None:
 
         register_rule(f"aten::{name}")(apply)
 
-    for name in HOMOGENEOUS:
+    for name in LINEAR:
         rule(name, "sum", 1)
+    for name in HOMOGENEOUS:
+        rule(name, "homogeneous", 1)
+    for name in ODD:
+        rule(name, "odd", 1)
     for name in GENERAL:
         rule(name, "general", None)
-    for name in ("add", "sub", "rsub", "maximum", "minimum"):
+    for name in ("add", "sub", "rsub"):
         rule(name, "sum", 2)
+    for name in ("maximum", "minimum"):
+        rule(name, "homogeneous", 2)
     rule("mul", "product", 2)
     rule("div", "quotient", 2)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..groups import along
+from ..groups import Norm, Summed, along
 
 __all__ = ["FIXED", "Layer", "Record", "Value"]
 
@@ -77,6 +77,8 @@ class Value:
         Whether it depends on parameters and not on inputs.
     name : str or None
         The parameter that this value is, if it is one as such.
+    shared : bool
+        Whether several operations read that parameter.
     bias : str or None
         The parameter that was added last, if nothing else has read the sum (a norm that follows makes it redundant).
     uniform : tuple of int
@@ -88,6 +90,7 @@ class Value:
     constant: Tensor | None = None
     is_weight: bool = False
     name: str | None = None
+    shared: bool = False
     bias: str | None = None
     uniform: tuple[int, ...] = ()
 
@@ -118,7 +121,8 @@ class Record:
     """What the operations of one network say about its unit labels.
 
     A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `reads` (an axis
-    reads these units), and for scales `same_scale`, `opposite_scale`, `no_scale`, `product`.
+    reads these units), and for factors c of a unit that leave the function as it is (scales, c > 0, and signs, c = -1)
+    `same_factor`, `opposite_factor`, `no_scale`, `no_sign`, `rigid`.
     """
 
     def __init__(self) -> None:
@@ -128,9 +132,12 @@ class Record:
         self.frozen: list[tuple[np.ndarray, str]] = []
         self.readers: list[np.ndarray] = []
         self.computers: list[np.ndarray] = []
-        self.scales: list[tuple[np.ndarray, ...]] = []
-        self.coefficients: list[tuple[int, ...]] = []
-        self.norms: list = []
+        self.relations: list[tuple[str, tuple[int, ...], tuple[np.ndarray, ...]]] = []
+        self.recurrent: set[str] = set()
+        self.suffixes: dict[str, str] = {}
+        self.summed: list[Summed] = []
+        self.states: list[np.ndarray] = []
+        self.norms: list[Norm] = []
         self.seen: list[np.ndarray] = []
         self.where = ""
 
@@ -171,21 +178,36 @@ class Record:
         """One operation that computes something of these units: units that different operations see can't be exchanged."""
         self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
 
-    def relate(self, coefficients: tuple[int, ...], *ids: Tensor) -> None:
-        """The scale exponents of these labels, times the coefficients, sum to 0 element by element."""
-        self.scales.append(tuple(_flat(i) for i in torch.broadcast_tensors(*ids)))
-        self.coefficients.append(coefficients)
+    def relate(self, coefficients: tuple[int, ...], *ids: Tensor, of: str = "both") -> None:
+        """The exponents of these labels, times the coefficients, sum to 0 element by element.
 
-    def same_scale(self, a: Tensor, b: Tensor) -> None:
-        """Both scale alike."""
+        Parameters
+        ----------
+        of : {"scale", "sign", "both"}
+            Which exponents: how a label goes with its unit's scale, or with its sign (modulo 2).
+        """
+        self.relations.append((of, coefficients, tuple(_flat(i) for i in torch.broadcast_tensors(*ids))))
+
+    def same_factor(self, a: Tensor, b: Tensor) -> None:
+        """Both scale and change sign alike."""
         self.relate((1, -1), a, b)
 
-    def opposite_scale(self, a: Tensor, b: Tensor) -> None:
-        """Their product does not scale."""
+    def opposite_factor(self, a: Tensor, b: Tensor) -> None:
+        """Their product neither scales nor changes sign."""
         self.relate((1, 1), a, b)
 
     def no_scale(self, *layers: Layer) -> None:
-        """These units can't be scaled."""
+        """These units can't be scaled; they may change sign (an odd function)."""
+        for layer in layers:
+            self.relate((1,), layer.core, of="scale")
+
+    def no_sign(self, *layers: Layer) -> None:
+        """These units can't change sign; they may be scaled (a positively homogeneous function)."""
+        for layer in layers:
+            self.relate((1,), layer.core, of="sign")
+
+    def rigid(self, *layers: Layer) -> None:
+        """These units can neither be scaled nor change sign."""
         for layer in layers:
             self.relate((1,), layer.core)
 

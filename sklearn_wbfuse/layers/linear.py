@@ -40,7 +40,7 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
     else:
         ids, columns = units.vector(x_dim), axis.vector(weight_dim)
         record.unite(ids, columns)
-        record.opposite_scale(ids, columns)
+        record.opposite_factor(ids, columns)
         record.reads(columns)
     return [layer for layer in x.layers if layer is not units and x_dim not in layer.dims]
 
@@ -52,7 +52,7 @@ def _unify(record: Record, layer: Layer, dim: int) -> Layer:
         if other != dim:
             first = first.narrow(other, 0, 1)
     record.unite(layer.ids, first)
-    record.same_scale(layer.ids, first)
+    record.same_factor(layer.ids, first)
     return Layer(first.expand(layer.ids.shape))
 
 
@@ -78,7 +78,7 @@ def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
         return out
     dim %= len(out.shape)
     biased = combine(record, "bias", [out, bias.map(lambda ids: along(ids, dim, len(out.shape)))], "sum")
-    return replace(biased, bias=bias.name)
+    return replace(biased, bias=None if bias.shared else bias.name)
 
 
 @register_rule("aten::linear")

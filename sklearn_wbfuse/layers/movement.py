@@ -102,7 +102,7 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
         first = found[0]
         for other in found[1:]:
             record.unite(first.core, other.core)
-            record.same_scale(first.core, other.core)
+            record.same_factor(first.core, other.core)
         layers.append(Layer(first.ids.narrow(dim, 0, 1).expand(shape), dims))
     return Value(tuple(shape), tuple(layers), is_weight=all(v.is_weight for v in values))
 
@@ -138,7 +138,7 @@ def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Val
             varies = (len(shape) - 1 - k) in layer.dims
             inner += widths[2 * k : 2 * k + 2] if varies else [0, 0]
         if filled or not constant:
-            record.no_scale(layer)
+            record.rigid(layer)
         if not constant and any(inner):
             record.freeze([layer], "padding along units")
             continue

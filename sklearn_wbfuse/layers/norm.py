@@ -47,15 +47,15 @@ def batch_norm(
         assert labels is not None
         record.unite(ids, labels)
         record.computes(labels)
-    record.no_scale(units, mean.layers[0], var.layers[0])
+    record.rigid(units, mean.layers[0], var.layers[0])
     scaled = [axes[id(v)] for v in (weight, bias) if v is not None]
     if len(scaled) == 2:
-        record.same_scale(*scaled)  # type: ignore[arg-type]
+        record.same_factor(*scaled)  # type: ignore[arg-type]
     out_ids: Any = scaled[0] if weight is not None else record.fresh(len(ids))
     if weight is None:
         record.unite(out_ids, ids)
-        record.no_scale(Layer(out_ids))
-    if mean.name and var.name:
+        record.rigid(Layer(out_ids))
+    if mean.name and var.name and not any(v.shared for v in given):
         names = [v.name if v is not None else None for v in (weight, bias)]
         record.norms.append(Norm(mean.name, var.name, names[0], names[1], eps, x.bias))
     kept = [layer for layer in x.layers if layer is not units]

@@ -19,17 +19,17 @@ def _dims(value: Value, dims: Any) -> tuple[int, ...]:
     return tuple(d % max(len(value.shape), 1) for d in dims)
 
 
-def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, scales: bool) -> Value:
+def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind: str) -> Value:
     layers = []
     for layer in x.layers:
         inside = set(layer.dims) & set(dims)
         if inside and inside != set(layer.dims):
             record.freeze([layer], "a reduction over part of the dimensions along which units are laid out")
         elif inside:
-            record.no_scale(layer)  # a symmetric function of the units: any order will do, not any scale
+            record.rigid(layer)  # a symmetric function of the units: any order will do, not any scale
         else:
-            if not scales:
-                record.no_scale(layer)
+            if kind != "linear":
+                (record.no_sign if kind == "homogeneous" else record.rigid)(layer)
             ids = layer.ids
             for dim in sorted(dims, reverse=True):
                 ids = ids.narrow(dim, 0, 1) if keepdim else ids.select(dim, 0)
@@ -39,25 +39,27 @@ def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, scal
 
 
 def _register() -> None:
-    def over_dims(name: str, scales: bool, position: int, indices: bool = False) -> None:
+    def over_dims(name: str, kind: str, position: int, indices: bool = False) -> None:
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
             dims = named.get("dim", arguments[position] if len(arguments) > position else None)
             dims = None if isinstance(dims, bool) else dims
             keep = bool(named.get("keepdim", arguments[-1] if arguments and isinstance(arguments[-1], bool) else False))
             if indices:  # which unit is largest is not a symmetric function of the units
                 record.freeze(x.touching(_dims(x, dims)), "the index of a unit")
-            return _reduce(record, x, _dims(x, dims), keep, scales)
+            return _reduce(record, x, _dims(x, dims), keep, kind)
 
         register_rule(f"aten::{name}")(apply)
 
-    for name in ("sum", "mean", "amax", "amin"):
-        over_dims(name, True, 0)
+    for name in ("sum", "mean"):
+        over_dims(name, "linear", 0)
+    for name in ("amax", "amin"):
+        over_dims(name, "homogeneous", 0)
     for name in ("prod", "std", "var", "logsumexp", "all", "any", "count_nonzero"):
-        over_dims(name, False, 0)
+        over_dims(name, "general", 0)
     for name in ("argmax", "argmin"):
-        over_dims(name, False, 0, indices=True)
-    over_dims("linalg_vector_norm", True, 1)
-    over_dims("norm", True, 1)
+        over_dims(name, "general", 0, indices=True)
+    over_dims("linalg_vector_norm", "homogeneous", 1)
+    over_dims("norm", "homogeneous", 1)
 
 
 _register()
@@ -67,25 +69,25 @@ _register()
 def extremum(record: Record, x: Value, *arguments: Any, **named: Any) -> Value | tuple[Value, Value]:
     """Largest or smallest value, over all or along one dimension (then with its index), or of two values."""
     if arguments and isinstance(arguments[0], Value):
-        return combine(record, "max", [x, arguments[0]], "sum")
+        return combine(record, "max", [x, arguments[0]], "homogeneous")
     if not arguments and "dim" not in named:
-        return _reduce(record, x, _dims(x, None), False, True)
+        return _reduce(record, x, _dims(x, None), False, "homogeneous")
     dim = named.get("dim", arguments[0] if arguments else None)
     keep = bool(named.get("keepdim", arguments[1] if len(arguments) > 1 else False))
-    out = _reduce(record, x, _dims(x, dim), keep, True)
+    out = _reduce(record, x, _dims(x, dim), keep, "homogeneous")
     return out, Value(out.shape, out.layers)
 
 
 @register_rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax", "aten::_safe_softmax")
 def softmax(record: Record, x: Value, *_: Any, **__: Any) -> Value:
     """Equivariant to any order, along whatever dimension; no scale survives it."""
-    record.no_scale(*x.layers)
+    record.rigid(*x.layers)
     return Value(x.shape, x.layers)
 
 
 @register_rule("aten::cumsum", "aten::cumprod", "aten::logcumsumexp")
 def cumulative(record: Record, x: Value, dim: int, **_: Any) -> Value:
     """Units along the dimension stay in place, others pass."""
-    record.no_scale(*x.layers)
+    record.rigid(*x.layers)
     record.freeze(x.touching([dim % len(x.shape)]), "a cumulative operation along units")
     return Value(x.shape, tuple(layer for layer in x.layers if dim % len(x.shape) not in layer.dims))

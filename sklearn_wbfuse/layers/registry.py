@@ -11,7 +11,8 @@ from torch import nn
 __all__ = ["Declaration", "declaration_of", "declare", "register_rule", "register_sizes", "rule_for", "sizes_of"]
 
 RULES: dict[str, Callable[..., Any]] = {}
-SIZES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {}
+Size = tuple[str, int] | tuple[str, int, int]
+SIZES: dict[type[nn.Module], dict[str, Size]] = {}
 DECLARATIONS: dict[type[nn.Module], Declaration] = {}
 
 
@@ -40,8 +41,10 @@ def rule_for(operation: str) -> Callable[..., Any] | None:
     return RULES.get(operation)
 
 
-def register_sizes(module: type[nn.Module], **attributes: tuple[str, int]) -> None:
+def register_sizes(module: type[nn.Module], **attributes: Size) -> None:
     """Say which attributes of a module class repeat the size of a parameter's axis, so that widths can change.
+
+    A third entry divides it: the first axis of an LSTM's weight holds four times ``hidden_size`` rows.
 
     Examples
     --------
@@ -51,7 +54,7 @@ def register_sizes(module: type[nn.Module], **attributes: tuple[str, int]) -> No
     SIZES[module] = attributes
 
 
-def sizes_of(module: nn.Module) -> dict[str, tuple[str, int]]:
+def sizes_of(module: nn.Module) -> dict[str, Size]:
     """Attributes of a module that repeat the size of a parameter's axis."""
     for cls in type(module).__mro__:
         if cls in SIZES:

@@ -17,17 +17,23 @@ MARGINAL_TOL = 1e-3
 """Entropic plans are iterated until their L1 marginal error is below this."""
 
 
-def solve(cost: np.ndarray, reg: float = 0.0) -> Coupling:
+def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, *, epsilon: float | None = None) -> Coupling:
     r"""Coupling of two uniform measures of least cost.
 
     .. math:: \min_{\Pi \in \Gamma(1/n, 1/m)} \langle C, \Pi \rangle + \varepsilon \sum_{ts} \Pi_{ts} \log \Pi_{ts},
         \qquad \varepsilon = \mathrm{reg} \cdot \max |C|
+
+    With a signed part S each source is there twice, :math:`\{v, -v\}`, at the costs :math:`C - S` and :math:`C + S`: an exact
+    plan takes the better of the two signs, an entropic one both in their proportion.
 
     Parameters
     ----------
     cost : ndarray of shape (n, m)
     reg : float
         Entropic regularisation relative to the largest cost; 0 is exact.
+    signed : ndarray of shape (n, m), optional
+    epsilon : float, optional
+        The regularisation itself instead of `reg`.
 
     Returns
     -------
@@ -45,7 +51,24 @@ def solve(cost: np.ndarray, reg: float = 0.0) -> Coupling:
     >>> solve(np.array([[3.0, 0.0], [0.0, 3.0]])).index
     array([1, 0])
     """
-    return entropic(cost, reg) if reg > 0 else exact(cost)
+    if signed is None:
+        if epsilon is None:
+            epsilon = reg * float(np.abs(cost).max())
+        return entropic(cost, epsilon) if epsilon > 0 else exact(cost)
+    size = np.abs(signed)
+    if epsilon is None:
+        epsilon = reg * float((np.abs(cost) + size).max())
+    if not epsilon > 0:
+        found = exact(cost - size)
+        if found.index is not None:
+            return Coupling(index=found.index, signs=_sign(signed[np.arange(len(cost)), found.index]))
+        return Coupling(found.plan * _sign(signed), found.plan)
+    found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon)
+    return Coupling(found.plan * np.tanh(signed / epsilon), found.plan)
+
+
+def _sign(values: np.ndarray) -> np.ndarray:
+    return np.where(values < 0, -1.0, 1.0)
 
 
 def _shifted(cost: np.ndarray) -> np.ndarray:
@@ -83,14 +106,14 @@ def exact(cost: np.ndarray) -> Coupling:
     return coupling
 
 
-def entropic(cost: np.ndarray, reg: float) -> Coupling:
+def entropic(cost: np.ndarray, epsilon: float) -> Coupling:
     """Stabilised Sinkhorn with epsilon scaling, stopped at an L1 marginal error of 1e-3 and rounded; see `solve`."""
-    largest, span = float(np.abs(cost).max()), float(np.ptp(cost))
+    span = float(np.ptp(cost))
     scaled = _shifted(cost)
     rows, columns = scaled.shape
     if not span:
         return Coupling(np.full(scaled.shape, 1 / scaled.size))
-    target = reg * largest / span
+    target = epsilon / span
     a, b = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
     stop = MARGINAL_TOL / columns**0.5  # POT stops on the L2 error of the columns; rows are exact after each iteration
     eps, potentials = max(target, 1.0), None
@@ -108,8 +131,9 @@ def entropic(cost: np.ndarray, reg: float) -> Coupling:
             plan = ot.bregman.sinkhorn_log(a, b, scaled, target, numItermax=100_000, stopThr=stop)
     if not _fits(plan):
         warnings.warn(
-            f"Sinkhorn at reg={reg:g} did not reach a marginal error of {MARGINAL_TOL:g} on a cost of shape {scaled.shape}; "
-            "its plan was rounded to the marginals. A larger reg, or reg=0, is safer.",
+            f"Sinkhorn at an epsilon of {target:.1e} of the largest difference of costs did not reach a marginal error of "
+            f"{MARGINAL_TOL:g} on a cost of shape {scaled.shape}; its plan was rounded to the marginals. A larger reg, or reg=0, "
+            "is safer.",
             FusionWarning,
             stacklevel=2,
         )

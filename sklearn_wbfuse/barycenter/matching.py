@@ -1,0 +1,99 @@
+"""One step of every schedule: the best coupling of one group of one model, all else fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..couplings import Coupling
+from ..transport import Quadratic, solve, solve_quadratic
+from .energy import cost, quadratic_term
+from .view import Feature
+
+__all__ = ["couple"]
+
+
+def couple(
+    group: str,
+    described: Sequence[Feature],
+    targets: Sequence[Tensor],
+    source: Sequence[Tensor],
+    plans: Mapping[str, Coupling],
+    reg: float = 0.0,
+    *,
+    start: str = "linear",
+    random_state: np.random.RandomState | None = None,
+) -> Coupling:
+    r"""Coupling of one group that minimises its share of the energy, the target and the other couplings fixed.
+
+    A group that stands once in every tensor is a transport problem (eq. 7). One that stands twice in a tensor (W_hh) is a
+    Gromov-Wasserstein problem (eq. 10), solved by Frank-Wolfe from the group's current coupling if it has one in `plans`, else
+    from `start`. A group that stands more often is stepped along its gradient.
+
+    Parameters
+    ----------
+    group : str
+    described : list of Feature
+        Those in which the group stands.
+    targets, source : list of Tensor
+    plans : mapping
+        Of the other groups, and the current one of this group.
+    reg : float
+    start : {"linear", "uniform", "perturbed"}
+        The plan of the tensors in which the group stands once; the product of the marginals; or a random permutation mixed
+        into the first.
+    random_state : RandomState, optional
+    """
+    kept = [p for p, f in enumerate(described) if f.alpha or f.groups.count(group) == 1]
+    described, targets, source = ([side[p] for p in kept] for side in (described, targets, source))
+    counts = [f.groups.count(group) for f in described]
+    if max(counts) != 2:
+        return solve(*_arrays(group, described, targets, source, plans, reg))
+    once = [p for p, c in enumerate(counts) if c == 1]
+    linear, _, signed = _arrays(group, *([side[p] for p in once] for side in (described, targets, source)), plans, reg)
+    terms = [quadratic_term(group, described[p], targets[p], source[p], plans) for p, c in enumerate(counts) if c == 2]
+    if signed is None and any(any(t.odd) for t in terms):
+        signed = np.zeros_like(linear)
+    problem = Quadratic(linear, terms, signed)
+    current = plans.get(group)
+    if current is None:
+        current = _start(start, linear, signed, random_state)
+    epsilon = 0.0
+    if reg > 0:
+        full, _, sign = _arrays(group, described, targets, source, {**plans, group: current}, reg)
+        epsilon = reg * float((np.abs(full) + (0 if sign is None else np.abs(sign))).max())
+    return solve_quadratic(problem, current, epsilon, permutation=True)
+
+
+def _start(kind: str, linear: np.ndarray, signed: np.ndarray | None, random_state: np.random.RandomState | None) -> Coupling:
+    if kind == "uniform":
+        plan = np.full(linear.shape, 1 / linear.size)
+        return Coupling(np.zeros_like(plan) if signed is not None else plan, plan)
+    found = solve(linear, 0.0, signed)
+    if kind == "linear":
+        return found
+    rng = random_state or np.random.RandomState(0)
+    rows, columns = linear.shape
+    shuffled = solve(rng.random_sample((rows, columns)), 0.0)
+    signs = 1.0 if signed is None else rng.choice([-1.0, 1.0], columns)
+    return Coupling((found.plan + shuffled.plan * signs) / 2, (found.mass + shuffled.mass) / 2)
+
+
+def _arrays(
+    group: str,
+    described: Sequence[Feature],
+    targets: Sequence[Tensor],
+    source: Sequence[Tensor],
+    plans: Mapping[str, Coupling],
+    reg: float,
+) -> tuple[np.ndarray, float, np.ndarray | None]:
+    """The arguments of `solve`."""
+    total, signed = cost(group, described, targets, source, plans)
+    return _numpy(total), reg, None if signed is None else _numpy(signed)
+
+
+def _numpy(matrix: Tensor) -> np.ndarray:
+    return matrix.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,228 @@
+"""Recurrent layers and cells: RNN (tanh, relu), LSTM (with and without projections), GRU.
+
+All gates of a unit move together; the recurrent weight W_hh carries the group on both axes. Signs go with the gate that
+writes the state through a tanh (the only gate of an RNN, the cell gate of an LSTM, the candidate of a GRU), with the columns
+of W_hh and with the readers; sigmoid gates keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..groups import Summed
+from .elementwise import is_zero, varies
+from .labels import Layer, Record, Value
+from .linear import opaque, read
+from .registry import register_rule, register_sizes
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A recurrent cell: how many gates it has, which of them writes the state, through an odd function or a ReLU."""
+
+    gates: int
+    writer: int
+    odd: bool = True
+    cell: bool = False
+    summed: int | None = None
+    """The biases of so many gates are seen as sums b_ih + b_hh alone; all of them by default."""
+
+
+KINDS = {
+    "rnn_tanh": Kind(1, 0),
+    "rnn_relu": Kind(1, 0, odd=False),
+    "lstm": Kind(4, 2, cell=True),
+    "gru": Kind(3, 2, summed=2),
+}
+for _module, _gates in ((nn.RNN, 1), (nn.LSTM, 4), (nn.GRU, 3)):
+    register_sizes(
+        _module,
+        input_size=("weight_ih_l0", 1),
+        hidden_size=("weight_ih_l0", 0, _gates),
+        proj_size=("weight_hr_l0", 0),
+    )
+for _cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
+    register_sizes(_cell, input_size=("weight_ih", 1), hidden_size=("weight_hh", 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The parameters of one cell."""
+
+    w_ih: Value
+    w_hh: Value
+    b_ih: Value | None = None
+    b_hh: Value | None = None
+    w_hr: Value | None = None
+
+    @property
+    def given(self) -> list[Value]:
+        """All that there are."""
+        return [v for v in (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr) if v is not None]
+
+
+def _cell(record: Record, kind: Kind, x: Value, weights: Weights) -> tuple[Tensor, Tensor] | None:
+    """Labels of the units of the state that is returned and of the memory, or None if the weights have no labels."""
+    axes = {id(v): v.layer(0) for v in weights.given}
+    if any(layer is None for layer in axes.values()) or any(v.layer(1) is None for v in weights.given if len(v.shape) == 2):
+        opaque(record, "a recurrent layer with constant weights", x, *weights.given)
+        return None
+    kept = read(record, x, -1, weights.w_ih, 1)
+    record.freeze(kept, "a recurrent layer along units")
+    units: Tensor = weights.w_ih.layer(0).vector(0).chunk(kind.gates)[kind.writer]  # type: ignore[union-attr]
+    (record.no_scale if kind.odd else record.no_sign)(Layer(units))
+    for value in weights.given[: 4 if weights.b_ih is not None else 2]:
+        rows = value.layer(0).vector(0)  # type: ignore[union-attr]
+        record.computes(rows)
+        for gate, labels in enumerate(rows.chunk(kind.gates)):
+            record.unite(units, labels)
+            if gate == kind.writer:
+                record.same_factor(units, labels)
+            else:
+                record.rigid(Layer(labels))
+    state = units
+    if weights.w_hr is not None:
+        _read_by(record, units, weights.w_hr)
+        state = weights.w_hr.layer(0).vector(0)  # type: ignore[union-attr]
+        record.computes(state)
+    _read_by(record, state, weights.w_hh)
+    _remember(record, kind, weights, len(units))
+    record.states += [units.numpy(), state.numpy()]
+    return state, units
+
+
+def _name_groups(record: Record, weights: Weights, level: str) -> None:
+    """The groups of one level are called "rnn.l0", "rnn.l0_reverse", and what a projection computes "rnn.l0_proj"."""
+    if weights.w_ih.name:
+        record.suffixes[weights.w_ih.name] = level
+    if weights.w_hr is not None and weights.w_hr.name:
+        record.suffixes[weights.w_hr.name] = f"{level}_proj"
+
+
+def _read_by(record: Record, units: Tensor, weight: Value) -> None:
+    columns = weight.layer(1).vector(1)  # type: ignore[union-attr]
+    record.unite(units, columns)
+    record.opposite_factor(units, columns)
+    record.reads(columns)
+
+
+def _remember(record: Record, kind: Kind, weights: Weights, size: int) -> None:
+    """Which tensor is recurrent, and which biases are seen as sums."""
+    if weights.w_hh.name:
+        record.recurrent.add(weights.w_hh.name)
+    if weights.b_ih is not None and weights.b_hh is not None and weights.b_ih.name and weights.b_hh.name:
+        gates = kind.gates if kind.summed is None else kind.summed
+        pair = Summed(weights.b_ih.name, weights.b_hh.name, np.arange(gates * size))
+        if not any((s.kept, s.other) == (pair.kept, pair.other) for s in record.summed):
+            record.summed.append(pair)
+
+
+def _start_from(record: Record, given: Value, slot: int, units: Tensor) -> None:
+    """The initial state of one cell: zeros, a parameter, computed by the network, or given by the caller."""
+    last = len(given.shape) - 1
+    found = False
+    for layer in given.layers:
+        if last in layer.dims or (given.shape[last] == 1 and layer is given.layer(last)):
+            if set(layer.dims) - {0, last} or (0 in layer.dims and last == 1):
+                record.freeze([layer, Layer(units)], "an initial state that varies along more than its units")
+            else:
+                labels = layer.ids[slot, 0] if last == 2 else layer.ids[0]
+                record.unite(labels, units)
+                record.same_factor(labels, units)
+            found = True
+        elif given.is_weight:
+            record.fix(layer)
+    if found or is_zero(given):
+        return
+    if varies([given], (last,), given.shape):
+        record.freeze([Layer(units)], "an initial state that is given by the caller")
+    else:
+        record.rigid(Layer(units))
+
+
+def _sequence(name: str) -> None:
+    kind = KINDS[name]
+
+    def layer(
+        record: Record,
+        x: Value,
+        initial: Value | Sequence[Value],
+        parameters: Sequence[Value],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> Value | tuple[Value, ...]:
+        states = list(initial) if isinstance(initial, (list, tuple)) else [initial]
+        directions = 2 if bidirectional else 1
+        each = len(parameters) // (num_layers * directions)
+        finals: list[list[Tensor]] = [[], []]
+        for level in range(num_layers):
+            outputs = []
+            for direction in range(directions):
+                slot = level * directions + direction
+                own = list(parameters[slot * each : (slot + 1) * each])
+                biases = own[2:4] if has_biases else [None, None]
+                weights = Weights(own[0], own[1], *biases, own[-1] if each % 2 else None)
+                _name_groups(record, weights, f"l{level}" + "_reverse" * direction)
+                cell = _cell(record, kind, x, weights)
+                if cell is None:
+                    return opaque(record, "a recurrent layer with constant weights", *states)
+                for given, units in zip(states, cell, strict=False):
+                    _start_from(record, given, slot, units)
+                for k in (0, 1):
+                    finals[k].append(cell[k])
+                outputs.append(cell[0])
+            labels = torch.cat(outputs)
+            shape = (*x.shape[:-1], len(labels))
+            x = Value(shape, (Layer.along(labels, len(shape) - 1, shape),))
+        return x, *(_final(ids, given) for ids, given in zip(finals, states, strict=False))
+
+    register_rule(f"aten::{name}")(layer)
+
+
+def _final(ids: Sequence[Tensor], given: Value) -> Value:
+    """The state after the last step: one row of units per layer and direction."""
+    labels = torch.stack(list(ids))
+    if len(given.shape) == 3:
+        labels = labels[:, None]
+    return Value(given.shape, (Layer(labels.expand(given.shape)),))
+
+
+def _step(name: str) -> None:
+    kind = KINDS[name]
+
+    def step(
+        record: Record,
+        x: Value,
+        initial: Value | Sequence[Value],
+        w_ih: Value,
+        w_hh: Value,
+        b_ih: Value | None = None,
+        b_hh: Value | None = None,
+    ) -> Value | tuple[Value, ...]:
+        states = list(initial) if isinstance(initial, (list, tuple)) else [initial]
+        cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh))
+        if cell is None:
+            return opaque(record, "a recurrent cell with constant weights", *states)
+        for given, units in zip(states, cell, strict=False):
+            _start_from(record, given, 0, units)
+        shape = (*x.shape[:-1], len(cell[0]))
+        out = Value(shape, (Layer.along(cell[0], len(shape) - 1, shape),))
+        return (out, Value(shape, out.layers)) if kind.cell else out
+
+    register_rule(f"aten::{name}_cell")(step)
+
+
+for _name in KINDS:
+    _sequence(_name)
+    _step(_name)

@@ -1,0 +1,273 @@
+r"""Quadratic optimal transport between uniform measures: the Gromov-Wasserstein step of a group that stands twice in a tensor.
+
+.. math:: \min_{\Pi^+ + \Pi^- \in \Gamma(1/n, 1/m)} f(\Pi) = \langle C, M \rangle - \langle S, \Sigma \rangle
+    - \sum_p w_p \sum_k \langle T_{pk}, X_p\, H_{pk}\, Y_p^\top \rangle, \qquad M = \Pi^+ + \Pi^-,\ \Sigma = \Pi^+ - \Pi^-,
+
+where :math:`X_p` and :math:`Y_p` are :math:`\Sigma` on axes that change sign with their neurons and M on others. The squared
+terms of eq. (10) are constant for uniform marginals, so this is fused Gromov-Wasserstein with asymmetric matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..couplings import Coupling
+from .linear import exact, solve
+
+__all__ = ["Quadratic", "Term", "solve_quadratic"]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """The products of one tensor in which a group stands on two axes.
+
+    Attributes
+    ----------
+    target : Tensor of shape (n, n, k)
+    source : Tensor of shape (m, m, k)
+    odd : (bool, bool)
+        Whether each axis changes sign with its neurons.
+    weight : float
+    """
+
+    target: Tensor
+    source: Tensor
+    odd: tuple[bool, bool]
+    weight: float
+
+
+class Point:
+    """A coupling as the pair of its mass M and its signed plan, float64 on the host, with what the objective needs of it."""
+
+    def __init__(self, coupling: Coupling, problem: Quadratic):
+        self.coupling = coupling
+        self.pair = (coupling.mass, coupling.plan) if problem.signable else (coupling.mass,)
+        self.slope = problem.products(coupling)
+
+    def mixed(self, other: Point, step: float) -> Point:
+        """A point on the way to another; everything is linear, so nothing is computed anew."""
+        twin = object.__new__(Point)
+        twin.pair = tuple((1 - step) * a + step * b for a, b in zip(self.pair, other.pair, strict=True))
+        twin.slope = tuple((1 - step) * a + step * b for a, b in zip(self.slope, other.slope, strict=True))
+        twin.coupling = Coupling(twin.pair[-1], twin.pair[0])
+        return twin
+
+
+class Quadratic:
+    """The objective; see the module's formula.
+
+    Parameters
+    ----------
+    cost : ndarray of shape (n, m)
+    terms : sequence of Term
+    signed : ndarray of shape (n, m) or None
+        None where no sign may change.
+    """
+
+    def __init__(self, cost: np.ndarray, terms: Sequence[Term], signed: np.ndarray | None = None):
+        self.terms = terms
+        self.signable = signed is not None
+        self.linear = (cost, -signed) if signed is not None else (cost,)
+
+    def products(self, coupling: Coupling) -> tuple[np.ndarray, ...]:
+        r"""Gradient of the subtracted sum with respect to M and the signed plan: one part for each of the two axes."""
+        total = [np.zeros(coupling.shape) for _ in self.linear]
+        for term in self.terms:
+            n, m = coupling.shape
+            for axis in (0, 1):
+                kept, other = int(term.odd[axis]), term.odd[1 - axis]
+                carried = _carried(term.source.movedim(1 - axis, 0), coupling, other)  # (n, m, k)
+                left = term.target.movedim(axis, 0).reshape(n, -1)
+                right = carried.permute(0, 2, 1).reshape(-1, m)
+                total[kept if self.signable else 0] += term.weight * (left @ right).cpu().numpy()
+        return tuple(total)
+
+    def gradient(self, point: Point) -> tuple[np.ndarray, ...]:
+        """Of the objective with respect to M and the signed plan."""
+        return tuple(c - q for c, q in zip(self.linear, point.slope, strict=True))
+
+    def value(self, point: Point) -> float:
+        """The objective; the subtracted sum is half of the product with its own gradient."""
+        return _inner(self.linear, point.pair) - _inner(point.slope, point.pair) / 2
+
+    def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
+        """The linear oracle: one assignment (or transport problem), on the better of the two signs."""
+        signed = -gradient[1] if self.signable else None
+        return Point(solve(gradient[0], signed=signed, epsilon=epsilon), self)
+
+
+def _carried(array: Tensor, coupling: Coupling, odd: bool) -> Tensor:
+    """The first axis times the plan; for a permutation that is a choice of rows."""
+    if coupling.index is not None:
+        rows = array.index_select(0, torch.as_tensor(coupling.index, device=array.device)) / len(coupling.index)
+        if odd and coupling.signs is not None:
+            rows = rows * torch.as_tensor(coupling.signs, dtype=array.dtype, device=array.device)[:, None, None]
+        return rows
+    plan = torch.as_tensor(coupling.plan if odd else coupling.mass, dtype=array.dtype, device=array.device)
+    return torch.tensordot(plan, array, dims=([1], [0]))
+
+
+def _inner(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    return float(sum((x * y).sum() for x, y in zip(a, b, strict=True)))
+
+
+def solve_quadratic(
+    problem: Quadratic,
+    start: Coupling,
+    epsilon: float = 0.0,
+    *,
+    permutation: bool = False,
+    max_iter: int = 200,
+    tol: float = 1e-9,
+) -> Coupling:
+    r"""A coupling at which the objective is locally least, by Frank-Wolfe with exact line search.
+
+    The objective is quadratic along a segment and its gradient is linear, so that an iteration needs the products with one
+    vertex alone. At equal sizes and `epsilon` 0 the result is rounded to a permutation and polished by exchanges, and kept if
+    that lowers the objective. With `epsilon` > 0 the entropy :math:`\varepsilon \sum \Pi \log \Pi` is added: vertices become
+    Sinkhorn plans (generalised conditional gradient) and the line search counts it in.
+
+    Parameters
+    ----------
+    problem : Quadratic
+    start : Coupling
+    epsilon : float
+    permutation : bool
+        Keep the rounded result in any case.
+    max_iter : int
+    tol : float
+        Stop when the objective can fall by less than this fraction.
+    """
+    point = Point(start, problem)
+    value = problem.value(point)
+    for _ in range(max_iter):
+        gradient = problem.gradient(point)
+        vertex = problem.vertex(gradient, epsilon)
+        away = [v - p for v, p in zip(vertex.pair, point.pair, strict=True)]
+        slope = _inner(gradient, away)
+        curvature = -_inner([v - p for v, p in zip(vertex.slope, point.slope, strict=True)], away)
+        step = _line_search(slope, curvature, point, vertex, epsilon)
+        if step <= 0:
+            break
+        point = vertex if step >= 1 else point.mixed(vertex, step)
+        before, value = value, problem.value(point) - epsilon * _entropy(point)
+        if before - value <= tol * abs(before):
+            break
+    if epsilon > 0 or start.shape[0] != start.shape[1]:
+        return point.coupling
+    polished = _polished(problem, _rounded(problem, point, max_iter), max_iter)
+    return polished.coupling if permutation or problem.value(polished) <= value else point.coupling
+
+
+def _line_search(slope: float, curvature: float, point: Point, vertex: Point, epsilon: float) -> float:
+    """The step in [0, 1] at which slope t + curvature t^2 / 2, and the entropy if there is one, is least."""
+    if epsilon > 0:
+        trial = np.linspace(0, 1, 33)
+        values = [
+            slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t) for t in trial
+        ]
+        return float(trial[int(np.argmin(values))])
+    if slope >= 0:
+        return 0.0
+    if curvature > 0:
+        return min(1.0, -slope / curvature)
+    return 1.0
+
+
+def _entropy(point: Point) -> float:
+    return _entropy_between(point.pair, point.pair, 0.0)
+
+
+def _entropy_between(a: Sequence[np.ndarray], b: Sequence[np.ndarray], step: float) -> float:
+    """Of the plans of both signs."""
+    pair = [(1 - step) * x + step * y for x, y in zip(a, b, strict=True)]
+    plans = [(pair[0] + pair[1]) / 2, (pair[0] - pair[1]) / 2] if len(pair) == 2 else pair
+    return -float(sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in plans))
+
+
+def _rounded(problem: Quadratic, point: Point, max_iter: int) -> Point:
+    """A permutation near a point: the assignment of most mass, then full steps as long as they help."""
+    if not point.coupling.is_permutation:
+        nearest = exact(-point.pair[0])
+        assert nearest.index is not None
+        signs = np.where(point.pair[-1][np.arange(len(nearest.index)), nearest.index] < 0, -1.0, 1.0)
+        point = Point(Coupling(index=nearest.index, signs=signs if problem.signable else None), problem)
+    value = problem.value(point)
+    for _ in range(max_iter):
+        trial = problem.vertex(problem.gradient(point))
+        lower = problem.value(trial)
+        if lower >= value - 1e-12 * abs(value):
+            break
+        point, value = trial, lower
+    return point
+
+
+def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
+    """Exchange the sources of two targets as long as that lowers the objective, many disjoint pairs at a time."""
+    value = problem.value(point)
+    for _ in range(max_iter):
+        pairs = _disjoint(_exchanges(problem, point), -1e-9 * abs(value))
+        while pairs:
+            index, signs = point.coupling.index.copy(), point.coupling.signs  # type: ignore[union-attr]
+            signs = None if signs is None else signs.copy()
+            for u, v in pairs:
+                index[[u, v]] = index[[v, u]]
+                if signs is not None:
+                    signs[[u, v]] = signs[[v, u]]
+            trial = Point(Coupling(index=index, signs=signs), problem)
+            lower = problem.value(trial)
+            if lower < value - 1e-12 * abs(value):
+                point, value = trial, lower
+                break
+            pairs = pairs[: len(pairs) // 2]
+        if not pairs:
+            return point
+    return point
+
+
+def _exchanges(problem: Quadratic, point: Point) -> np.ndarray:
+    """Change of the objective, for every pair of targets, when they exchange their sources, signs included."""
+    index, n = point.coupling.index, point.coupling.shape[0]
+    assert index is not None
+    signs = np.ones(n) if point.coupling.signs is None else point.coupling.signs
+    gradient = [g[:, index] for g in problem.gradient(point)]
+    moved = gradient[0] + (gradient[1] * signs if problem.signable else 0)
+    change = _differences(moved) / n
+    for term in problem.terms:
+        rows = _carried(term.source, point.coupling, term.odd[0])
+        h = _carried(rows.movedim(1, 0), point.coupling, term.odd[1]).movedim(0, 1)
+        t, scale = term.target, term.weight
+        diagonal_t, diagonal_h = t.diagonal().T, h.diagonal().T  # (n, k)
+        outer, crossed = diagonal_t @ diagonal_h.T, (t * h.transpose(0, 1)).sum(2)
+        own, straight = (diagonal_t * diagonal_h).sum(1), (t * h).sum(2)
+        exact_block = outer + outer.T + crossed + crossed.T - own[:, None] - own[None] - straight - straight.T
+        # the same block as the products of whole rows and columns count it
+        down, across = torch.einsum("uk,vuk->uv", diagonal_t, h), torch.einsum("uvk,vk->uv", t, diagonal_h)
+        right, up = torch.einsum("uk,uvk->uv", diagonal_t, h), torch.einsum("vuk,vk->uv", t, diagonal_h)
+        mixed = down + across + right + up
+        counted = mixed + mixed.T - 2 * (own[:, None] + own[None] + straight + straight.T)
+        change -= (scale * (exact_block - counted)).double().cpu().numpy()
+    return change
+
+
+def _differences(matrix: np.ndarray) -> np.ndarray:
+    diagonal = np.diag(matrix)
+    return matrix + matrix.T - diagonal[:, None] - diagonal[None, :]
+
+
+def _disjoint(change: np.ndarray, below: float) -> list[tuple[int, int]]:
+    """Pairs of most negative change, no neuron twice."""
+    rows, columns = np.nonzero(np.triu(change < below, 1))
+    order = np.argsort(change[rows, columns], kind="stable")
+    used: set[int] = set()
+    pairs = []
+    for u, v in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if u not in used and v not in used:
+            pairs.append((u, v))
+            used |= {u, v}
+    return pairs
