@@ -1,7 +1,8 @@
 """Random networks that know their own neuron groups.
 
-Each network writes down, while it is built, where the units of each group stand: `groups[name]` is a list of places (tensor,
-axis, offset, copies, exponent). Permuted and scaled copies are made from this table and not from what the library finds.
+Each network writes down, while it is built, where the units of each group stand: `places[name]` is a list of places (tensor,
+axis, exponent, offset, copies, odd). Permuted, scaled and signed copies are made from this table and not from what the
+library finds.
 """
 
 import copy
@@ -25,6 +26,15 @@ class Place:
     exponent: int
     offset: int = 0
     copies: int = 1
+    odd: bool = True
+    role: str = ""
+
+    def __post_init__(self):
+        self.role = self.role or ("in" if self.exponent < 0 else "out")
+
+    def columns(self, size):
+        """Positions of all units, one array per copy."""
+        return list((self.offset + np.arange(size * self.copies).reshape(size, self.copies)).T)
 
 
 @dataclass
@@ -32,20 +42,22 @@ class Truth:
     sizes: dict = field(default_factory=dict)
     places: dict = field(default_factory=dict)
     scalable: dict = field(default_factory=dict)
+    signable: dict = field(default_factory=dict)
 
-    def open(self, name, size, scalable):
-        self.sizes[name], self.places[name], self.scalable[name] = size, [], scalable
+    def open(self, name, size, scalable, signable=False):
+        self.sizes[name], self.places[name], self.scalable[name], self.signable[name] = size, [], scalable, signable
 
     def write(self, name, path, bias, norm=None, affine=True):
         """A layer computes the group, perhaps followed by a norm."""
-        self.places[name].append(Place(f"{path}.weight", 0, 0 if norm else 1))
+        self.places[name].append(Place(f"{path}.weight", 0, 0 if norm else 1, odd=not norm))
         if bias:
-            self.places[name].append(Place(f"{path}.bias", 0, 0 if norm else 1))
+            self.places[name].append(Place(f"{path}.bias", 0, 0 if norm else 1, odd=not norm))
         if norm:
             if affine:
                 self.places[name] += [Place(f"{norm}.weight", 0, 1), Place(f"{norm}.bias", 0, 1)]
-            self.places[name] += [Place(f"{norm}.running_mean", 0, 0), Place(f"{norm}.running_var", 0, 0)]
+            self.places[name] += [Place(f"{norm}.{s}", 0, 0, odd=False) for s in ("running_mean", "running_var")]
             self.scalable[name] &= affine
+            self.signable[name] &= affine
 
     def read(self, name, path, copies=1, offset=0):
         self.places[name].append(Place(f"{path}.weight", 1, -1, offset, copies))
@@ -64,7 +76,7 @@ class MLP(nn.Module):
         self.truth = Truth()
         for i, h in enumerate(hidden):
             name = f"linears.{i}"
-            self.truth.open(name, h, activation in HOMOGENEOUS)
+            self.truth.open(name, h, activation in HOMOGENEOUS, activation == "tanh")
             self.truth.write(name, name, bias, f"norms.{i}" if norm else None, norm == "affine")
             self.truth.read(name, f"linears.{i + 1}")
 
@@ -147,6 +159,99 @@ class ResNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+KINDS = {
+    "rnn_tanh": (nn.RNN, nn.RNNCell, {}, 1, 0),
+    "rnn_relu": (nn.RNN, nn.RNNCell, {"nonlinearity": "relu"}, 1, 0),
+    "lstm": (nn.LSTM, nn.LSTMCell, {}, 4, 2),
+    "gru": (nn.GRU, nn.GRUCell, {}, 3, 2),
+}
+"""Layer, cell, options, number of gates, and the gate that goes with the sign of a unit."""
+
+
+class Recurrent(nn.Module):
+    """A stack of recurrent layers of any kind, or a hand-written loop over a cell, behind an embedding or not; two heads."""
+
+    def __init__(
+        self,
+        kind,
+        hidden,
+        levels=1,
+        bidirectional=False,
+        bias=True,
+        batch_first=True,
+        projection=0,
+        tokens=0,
+        loop=False,
+        readout="last",
+    ):
+        super().__init__()
+        layer, cell, options, self.gates, self.writer = KINDS[kind]
+        inputs = 4
+        self.table = nn.Embedding(tokens, inputs) if tokens else None
+        self.batch_first, self.loop, self.readout, self.levels = batch_first, loop, readout, levels
+        directions = ("", "_reverse") if bidirectional else ("",)
+        out = projection or hidden
+        if loop:
+            self.rnn = cell(inputs, hidden, bias=bias, **options)
+        else:
+            options = {**options, "bidirectional": bidirectional, "batch_first": batch_first}
+            options |= {"proj_size": projection} if projection else {}
+            self.rnn = layer(inputs, hidden, levels, bias=bias, **options)
+        self.fc, self.aux = nn.Linear(out * len(directions), 3), nn.Linear(out * len(directions), 2)
+        shape = (3, 5) if batch_first or loop else (5, 3)
+        self.example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, inputs)
+        self.truth = Truth()
+        if tokens:
+            self.truth.open("table", inputs, True, True)
+            self.truth.places["table"] = [Place("table.weight", 1, 1)]
+        relu = kind == "rnn_relu"
+        below = {"table": 0} if tokens else {}
+        for level in range(levels):
+            found = {}
+            for k, direction in enumerate(directions):
+                suffix = "" if loop else f"_l{level}{direction}"
+                name = "rnn" if loop else f"rnn.l{level}{direction}"
+                state = f"{name}_proj" if projection else name
+                self._level(name, state, suffix, hidden, out, relu, bias, below)
+                found[state] = k * out
+            below = found
+        for name, offset in below.items():
+            for head in ("fc", "aux"):
+                self.truth.read(name, head, offset=offset)
+
+    def _level(self, name, state, suffix, hidden, out, relu, bias, below):
+        """One direction of one level."""
+        truth, ih, hh = self.truth, f"rnn.weight_ih{suffix}", f"rnn.weight_hh{suffix}"
+        truth.open(name, hidden, relu, not relu)
+        if state != name:
+            truth.open(state, out, True, True)
+            truth.places[state].append(Place(f"rnn.weight_hr{suffix}", 0, 1))
+            truth.places[name].append(Place(f"rnn.weight_hr{suffix}", 1, -1))
+        rows = [ih, hh, *((f"rnn.bias_ih{suffix}", f"rnn.bias_hh{suffix}") if bias else ())]
+        for gate in range(self.gates):
+            truth.places[name] += [Place(row, 0, 1, gate * hidden, odd=gate == self.writer) for row in rows]
+        truth.places[state].append(Place(hh, 1, -1))
+        for other, offset in below.items():
+            truth.places[other].append(Place(ih, 1, -1, offset))
+
+    def forward(self, x):
+        x = self.table(x) if self.table is not None else x
+        if self.loop:
+            state, outputs = None, []
+            for t in range(x.shape[1]):
+                state = self.rnn(x[:, t], state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+            out = torch.stack(outputs, 1)
+        else:
+            out, state = self.rnn(x)
+            out = out if self.batch_first else out.transpose(0, 1)
+        h = {"last": out[:, -1], "mean": out.mean(1)}.get(self.readout)
+        if self.readout == "state":
+            state = state[0] if isinstance(state, tuple) else state
+            h = state if self.loop else torch.cat([*state[-self.rnn.bidirectional - 1 :]], 1)
+        return torch.cat([self.fc(h), self.aux(h)], 1)
+
+
 def randomised(network, rng, dtype=torch.float64):
     """The network in eval mode with random values in every parameter and buffer."""
     network = network.to(dtype).eval()
@@ -162,24 +267,29 @@ def randomised(network, rng, dtype=torch.float64):
                 else rng.normal(size=tuple(tensor.shape)) * (2 / fan_in) ** 0.5
             )
             tensor.copy_(torch.as_tensor(drawn))
-    network.example = torch.as_tensor(rng.normal(size=(6, *network.example.shape[1:])), dtype=dtype)
+    shape = tuple(network.example.shape)
+    shape = (6, *shape[1:]) if getattr(network, "batch_first", True) else (shape[0], 6, *shape[2:])
+    if network.example.is_floating_point():
+        network.example = torch.as_tensor(rng.normal(size=shape), dtype=dtype)
+    else:
+        network.example = torch.as_tensor(rng.integers(0, network.table.num_embeddings, shape))
     return network
 
 
 def disguised(network, rng, *, scales=False):
-    """A copy with permuted (and scaled) units, made from the network's own table of groups."""
+    """A copy with permuted (and scaled and signed) units, made from the network's own table of groups."""
     twin = copy.deepcopy(network)
     state = twin.state_dict()
     for name, size in network.truth.sizes.items():
         order = rng.permutation(size)
         factor = np.exp(rng.uniform(-0.7, 0.7, size)) if scales and network.truth.scalable[name] else np.ones(size)
+        sign = rng.choice([-1.0, 1.0], size) if scales and network.truth.signable[name] else np.ones(size)
         for place in network.truth.places[name]:
             tensor = state[place.tensor]
-            units = place.offset + np.arange(size * place.copies).reshape(size, place.copies)
-            index = np.arange(tensor.shape[place.axis])
-            index[units] = units[order]
-            vector = np.ones(tensor.shape[place.axis])
-            vector[units] = (factor**place.exponent)[:, None]
+            index, vector = np.arange(tensor.shape[place.axis]), np.ones(tensor.shape[place.axis])
+            for units in place.columns(size):
+                index[units] = units[order]
+                vector[units] = factor**place.exponent * (sign if place.odd else 1)
             view = [-1 if a == place.axis else 1 for a in range(tensor.dim())]
             moved = tensor.index_select(place.axis, torch.as_tensor(index))
             tensor.copy_(moved * torch.as_tensor(vector, dtype=tensor.dtype).view(view))
@@ -222,9 +332,26 @@ def resnets(draw, activations=("relu", "leaky", "gelu")):
     )
 
 
+@st.composite
+def recurrents(draw, kinds=tuple(KINDS)):
+    kind, hidden, loop = draw(st.sampled_from(kinds)), draw(widths), draw(st.booleans())
+    return Recurrent(
+        kind,
+        hidden,
+        levels=1 if loop else draw(st.integers(1, 2)),
+        bidirectional=not loop and draw(st.booleans()),
+        bias=draw(st.booleans()),
+        batch_first=loop or draw(st.booleans()),
+        projection=draw(st.integers(1, hidden - 1)) if kind == "lstm" and not loop and draw(st.booleans()) else 0,
+        tokens=draw(st.sampled_from([0, 7])),
+        loop=loop,
+        readout=draw(st.sampled_from(["last", "mean", "state"])),
+    )
+
+
 def networks():
-    """Any of the three families, random values."""
+    """Any of the four families, random values."""
     seeds = st.integers(0, 2**31 - 1)
-    return st.tuples(st.one_of(mlps(), cnns(), resnets()), seeds).map(
+    return st.tuples(st.one_of(mlps(), cnns(), resnets(), recurrents()), seeds).map(
         lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1]))
     )

@@ -15,6 +15,9 @@ from .view import Feature
 
 __all__ = ["couple"]
 
+_ROUNDED_TOL = 1e-4
+"""Where Frank-Wolfe stops before a permutation is made of its result: 1e-9 takes 20 times as long for the same permutations."""
+
 
 def couple(
     group: str,
@@ -65,7 +68,8 @@ def couple(
     if reg > 0:
         full, _, sign = _arrays(group, described, targets, source, {**plans, group: current}, reg)
         epsilon = reg * float((np.abs(full) + (0 if sign is None else np.abs(sign))).max())
-    return solve_quadratic(problem, current, epsilon, permutation=True)
+    rounded = epsilon == 0 and linear.shape[0] == linear.shape[1]
+    return solve_quadratic(problem, current, epsilon, permutation=True, tol=_ROUNDED_TOL if rounded else 1e-6)
 
 
 def _start(kind: str, linear: np.ndarray, signed: np.ndarray | None, random_state: np.random.RandomState | None) -> Coupling:

@@ -79,6 +79,11 @@ class Problem:
         value = self.energy(mean_target(moved, self.weights), moved)
         return Solution(plans, value, n_iter, [value])
 
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether a group stands twice in a tensor that counts."""
+        return any(f.alpha and f.groups.count(g) > 1 for f in self.described for g in f.groups)
+
     def touching(self, group: str) -> list[int]:
         """Features in which a group stands."""
         return [p for p, f in enumerate(self.described) if group in f.groups]

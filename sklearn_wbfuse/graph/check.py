@@ -75,7 +75,9 @@ class SelfCheck:
             if leaf.dtype == torch.bool:
                 return torch.as_tensor(self.rng.random(shape) < 0.5)
             low, high = int(leaf.min()), int(leaf.max())
-            return torch.as_tensor(self.rng.integers(low, high + 1, shape), dtype=leaf.dtype)
+            drawn = torch.as_tensor(self.rng.integers(low, high + 1, shape), dtype=leaf.dtype)
+            falling = leaf.dim() == 1 and bool((leaf.diff() <= 0).all())  # lengths of sequences that are to be packed
+            return drawn.sort(descending=True).values if falling else drawn
 
         return pytree.tree_map(draw, tuple(inputs))
 

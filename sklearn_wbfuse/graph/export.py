@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
@@ -76,13 +77,38 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             "Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
-        with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model):
+        with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model), _padded():
             return torch.export.export(model, tuple(inputs), strict=False).run_decompositions({})
     except Exception as error:
         raise DiscoveryError(
             f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}. Branches that depend on values must "
             "be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
         ) from error
+
+
+@contextlib.contextmanager
+def _padded() -> Iterator[None]:
+    """Packing can't be traced, and does nothing to units: within the context sequences stay padded.
+
+    The bodies of torch's functions are replaced, since networks import them under names of their own.
+    """
+
+    def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]
+        return input
+
+    def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):  # type: ignore[no-untyped-def]
+        steps, batch = (sequence.shape[d] for d in ((1, 0) if batch_first else (0, 1)))
+        return sequence, torch.full((batch,), steps)  # torch is a global of the function that lends its name
+
+    originals = [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
+    bodies = [f.__code__ for f in originals]
+    for original, padded in zip(originals, (pack_padded_sequence, pad_packed_sequence), strict=True):
+        original.__code__ = padded.__code__
+    try:
+        yield
+    finally:
+        for original, body in zip(originals, bodies, strict=True):
+            original.__code__ = body
 
 
 def _first_line(error: Exception) -> str:

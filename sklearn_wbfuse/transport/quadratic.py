@@ -155,7 +155,7 @@ def solve_quadratic(
         if step <= 0:
             break
         point = vertex if step >= 1 else point.mixed(vertex, step)
-        before, value = value, problem.value(point) - epsilon * _entropy(point)
+        before, value = value, problem.value(point) - (epsilon * _entropy(point) if epsilon else 0.0)
         if before - value <= tol * abs(before):
             break
     if epsilon > 0 or start.shape[0] != start.shape[1]:

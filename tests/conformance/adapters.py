@@ -20,6 +20,7 @@ class Case:
     shape: tuple
     groups: dict
     scalable: set = field(default_factory=set)
+    signable: set = field(default_factory=set)
     widens: bool = True
     integers: int = 0
 
@@ -58,12 +59,16 @@ class AdapterConformance:
     def test_groups_are_those_of_the_hand_written_table(self, case, prepared):
         assert prepared[2].sizes == case.groups
         assert {n for n, g in prepared[2].groups.items() if g.scalable} == case.scalable
+        assert {n for n, g in prepared[2].groups.items() if g.signable} == case.signable
 
-    def test_permuting_and_scaling_every_group_keeps_the_outputs(self, case, prepared):
+    def test_permuting_scaling_and_flipping_every_group_keeps_the_outputs(self, case, prepared):
         model, inputs, graph, rng = prepared
         order = {n: rng.permutation(g.size) for n, g in graph.groups.items()}
-        scale = {n: rng.uniform(0.5, 2, g.size) for n, g in graph.groups.items() if g.scalable}
-        moved = {n: relabel(t, graph.tensors[n], order, scale) for n, t in floating_state(model).items()}
+        factor = {n: np.ones(g.size) for n, g in graph.groups.items()}
+        for name, group in graph.groups.items():
+            factor[name] *= rng.uniform(0.5, 2, group.size) if group.scalable else 1
+            factor[name] *= rng.choice([-1, 1], group.size) if group.signable else 1
+        moved = {n: relabel(t, graph.tensors[n], order, factor) for n, t in floating_state(model).items()}
         expected = model(*inputs)
         assert (torch.func.functional_call(model, moved, inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
 

@@ -89,14 +89,19 @@ def test_groups_are_those_of_the_hand_written_table(model):
     graph = discover(model, (model.example,))
     assert graph.sizes == model.truth.sizes
     assert {n: g.scalable for n, g in graph.groups.items()} == model.truth.scalable
+    assert {n: g.signable for n, g in graph.groups.items()} == model.truth.signable
     for name, places in model.truth.places.items():
-        found = {(t.name, axis, span.role): span for t, axis, span in graph.axes(name)}
-        assert set(found) == {(p.tensor, p.axis, "in" if p.exponent < 0 else "out") for p in places}
-        for p in places:
-            span = found[p.tensor, p.axis, "in" if p.exponent < 0 else "out"]
-            assert span.exponent == (p.exponent if graph.groups[name].scalable else 0)
-            expected = p.offset + np.arange(graph.sizes[name] * p.copies).reshape(-1, p.copies)
-            np.testing.assert_array_equal(np.sort(span.index, 0), expected)
+        group = graph.groups[name]
+        found = {
+            (t.name, axis, span.role, span.exponent, span.odd, *np.sort(column).tolist())
+            for t, axis, span in graph.axes(name)
+            for column in span.index.T
+        }
+        assert found == {
+            (p.tensor, p.axis, p.role, p.exponent * group.scalable, p.odd and group.signable, *column.tolist())
+            for p in places
+            for column in p.columns(group.size)
+        }
 
 
 def test_plain_averaging_fails_the_permutation_property():
