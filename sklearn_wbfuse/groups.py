@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "Summed", "along", "put", "relabel", "take"]
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "State", "Summed", "along", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,28 @@ class Summed:
 
 
 @dataclass(frozen=True, eq=False)
+class State:
+    """A recurrent state that the caller gives or gets.
+
+    Attributes
+    ----------
+    given : bool
+        An input of the network, or an output.
+    leaf : int
+        Position among the tensors of the inputs or outputs.
+    slot : int or None
+        Position along the first of its three dimensions.
+    labels : LabelledTensor
+        Of its last dimension.
+    """
+
+    given: bool
+    leaf: int
+    slot: int | None
+    labels: LabelledTensor
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A network as labelled tensors.
 
@@ -160,6 +182,7 @@ class Graph:
     tensors : dict of str to LabelledTensor
     norms : tuple of Norm
     summed : tuple of Summed
+    states : tuple of State
     operations : tuple of str
         The operations of the network in order: two networks of one architecture share them.
     frozen : tuple of (str, str)
@@ -170,6 +193,7 @@ class Graph:
     tensors: dict[str, LabelledTensor]
     norms: tuple[Norm, ...] = ()
     summed: tuple[Summed, ...] = ()
+    states: tuple[State, ...] = ()
     operations: tuple[str, ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
 
@@ -194,7 +218,7 @@ class Graph:
                 side, place = sides[span.role], f"{tensor.name}[{axis}]"
                 side[place] = side.get(place, 0) + span.index.shape[1]
             free = ["yes" if f else "no" for f in (group.scalable, group.signable)]
-            rows.append((name, str(group.size), *free, _wrap(sides["out"]), _wrap(sides["in"])))
+            rows.append((name, str(group.size), free[0], free[1], _wrap(sides["out"]), _wrap(sides["in"])))
         widths = [max(len(row[c]) for row in rows) for c in range(5)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][5])]))

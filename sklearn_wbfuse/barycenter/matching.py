@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..transport import Quadratic, solve, solve_quadratic
-from .energy import cost, quadratic_term
+from .energy import cost as cost_matrices
+from .energy import quadratic_term
 from .view import Feature
 
 __all__ = ["couple"]
@@ -50,14 +51,12 @@ def couple(
         into the first.
     random_state : RandomState, optional
     """
-    kept = [p for p, f in enumerate(described) if f.alpha or f.groups.count(group) == 1]
-    described, targets, source = ([side[p] for p in kept] for side in (described, targets, source))
-    counts = [f.groups.count(group) for f in described]
-    if max(counts) != 2:
-        return solve(*_arrays(group, described, targets, source, plans, reg))
-    once = [p for p, c in enumerate(counts) if c == 1]
-    linear, _, signed = _arrays(group, *([side[p] for p in once] for side in (described, targets, source)), plans, reg)
-    terms = [quadratic_term(group, described[p], targets[p], source[p], plans) for p, c in enumerate(counts) if c == 2]
+    parts = [part for part in zip(described, targets, source, strict=True) if part[0].alpha or part[0].groups.count(group) == 1]
+    if max(f.groups.count(group) for f, _, _ in parts) != 2:
+        cost, signed = _costs(group, parts, plans)
+        return solve(cost, reg, signed)
+    linear, signed = _costs(group, [part for part in parts if part[0].groups.count(group) == 1], plans)
+    terms = [quadratic_term(group, *part, plans) for part in parts if part[0].groups.count(group) == 2]
     if signed is None and any(any(t.odd) for t in terms):
         signed = np.zeros_like(linear)
     problem = Quadratic(linear, terms, signed)
@@ -66,7 +65,7 @@ def couple(
         current = _start(start, linear, signed, random_state)
     epsilon = 0.0
     if reg > 0:
-        full, _, sign = _arrays(group, described, targets, source, {**plans, group: current}, reg)
+        full, sign = _costs(group, parts, {**plans, group: current})
         epsilon = reg * float((np.abs(full) + (0 if sign is None else np.abs(sign))).max())
     rounded = epsilon == 0 and linear.shape[0] == linear.shape[1]
     return solve_quadratic(problem, current, epsilon, permutation=True, tol=_ROUNDED_TOL if rounded else 1e-6)
@@ -86,17 +85,13 @@ def _start(kind: str, linear: np.ndarray, signed: np.ndarray | None, random_stat
     return Coupling((found.plan + shuffled.plan * signs) / 2, (found.mass + shuffled.mass) / 2)
 
 
-def _arrays(
-    group: str,
-    described: Sequence[Feature],
-    targets: Sequence[Tensor],
-    source: Sequence[Tensor],
-    plans: Mapping[str, Coupling],
-    reg: float,
-) -> tuple[np.ndarray, float, np.ndarray | None]:
-    """The arguments of `solve`."""
-    total, signed = cost(group, described, targets, source, plans)
-    return _numpy(total), reg, None if signed is None else _numpy(signed)
+def _costs(
+    group: str, parts: Sequence[tuple[Feature, Tensor, Tensor]], plans: Mapping[str, Coupling]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cost matrices on the host; see `barycenter.energy.cost`."""
+    described, targets, source = ([part[k] for part in parts] for k in range(3))
+    total, signed = cost_matrices(group, described, targets, source, plans)  # type: ignore[arg-type]
+    return _numpy(total), None if signed is None else _numpy(signed)
 
 
 def _numpy(matrix: Tensor) -> np.ndarray:

@@ -6,4 +6,15 @@ from .cifar import load_cifar10
 from .digits import load_digits, train_mlp
 from .mnist import load_mnist
 
-__all__ = ["MLP", "VGG11", "DatasetError", "MLPNet", "RecurrentNet", "ResNet20", "load_cifar10", "load_digits", "load_mnist", "train_mlp"]
+__all__ = [
+    "MLP",
+    "VGG11",
+    "DatasetError",
+    "MLPNet",
+    "RecurrentNet",
+    "ResNet20",
+    "load_cifar10",
+    "load_digits",
+    "load_mnist",
+    "train_mlp",
+]

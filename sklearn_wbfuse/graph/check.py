@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import ArchitectureMismatchError, FusionWarning, SelfCheckError
-from ..groups import Graph, LabelledTensor, Span, put, relabel, take
+from ..groups import Graph, Group, LabelledTensor, Span, put, relabel, take
 from .modules import floating_state, plain_copy
+from .states import on_states
 
 __all__ = ["SelfCheck"]
+
+Change = Callable[[Tensor, LabelledTensor], Tensor]
 
 _CONTROLS = 32  # groups that the negative control looks at
 
@@ -100,12 +103,19 @@ class SelfCheck:
             out = torch.func.functional_call(model, dict(state), pytree.tree_map(_clone, inputs))
         return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
 
-    def _same(self, model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-        return all(
-            _close(a, b, self.tol)
-            for x, expected in zip(self.inputs, self.expected, strict=True)
-            for a, b in zip(self._run(model, state, x), expected, strict=True)
-        )
+    def _same(self, model: nn.Module, state: Mapping[str, Tensor], moved: Change = lambda tensor, labels: tensor) -> bool:
+        """Whether a model computes what it should of the inputs; `moved` is done to states that are given and returned."""
+        for x, expected in zip(self.inputs, self.expected, strict=True):
+            leaves, tree = pytree.tree_flatten(x)
+            given = pytree.tree_unflatten(on_states(leaves, self.graph, True, moved), tree)
+            outputs = zip(self._run(model, state, given), on_states(expected, self.graph, False, moved), strict=True)
+            if not all(_close(a, b, self.tol) for a, b in outputs):
+                return False
+        return True
+
+    def _invariant(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> bool:
+        """Whether the network keeps its function when units are moved and multiplied."""
+        return self._same(self.twin, self._moved(order, factor), lambda tensor, labels: relabel(tensor, labels, order, factor))
 
     def _moved(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: relabel(t, self.graph.tensors[name], order, factor) for name, t in self.state.items()}
@@ -125,16 +135,16 @@ class SelfCheck:
         scale = {g.name: np.exp(self.rng.uniform(-0.7, 0.7, g.size)) for g in groups if g.scalable}
         sign = {g.name: self._signs(g.size) for g in groups if g.signable}
         both = {n: scale.get(n, 1.0) * sign.get(n, np.ones(len(order[n]))) for n in {**scale, **sign}}
-        if not self._same(self.twin, self._moved(order, both)):
+        if not self._invariant(order, both):
             for name in order:
-                if not self._same(self.twin, self._moved({name: order[name]}, {})):
+                if not self._invariant({name: order[name]}, {}):
                     raise SelfCheckError(
                         f"Permuting neuron group {name!r} (size {len(order[name])}) changes the network's output. "
                         f"A rule or declaration of {sorted({t.name for t, _, _ in self.graph.axes(name)})} is wrong, "
                         "or the forward depends on values."
                     )
             for kind, factors in (("scales", scale), ("signs", sign)):
-                refuted = [n for n in factors if not self._same(self.twin, self._moved({}, {n: factors[n]}))]
+                refuted = [n for n in factors if not self._invariant({}, {n: factors[n]})]
                 if refuted:
                     warnings.warn(
                         f"The {kind} of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2
@@ -164,7 +174,7 @@ class SelfCheck:
             moved = self._moved({name: p}, {})
             spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
             moved[tensor.name] = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), {name: p}, {})
-            if self._same(self.twin, moved):
+            if self._same(self.twin, moved, lambda t, labels, order={name: p}: relabel(t, labels, order, {})):  # type: ignore[misc]
                 warnings.warn(
                     f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified.",
                     FusionWarning,
@@ -201,7 +211,9 @@ class SelfCheck:
             Of `wide`.
         """
         state = {n: repeated(t, self.graph.tensors[n], graph.tensors[n]) for n, t in self.state.items()}
-        return self._same(wide.to(next(iter(state.values())).dtype), state)
+        wider = {id(old.labels): new.labels for old, new in zip(self.graph.states, graph.states, strict=True)}
+        wide = wide.to(next(iter(state.values())).dtype)
+        return self._same(wide, state, lambda tensor, labels: _repeated_rows(tensor, labels, wider[id(labels)]))
 
 
 def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor) -> Tensor:
@@ -217,14 +229,26 @@ def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor) -> Te
     return result
 
 
+def _repeated_rows(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor) -> Tensor:
+    """A state, its units first, with every unit as often as the wider network has it."""
+    flat = tensor.flatten(1)
+    before, after = (dataclasses.replace(t, shape=(t.shape[0], flat.shape[1]), spans=(t.spans[0], ())) for t in (labels, wide))
+    return repeated(flat, before, after).reshape(-1, *tensor.shape[1:])
+
+
 def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
     """The same graph with groups that do not scale (`kind` "scales"), or do not change sign ("signs")."""
-    lost_group, lost_span = ({"scalable": False}, {"exponent": 0.0}) if kind == "scales" else ({"signable": False}, {"odd": False})
+    scales = kind == "scales"
+
+    def fixed(group: Group) -> Group:
+        return dataclasses.replace(group, scalable=group.scalable and not scales, signable=group.signable and scales)
 
     def changed(span: Span) -> Span:
-        return dataclasses.replace(span, **lost_span) if span.group in names else span  # type: ignore[arg-type]
+        if span.group not in names:
+            return span
+        return dataclasses.replace(span, exponent=0.0 if scales else span.exponent, odd=span.odd and scales)
 
-    groups = {n: dataclasses.replace(g, **lost_group) if n in names else g for n, g in graph.groups.items()}
+    groups = {n: fixed(g) if n in names else g for n, g in graph.groups.items()}
     tensors = {
         n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
     }

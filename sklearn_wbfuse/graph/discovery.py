@@ -19,6 +19,7 @@ from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
 from .modules import aliases, floating_state, plain_copy, resize
+from .states import declared_states, resized_inputs, with_states
 
 __all__ = ["Architecture", "discover", "discover_all"]
 
@@ -78,8 +79,8 @@ class Architecture:
             shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
             more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
             warnings.warn(
-                f"{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how to add "
-                "a rule, and how to declare a state.",
+                f"{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how to "
+                "add a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )
@@ -96,9 +97,9 @@ class Architecture:
         if dict(sizes) == self.graph.sizes:
             return self
         self.check_widening()
-        wide = resize(self.plain, self.graph, sizes)
+        wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
         try:
-            graph = _trace(wide, self.inputs)
+            graph = _trace(wide, inputs)
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
         graph = dataclasses.replace(_with_symmetries_of(graph, self.graph), frozen=self.graph.frozen)
@@ -106,7 +107,7 @@ class Architecture:
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
             )
-        return Architecture(wide, graph, self.inputs, self.check)
+        return Architecture(wide, graph, inputs, self.check)
 
     def check_widening(self) -> None:
         """Doubling every group must keep the function, or widths can't change.
@@ -123,9 +124,10 @@ class Architecture:
 
     def _doubling_fails(self, names: Sequence[str]) -> str:
         """Why the network with some groups doubled computes something else; empty if it does not."""
-        wide = resize(self.plain, self.graph, {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()})
+        sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
         try:
-            same = self.check.widens(wide, _trace(wide, self.inputs))
+            wide = resize(self.plain, self.graph, sizes)
+            same = self.check.widens(wide, _trace(wide, resized_inputs(self.inputs, self.graph, sizes)))
         except Exception as error:  # it does not run, or its blocks come out otherwise
             return f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
         return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
@@ -157,8 +159,8 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
 
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
-    floating = floating_state(plain)
-    interpreter = Interpreter(export(plain, inputs), aliases(plain), floating)
+    floating, states = floating_state(plain), declared_states(plain, inputs)
+    interpreter = Interpreter(export(plain, inputs), aliases(plain), floating, states)
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
@@ -171,7 +173,10 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
         )
     axes = {key: ids.numpy() for key, ids in interpreter.axes.items() if key[0] in interpreter.reached}
     shapes = {name: tuple(t.shape) for name, t in floating.items()}
-    return group_units(interpreter.record, axes, shapes, tuple(interpreter.operations))
+    names = {key: f"state {'given' if key[0] else 'returned'} {key[1:]}" for key in states.labels}
+    shapes |= {names[key]: tuple(ids.shape) for key, ids in states.labels.items()}
+    state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
+    return with_states(group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations)), names)
 
 
 def _with_symmetries_of(graph: Graph, verified: Graph) -> Graph:

@@ -93,10 +93,10 @@ def _padded() -> Iterator[None]:
     The bodies of torch's functions are replaced, since networks import them under names of their own.
     """
 
-    def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]
+    def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):
         return input
 
-    def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):  # type: ignore[no-untyped-def]
+    def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):
         steps, batch = (sequence.shape[d] for d in ((1, 0) if batch_first else (0, 1)))
         return sequence, torch.full((batch,), steps)  # torch is a global of the function that lends its name
 

@@ -79,7 +79,14 @@ def group_units(
         for name, shape in shapes.items()
     }
     groups = {names[g]: Group(names[g], sizes[g], bool(scales[g]), bool(signs[g])) for g in range(len(order))}
-    return Graph(groups, tensors, tuple(record.norms), tuple(record.summed), operations, _frozen(record, axes))
+    return Graph(
+        groups,
+        tensors,
+        norms=tuple(record.norms),
+        summed=tuple(record.summed),
+        operations=operations,
+        frozen=_frozen(record, axes),
+    )
 
 
 def _units(record: Record) -> np.ndarray:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..layers import Layer, Record, Value, movement, rule_for
+from .states import Declared
 
 __all__ = ["Interpreter"]
 
@@ -32,6 +34,8 @@ class Interpreter:
         Every name of a tensor -> its first name (tied weights).
     floating : mapping of str to Tensor
         The tensors to label; all other buffers are constants.
+    states : Declared
+        Inputs and outputs that are recurrent states.
 
     Attributes
     ----------
@@ -44,8 +48,9 @@ class Interpreter:
         Tensors that some operation reads.
     """
 
-    def __init__(self, program: Any, names: Mapping[str, str], floating: Mapping[str, Tensor]):
+    def __init__(self, program: Any, names: Mapping[str, str], floating: Mapping[str, Tensor], states: Declared):
         self.program = program
+        self.states = states
         self.record = Record()
         self.axes: dict[tuple[str, int], Tensor] = {}
         self.operations: list[str] = []
@@ -68,13 +73,14 @@ class Interpreter:
             target = names.get(spec.target, spec.target)
             self.uses[target] = self.uses.get(target, 0) + len(node.users)
         placeholders = iter(specs)
+        self.inputs = itertools.count()
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 values[node] = self._placeholder(node, next(placeholders), names)
             elif node.op == "call_function":
                 values[node] = self._call(node, values)
             elif node.op == "output":
-                map_arg(node.args, lambda n: self._output(values.get(n)))
+                self._outputs(node, values)
             else:
                 values[node] = Value(())
 
@@ -85,18 +91,34 @@ class Interpreter:
                 self.reached.add(str(name))
             return replace(self.parameters[str(name)], shared=self.uses[str(name)] > 1)
         if spec.kind == InputKind.USER_INPUT:
-            example = node.meta.get("val")
-            return Value(tuple(example.shape)) if isinstance(example, Tensor) else Value((), constant=torch.zeros(()))
+            example, leaf = node.meta.get("val"), next(self.inputs)
+            if not isinstance(example, Tensor):
+                return Value((), constant=torch.zeros(()))
+            shape = tuple(example.shape)
+            return self.states.value(self.record, leaf, shape) if leaf in self.states.inputs else Value(shape)
         state = self.program.constants if spec.target in self.program.constants else self.program.state_dict
         return Value(tuple(state[spec.target].shape), constant=state[spec.target].detach())
 
-    def _output(self, value: Any) -> None:
-        for leaf in value if isinstance(value, tuple) else (value,):
-            if isinstance(leaf, Value):
-                states = [layer for layer in leaf.layers if self._is_state(layer)]
-                self.record.where = ""
+    def _outputs(self, node: Node, values: Mapping[Node, Any]) -> None:
+        """What is returned stays in place: rightly, if it is no state; a declared state is free."""
+        self.record.where = ""
+        specs, results = self.program.graph_signature.output_specs, cast("tuple[Any, ...]", node.args[0])
+        returned = [n for n, s in zip(results, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+        spec = self.program.call_spec.out_spec
+        children = spec.children() if spec.type in (tuple, list) else [spec]
+        declared = [k in self.states.outputs for k, child in enumerate(children) for _ in range(child.num_leaves)]
+        leaf = -1
+        for output, is_state in zip(returned, declared, strict=True):
+            value = values.get(output)
+            if not isinstance(value, Value):
+                continue
+            leaf += 1
+            if is_state:
+                self.states.returned(self.record, leaf, value)
+            else:
+                states = [layer for layer in value.layers if self._is_state(layer)]
                 self.record.freeze(states, "a state that is returned to the caller")
-                self.record.fix(*leaf.layers)
+                self.record.fix(*value.layers)
 
     def _is_state(self, layer: Layer) -> bool:
         ids = layer.core.reshape(-1).numpy()

@@ -17,7 +17,8 @@ LINEAR = [*IDENTITIES, "neg", "native_dropout"]
 HOMOGENEOUS = ["relu", "leaky_relu", "abs"]
 ODD = "tanh sin tan atan asin sinh asinh erf erfinv sign trunc".split()
 GENERAL = """gelu sigmoid silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
-log log1p expm1 sqrt rsqrt reciprocal square pow cos acos cosh floor ceil round clamp clamp_min clamp_max log_sigmoid logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
+log log1p expm1 sqrt rsqrt reciprocal square pow cos acos cosh floor ceil round clamp clamp_min clamp_max log_sigmoid
+logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
 atan2 fmod remainder bitwise_and bitwise_or floor_divide nan_to_num logit xlogy""".split()
 
 

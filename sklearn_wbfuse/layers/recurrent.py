@@ -41,15 +41,15 @@ KINDS = {
     "lstm": Kind(4, 2, cell=True),
     "gru": Kind(3, 2, summed=2),
 }
-for _module, _gates in ((nn.RNN, 1), (nn.LSTM, 4), (nn.GRU, 3)):
+for _layer, _gates in ((nn.RNN, 1), (nn.LSTM, 4), (nn.GRU, 3)):
     register_sizes(
-        _module,
+        _layer,
         input_size=("weight_ih_l0", 1),
         hidden_size=("weight_ih_l0", 0, _gates),
         proj_size=("weight_hr_l0", 0),
     )
-for _cell in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
-    register_sizes(_cell, input_size=("weight_ih", 1), hidden_size=("weight_hh", 1))
+for _module in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
+    register_sizes(_module, input_size=("weight_ih", 1), hidden_size=("weight_hh", 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def _sequence(name: str) -> None:
         bidirectional: bool,
         batch_first: bool,
     ) -> Value | tuple[Value, ...]:
-        states = list(initial) if isinstance(initial, (list, tuple)) else [initial]
+        states = [initial] if isinstance(initial, Value) else list(initial)
         directions = 2 if bidirectional else 1
         each = len(parameters) // (num_layers * directions)
         finals: list[list[Tensor]] = [[], []]
@@ -170,9 +170,10 @@ def _sequence(name: str) -> None:
             outputs = []
             for direction in range(directions):
                 slot = level * directions + direction
-                own = list(parameters[slot * each : (slot + 1) * each])
-                biases = own[2:4] if has_biases else [None, None]
-                weights = Weights(own[0], own[1], *biases, own[-1] if each % 2 else None)
+                own: list[Value | None] = list(parameters[slot * each : (slot + 1) * each])
+                if not has_biases:
+                    own[2:2] = [None, None]
+                weights = Weights(*own)  # type: ignore[arg-type]
                 _name_groups(record, weights, f"l{level}" + "_reverse" * direction)
                 cell = _cell(record, kind, x, weights)
                 if cell is None:
@@ -210,7 +211,7 @@ def _step(name: str) -> None:
         b_ih: Value | None = None,
         b_hh: Value | None = None,
     ) -> Value | tuple[Value, ...]:
-        states = list(initial) if isinstance(initial, (list, tuple)) else [initial]
+        states = [initial] if isinstance(initial, Value) else list(initial)
         cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh))
         if cell is None:
             return opaque(record, "a recurrent cell with constant weights", *states)

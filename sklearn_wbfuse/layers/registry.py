@@ -71,6 +71,8 @@ class Declaration:
     output_dim: int
     elementwise: bool
     unused: tuple[str, ...]
+    state_inputs: tuple[str, ...] = ()
+    state_outputs: tuple[int, ...] = ()
 
 
 def declare(
@@ -80,6 +82,8 @@ def declare(
     input_dim: int = -1,
     output_dim: int = -1,
     unused: tuple[str, ...] = (),
+    state_inputs: tuple[str, ...] = (),
+    state_outputs: tuple[int, ...] = (),
     sizes: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:
     """Declare by hand what the parameters of an own module class mean.
@@ -98,6 +102,12 @@ def declare(
         The dimension of the input and of the output that holds the units.
     unused : tuple of str
         Parameters that the network is right not to use; they stay as they are in the first model.
+    state_inputs : tuple of str
+        Arguments of the network's forward that hold recurrent states which it returned before. Without this, units whose
+        state the caller gives or gets stay in place. States travel in the neuron order of the network that returned them: one
+        of a parent means nothing to the fused network.
+    state_outputs : tuple of int
+        Which of the outputs hold such states.
     sizes : mapping, optional
         As in `register_sizes`: attribute -> (parameter, axis).
 
@@ -124,7 +134,9 @@ def declare(
         raise ValueError(f"Axes of {module.__name__} must be 'in', 'out', 'unit' or None. Got {sorted(map(str, unknown))}.")
     if "unit" in names and names & {"in", "out"}:
         raise ValueError(f"{module.__name__} mixes 'unit' with 'in' or 'out'; declare one kind of layer per module.")
-    DECLARATIONS[module] = Declaration(dict(axes or {}), input_dim, output_dim, "unit" in names, tuple(unused))
+    DECLARATIONS[module] = Declaration(
+        dict(axes or {}), input_dim, output_dim, "unit" in names, tuple(unused), tuple(state_inputs), tuple(state_outputs)
+    )
     if sizes:
         register_sizes(module, **sizes)
 

@@ -46,7 +46,7 @@ class Point:
 
     def __init__(self, coupling: Coupling, problem: Quadratic):
         self.coupling = coupling
-        self.pair = (coupling.mass, coupling.plan) if problem.signable else (coupling.mass,)
+        self.pair: tuple[np.ndarray, ...] = (coupling.mass, coupling.plan) if problem.signable else (coupling.mass,)
         self.slope = problem.products(coupling)
 
     def mixed(self, other: Point, step: float) -> Point:
@@ -168,9 +168,7 @@ def _line_search(slope: float, curvature: float, point: Point, vertex: Point, ep
     """The step in [0, 1] at which slope t + curvature t^2 / 2, and the entropy if there is one, is least."""
     if epsilon > 0:
         trial = np.linspace(0, 1, 33)
-        values = [
-            slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t) for t in trial
-        ]
+        values = [slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t) for t in trial]
         return float(trial[int(np.argmin(values))])
     if slope >= 0:
         return 0.0
