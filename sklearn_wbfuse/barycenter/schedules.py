@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ..couplings import Coupling
+from ..transport import solve
 from .energy import carried, energy, mean_target
 from .matching import couple
 from .view import Feature
@@ -142,9 +144,14 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
         return old is None or not old.same_as(plans[i][group], problem.tol)
 
     for i in range(len(plans)):
-        update(i, current)
-    arrays = [moved(i) for i in range(len(plans))]
+        if i == problem.reference and problem.reg == 0 and problem.sizes[group] >= problem.source_sizes[i][group]:
+            plans[i][group] = _spread(problem.source_sizes[i][group], problem.sizes[group])  # its own target
+        else:
+            update(i, current)
     exact = problem.reg == 0 and all(own[group].is_permutation for own in plans)
+    if exact and len(plans) == 2:
+        return
+    arrays = [moved(i) for i in range(len(plans))]
     for _ in range(problem.max_iter):
         changed = False
         for i, weight in enumerate(problem.weights):
@@ -177,18 +184,12 @@ def _start(problem: Problem, group: str, described: Sequence[Feature], source: S
     if n >= own:
         start = {**plans, group: _spread(own, n)}
         return [carried(f, a, start) for f, a in zip(described, source, strict=True)]
-    moved, axes = [], []
-    for feature, array in zip(described, source, strict=True):
-        axes.append(feature.groups.index(group))
-        moved.append(carried(feature, array, plans, skip=axes[-1]))
-    rows = torch.cat([a.movedim(axis, 0).reshape(own, -1) for a, axis in zip(moved, axes, strict=True)], 1)
-    centers = KMeans(n, n_init=1, random_state=problem.random_state).fit(rows.cpu().numpy()).cluster_centers_
-    pieces = torch.as_tensor(centers, dtype=rows.dtype, device=rows.device).split([a.numel() // own for a in moved], 1)
-    result = []
-    for piece, array, axis in zip(pieces, moved, axes, strict=True):
-        shape = [s for a, s in enumerate(array.shape) if a != axis]
-        result.append(piece.reshape(n, *shape).movedim(0, axis))
-    return result
+    once = [(f, a, f.groups.index(group)) for f, a in zip(described, source, strict=True) if f.groups.count(group) == 1]
+    moved = [carried(f, a, plans, skip=axis) for f, a, axis in once]
+    rows = torch.cat([a.movedim(axis, 0).reshape(own, -1) for a, (_, _, axis) in zip(moved, once, strict=True)], 1).cpu().numpy()
+    centers = KMeans(n, n_init=1, random_state=problem.random_state).fit(rows).cluster_centers_
+    start = {**plans, group: solve(cdist(centers, rows, "sqeuclidean"))}
+    return [carried(f, a, start) for f, a in zip(described, source, strict=True)]
 
 
 def _spread(source: int, target: int) -> Coupling:
@@ -231,13 +232,15 @@ def joint(problem: Problem, start: Solution) -> Solution:
     plans = [dict(p) for p in start.plans]
     moved = [problem.carry(i, p) for i, p in enumerate(plans)]
     history, best = [start.energy], [dict(p) for p in plans]
-    groups = [g for g in problem.sizes if g not in problem.pinned]
+    pending = _Pending(problem)
     sweep = 0
     for sweep in range(1, problem.max_iter + 1):
         changed = False
-        for group in groups:
-            for i in range(len(plans)):
-                changed |= _sweep_step(problem, group, i, plans, moved)
+        for group in problem.sizes:
+            for i in _moving(problem, group, plans):
+                if pending.take(i, group) and _sweep_step(problem, group, i, plans, moved):
+                    pending.changed(i, group)
+                    changed = True
         value = problem.energy(mean_target(moved, problem.weights), moved)
         log.info("joint sweep %d: energy %.6g", sweep, value)
         if value < min(history):
@@ -246,6 +249,33 @@ def joint(problem: Problem, start: Solution) -> Solution:
         if not changed or (history[-2] - value <= problem.tol * abs(history[-2]) and sweep > 1):
             break
     return Solution(best, min(history), sweep, history)
+
+
+def _moving(problem: Problem, group: str, plans: list[Plans]) -> Collection[int]:
+    """The models whose coupling of a group is looked for: of two that are permuted, one may stay where it is."""
+    if group in problem.pinned:
+        return ()
+    pair = len(plans) == 2 and problem.reg == 0 and all(own[group].is_permutation for own in plans)
+    return [1 - problem.reference] if pair else range(len(plans))
+
+
+class _Pending:
+    """Which steps of a sweep may find something new: those in whose tensors something else has moved since the last time."""
+
+    def __init__(self, problem: Problem):
+        self.near = {g: {h for p in problem.touching(g) for h in problem.described[p].groups} for g in problem.sizes}
+        self.models = range(len(problem.models))
+        self.steps = {(i, g) for i in self.models for g in problem.sizes}
+
+    def take(self, model: int, group: str) -> bool:
+        """Whether a step is due; it counts as done."""
+        due = (model, group) in self.steps
+        self.steps.discard((model, group))
+        return due
+
+    def changed(self, model: int, group: str) -> None:
+        """A coupling has changed: every other step that sees it is due."""
+        self.steps |= {(i, g) for i in self.models for g in self.near[group]} - {(model, group)}
 
 
 def _sweep_step(problem: Problem, group: str, i: int, plans: list[Plans], moved: list[list[Tensor]]) -> bool:

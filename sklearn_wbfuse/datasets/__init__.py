@@ -1,10 +1,11 @@
 """Data sets and reference architectures, for the demo, the examples and the benchmarks alone."""
 
 from ._files import DatasetError
-from .architectures import MLP, VGG11, MLPNet, RecurrentNet, ResNet20
+from .architectures import MLP, VGG11, MLPNet, RecurrentNet, ResNet20, TextNet
 from .cifar import load_cifar10
 from .digits import load_digits, train_mlp
 from .mnist import load_mnist
+from .text import load_ag_news, load_sst2
 
 __all__ = [
     "MLP",
@@ -13,8 +14,11 @@ __all__ = [
     "MLPNet",
     "RecurrentNet",
     "ResNet20",
+    "TextNet",
+    "load_ag_news",
     "load_cifar10",
     "load_digits",
     "load_mnist",
+    "load_sst2",
     "train_mlp",
 ]

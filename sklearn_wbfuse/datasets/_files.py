@@ -38,15 +38,21 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sklearn_wbfuse"
 
 
-def downloaded(url: str, sha256: str) -> Path:
+def downloaded(url: str, sha256: str, name: str | None = None) -> Path:
     """A file in the cache, downloaded on first use; it appears there only when it is complete and has the right hash.
+
+    Parameters
+    ----------
+    url, sha256 : str
+    name : str, optional
+        That of the file in the cache; by default the last part of the address.
 
     Raises
     ------
     DatasetError
         Saying where to put the file by hand.
     """
-    path = cache_folder() / url.rsplit("/", 1)[-1]
+    path = cache_folder() / (name or url.rsplit("/", 1)[-1])
     if path.is_file():
         return path
     partial = None
