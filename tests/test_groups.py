@@ -37,7 +37,7 @@ def test_relabelling_and_back_is_the_identity(model, seed):
 def test_a_graph_prints_as_a_table():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2))
     assert str(discover(model, (torch.randn(2, 1, 6, 6),))).splitlines() == [
-        "group  size  scale  computed by             read by",
-        "-----  ----  -----  ----------------------  -------",
-        "0      4     yes    0.weight[0], 0.bias[0]  3.weight[1] x16",
+        "group  size  scale  sign  computed by             read by",
+        "-----  ----  -----  ----  ----------------------  -------",
+        "0      4     yes    no    0.weight[0], 0.bias[0]  3.weight[1] x16",
     ]

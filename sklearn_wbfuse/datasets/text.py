@@ -70,10 +70,10 @@ def load_sst2(dim: int = 100) -> Bunch:
 
 
 def load_ag_news(dim: int = 100) -> Bunch:
-    """AG News, titles and first sentences of news in four classes, cut to 60 words: 5,500 training, 500 validation, 1,600 test rows.
+    """AG News, titles and first sentences of news in four classes, cut to 60 words; 5,500 training and 1,600 test rows.
 
-    These are a fixed random split of the 7,600 rows of the data set's test split. Words are runs of letters and digits in lower
-    case; each mark of punctuation is a word of its own.
+    They and 500 validation rows are a fixed random split of the data set's own test split. Words are runs of letters and digits
+    in lower case; each mark of punctuation is a word of its own.
 
     Read from ``$WBFUSE_DATA/text/ag_news_7600.csv`` if that variable is set, else downloaded once into the cache, 2 MB in
     ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.

@@ -209,7 +209,7 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
     """Exchange the sources of two targets as long as that lowers the objective, many disjoint pairs at a time."""
     value = problem.value(point)
     for _ in range(max_iter):
-        pairs = _disjoint(_exchanges(problem, point), -1e-9 * abs(value))
+        pairs = _disjoint(exchanges(problem, point), -1e-9 * abs(value))
         while pairs:
             index, signs = point.coupling.index.copy(), point.coupling.signs  # type: ignore[union-attr]
             signs = None if signs is None else signs.copy()
@@ -228,7 +228,7 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
     return point
 
 
-def _exchanges(problem: Quadratic, point: Point) -> np.ndarray:
+def exchanges(problem: Quadratic, point: Point) -> np.ndarray:
     """Change of the objective, for every pair of targets, when they exchange their sources, signs included."""
     index, n = point.coupling.index, point.coupling.shape[0]
     assert index is not None

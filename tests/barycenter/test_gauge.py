@@ -17,8 +17,11 @@ def test_copies_that_differ_by_scales_become_equal(model, seed):
     def no_permutation(size):
         return np.arange(size)
 
-    rng_like = type("Scales", (), {"permutation": staticmethod(no_permutation), "uniform": staticmethod(rng.uniform)})
-    twin = disguised(model, rng_like, scales=True)
+    def no_sign(signs, size):
+        return np.ones(size)
+
+    only_scales = {"permutation": no_permutation, "choice": no_sign, "uniform": rng.uniform}
+    twin = disguised(model, type("Scales", (), {k: staticmethod(f) for k, f in only_scales.items()}), scales=True)
     balanced = []
     for network in (model, twin):
         described, arrays = features(graph, floating_state(network), 1.0)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import CNN, MLP, ResNet, randomised
+from networks import CNN, MLP, Recurrent, ResNet, randomised
 from sklearn.base import clone
 from torch import nn
 
@@ -24,6 +24,9 @@ BUILDERS = {
     "mlp with norms": lambda: MLP([5, 8, 6, 3], norm="affine", activation="gelu"),
     "cnn": lambda: CNN(4, 3, 5, norm="affine"),
     "resnet": lambda: ResNet(4, 5, 6),
+    "rnn": lambda: Recurrent("rnn_tanh", 6, levels=2),
+    "lstm": lambda: Recurrent("lstm", 6, bidirectional=True, projection=4, readout="mean"),
+    "gru": lambda: Recurrent("gru", 6, loop=True),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sklearn_wbfuse import datasets, discover
-from sklearn_wbfuse.datasets import cifar, mnist
+from sklearn_wbfuse.datasets import cifar, mnist, text
 
 
 @pytest.fixture
@@ -141,6 +141,92 @@ def test_cifar_from_its_archive(folders, monkeypatch):
     assert torch.cat([loaded.y_train, loaded.y_test]).tolist() == labels(12).tolist()
 
 
+SENTENCES = ["a good film\t1", "a bad , bad film\t0", "good\t1"]
+
+
+def write_sst2(data, names=("train", "dev", "test")):
+    (data / "text").mkdir(exist_ok=True)
+    for name in names:
+        (data / "text" / f"sst2_{name}.tsv").write_text("\n".join(SENTENCES if name == "train" else [*SENTENCES, "a mess\t0"]))
+
+
+def test_sst2(folders, monkeypatch):
+    data, _ = folders
+    with pytest.raises(datasets.DatasetError, match=r"not downloaded[\s\S]*sst2_train.tsv"):
+        datasets.load_sst2()
+    monkeypatch.setenv("WBFUSE_DATA", str(data))
+    write_sst2(data, ["train"])
+    with pytest.raises(datasets.DatasetError, match=r"Missing: text/sst2_dev.tsv"):
+        datasets.load_sst2()
+    write_sst2(data)
+    loaded = datasets.load_sst2(dim=2)
+    assert loaded.vocabulary == ["<padding>", "<unknown>", "a", "bad", "film", "good"]
+    assert loaded.X_train.shape == (3, 56) and loaded.X_valid.shape == loaded.X_test.shape == (4, 56)
+    assert loaded.X_train.dtype == loaded.y_train.dtype == torch.int64
+    assert loaded.X_train[1, -5:].tolist() == [2, 3, 1, 3, 4] and not loaded.X_train[:, :-5].any()
+    assert loaded.X_test[3, -2:].tolist() == [2, 1] and loaded.y_test.tolist() == [1, 0, 1, 0]
+
+
+def test_long_texts_lose_their_end(folders, monkeypatch):
+    data, _ = folders
+    monkeypatch.setenv("WBFUSE_DATA", str(data))
+    monkeypatch.setattr(text, "_ROWS", (2, 1))
+    (data / "text").mkdir()
+    row = '"{}","Up &lt;X&gt;","It #39;s {}"\n'
+    (data / "text" / "ag_news_7600.csv").write_text("".join(row.format(1 + k % 4, "go " * 60 + "end") for k in range(6)))
+    loaded = datasets.load_ag_news(dim=3)
+    assert [len(loaded[f"X_{split}"]) for split in ("train", "valid", "test")] == [2, 1, 3]
+    words = [loaded.vocabulary[token] for token in loaded.X_test[0]]
+    assert words == ["up", "<", "x", ">", "it", "'", "s", *["go"] * 53]
+    classes = torch.cat([loaded.y_train, loaded.y_valid, loaded.y_test])
+    assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 3]
+    again = datasets.load_ag_news(dim=3)
+    assert torch.equal(classes, torch.cat([again.y_train, again.y_valid, again.y_test]))
+    assert torch.equal(loaded.embedding, again.embedding)
+
+
+def test_ag_news_is_downloaded(folders, monkeypatch):
+    data, cache = folders
+    (data / "test.csv").write_text("".join(f'"{1 + k % 4}","a b","c d"\n' for k in range(5)))
+    monkeypatch.setattr(text, "_URL", (data / "test.csv").as_uri())
+    monkeypatch.setattr(text, "_SHA256", hashlib.sha256((data / "test.csv").read_bytes()).hexdigest())
+    monkeypatch.setattr(text, "_ROWS", (3, 1))
+    assert datasets.load_ag_news(dim=2).X_train.shape == (3, 60)
+    assert [p.name for p in cache.iterdir()] == ["ag_news_7600.csv"]
+
+
+def test_embedding_is_the_truncated_svd_of_the_ppmi():
+    rows = [np.array([2, 3, 4, 3, 5, 2, 2, 4]), np.array([5]), np.array([6, 3, 1])]
+    counts = np.zeros((7, 7))
+    for row in rows:
+        for i, a in enumerate(row):
+            for j, b in enumerate(row):
+                counts[a, b] += 0 < abs(i - j) <= 5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pmi = np.log(counts * counts.sum() / np.outer(counts.sum(0), counts.sum(1)))
+    ppmi = np.maximum(np.nan_to_num(pmi, neginf=0), 0)
+    U, S, _ = np.linalg.svd(ppmi)
+    expected = U[:, :3] * np.sqrt(S[:3])
+    table = text._embedding(rows, 7, 3).numpy()
+    assert table.dtype == np.float32 and not table[0].any()
+    np.testing.assert_allclose(np.linalg.norm(table[1:], axis=1), np.sqrt(3), rtol=1e-5)
+    expected = expected[1:] * np.sqrt(3) / np.linalg.norm(expected[1:], axis=1, keepdims=True)
+    np.testing.assert_allclose(table[1:] @ table[1:].T, expected @ expected.T, atol=1e-4)
+
+
+def test_text_net_keeps_its_own_frozen_embedding():
+    table = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    model = datasets.TextNet("rnn", table, 6, 3)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"embed.weight"}
+    assert torch.equal(model.embed.weight, table)
+    table.zero_()
+    x = torch.tensor([[0, 3, 8], [1, 2, 2]])
+    states, _ = model.rnn(model.embed(x))
+    assert model.embed.weight.any()
+    assert torch.equal(model(x), model.fc(states.max(1).values)) and model(x).shape == (2, 3)
+    assert len(discover(model, (x,)).groups) == 2
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "parameters", "names", "groups"),
     [
@@ -148,6 +234,7 @@ def test_cifar_from_its_archive(folders, monkeypatch):
         (datasets.MLPNet(bias=False), (1, 28, 28), 414_600, {"layers.3.weight"}, 3),
         (datasets.VGG11(0.125), (3, 32, 32), 145_210, {"0.weight", "18.bias", "22.weight"}, 8),
         (datasets.ResNet20(), (3, 32, 32), 272_474, {"c.weight", "blocks.3.sc.1.running_var", "fc.bias"}, 12),
+        (datasets.RecurrentNet("gru", hidden=16), (1, 28, 28), 2_378, {"rnn.weight_hh_l0", "fc.bias"}, 1),
     ],
 )
 def test_architectures(model, shape, parameters, names, groups):

@@ -22,9 +22,23 @@ class Between(nn.Module):
 
 
 def between(operation, groups=None, scalable=True, width=6, **options):
-    return Case(
-        functools.partial(Between, operation, width), (4, 3), groups or {"first": 6}, {"first"} if scalable else set(), **options
-    )
+    build, scales = functools.partial(Between, operation, width), {"first"} if scalable else set()
+    return Case(build, (4, 3), groups or {"first": 6}, scales, **options)
+
+
+class Odd(nn.Module):
+    """linear(3 -> 6), tanh, an operation, linear(6 -> 2)."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.first, self.last, self.operation = nn.Linear(3, 6), nn.Linear(6, 2), operation
+
+    def forward(self, x):
+        return self.last(self.operation(torch.tanh(self.first(x))))
+
+
+def odd(operation, signs=True):
+    return Case(functools.partial(Odd, operation), (4, 3), {"first": 6}, set(), {"first"} if signs else set())
 
 
 class TestElementwise(AdapterConformance):
@@ -52,6 +66,33 @@ class TestElementwise(AdapterConformance):
     }
 
 
+class TestSigns(AdapterConformance):
+    cases = {
+        "tanh": odd(lambda x: x),
+        "sine": odd(torch.sin),
+        "minus": odd(lambda x: -x),
+        "cube": odd(lambda x: x * x * x),
+        "square": odd(lambda x: x * x),  # its readers keep theirs
+        "absolute value": odd(torch.abs, signs=False),
+        "sigmoid": odd(torch.sigmoid, signs=False),
+        "relu": odd(F.relu, signs=False),
+        "gated by itself": odd(lambda x: x * (x * x).sigmoid()),
+        "shifted": odd(lambda x: x + 1, signs=False),
+        "largest of two": odd(lambda x: torch.maximum(x, 0.5 * x), signs=False),
+        "average pooling": odd(lambda x: F.avg_pool1d(x[:, :, None].expand(-1, -1, 2), 2)[:, :, 0]),
+        "max pooling": odd(lambda x: F.max_pool1d(x[:, :, None].expand(-1, -1, 2), 2)[:, :, 0], signs=False),
+        "batch norm": Case(functools.partial(Odd, nn.BatchNorm1d(6)), (4, 3), {"first": 6}, {"first"}, {"first"}),
+        "half of them": Case(
+            functools.partial(Odd, lambda x: torch.cat([x[:, :3], x[:, 3:].abs()], 1)),
+            (4, 3),
+            {"first.0": 3, "first.1": 3},
+            set(),
+            {"first.0"},
+            widens=False,
+        ),
+    }
+
+
 class TestMovement(AdapterConformance):
     cases = {
         "transpose": between(lambda x: x.t().contiguous().t()),
@@ -60,7 +101,7 @@ class TestMovement(AdapterConformance):
         "twice": between(lambda x: torch.cat([x, 2 * x], 1), width=12),
         "stacked": between(lambda x: torch.stack([x, x.relu()], 2).flatten(1), width=12),
         "chunks": between(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), {"first": 6}),
-        "gate": between(lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), {"first": 3}, scalable=False, width=3),
+        "gate": between(lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), {"first": 3}, width=3),
         "padding": between(lambda x: F.pad(x, (1, 2)), width=9),
         "selection": between(lambda x: torch.cat([x[:, :2], x[:, 2:]], 1), {"first": 6}),
     }
@@ -92,7 +133,7 @@ class Chosen(nn.Module):
 class TestFrozen(AdapterConformance):
     cases = {
         "outer product": Case(Outer, (4, 3), {}),
-        "index of a unit": Case(Chosen, (4, 3), {"table": 4}, {"table"}),
+        "index of a unit": Case(Chosen, (4, 3), {"table": 4}, {"table"}, {"table"}),
     }
 
 
@@ -155,7 +196,7 @@ class TestBatchNorm(AdapterConformance):
     cases = {
         "affine": Case(Norms, (2, 2, 6, 6), {"a": 5}, {"a"}),
         "plain": Case(functools.partial(Norms, affine=False), (2, 2, 6, 6), {"a": 5}),
-        "after the activation": Case(functools.partial(Norms, first=True), (2, 2, 6, 6), {"a": 5}, {"a"}),
+        "after the activation": Case(functools.partial(Norms, first=True), (2, 2, 6, 6), {"a": 5}, {"a"}, {"a"}),
         "of the inputs": Case(NormOfInputs, (3, 3), {"a": 5}, {"a"}),
     }
 
@@ -273,6 +314,6 @@ class TestStructure(AdapterConformance):
         "tied transposed": Case(Tied, (4, 3), {"a": 5}, widens=False),
         "tied modules": Case(TiedModules, (4, 3), {"a": 4}, {"a"}),
         "functional": Case(Functional, (4, 3), {"first": 6}, {"first"}),
-        "embedding": Case(Tokens, (4, 3), {"table": 5, "a": 4}, {"table", "a"}, integers=11),
+        "embedding": Case(Tokens, (4, 3), {"table": 5, "a": 4}, {"table", "a"}, {"table"}, integers=11),
         "an output": Case(Outputs, (4, 3), {"b": 5}, {"b"}),
     }

@@ -1,0 +1,151 @@
+"""Data-free fusion of recurrent networks on the 10,000 test images of MNIST, read as 28 steps of 28 values.
+
+    WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_mnist_rnn.py [--quick] [--grid]
+
+Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), 2 to 4 minutes each on one
+thread. Printed: accuracies in %, where a pair's is the mean over the random states of the fusion and "sd of states" their
+deviation, mean of the pairs; the full energy E at the end; and seconds on one thread, where "fit" leaves out the discovery of the
+groups, which is timed apart. Energies of different pairs, scales or `alpha_h` can't be compared.
+
+With --grid also `reg`, `alpha_h` and `symmetry`, chosen for all pairs at once by the mean accuracy on 5,000 training images. With
+--quick one pair and one random state.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import torch
+from base_models import accuracy, base_model, logits, mnist
+from sklearn.utils import Bunch
+from tables import number, show, spread
+from torch import nn
+
+from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.graph import discover_all
+
+NAMES = ["rnn-256", "lstm-256", "gru-256"]
+PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7)]
+STATES = [0, 1, 2]
+METHODS = {
+    "alpha_h 0": {"alpha_h": 0.0},
+    "layerwise": {"schedule": "layerwise"},
+    "symmetry 'permutation'": {"symmetry": "permutation"},
+    "defaults": {},
+}
+GRID = {"reg": [0.0, 0.001, 0.005], "alpha_h": [0.0, 0.3, 1.0, 3.0], "symmetry": ["auto", "permutation"]}
+IMAGES = 5000
+
+
+@dataclass
+class Row:
+    """One method on several sets of models; accuracies are those of the random states, set by set."""
+
+    accuracies: list[list[float]] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(
+    models: Sequence[nn.Module], data: Bunch, methods: Mapping[str, dict], states: Sequence[int], rows: dict[str, Row]
+) -> float:
+    """Append the controls and the fusions of one set of models to `rows`; returns the seconds of the discovery."""
+    X, y = data.X_test, data.y_test
+    start = time.perf_counter()
+    discover_all(models, X[:2])
+    discovery = time.perf_counter() - start
+    parents = [logits(m, X) for m in models]
+    scores = [accuracy(p, y) for p in parents]
+    for label, value in (
+        ("parents, mean", float(np.mean(scores))),
+        ("parents, best", max(scores)),
+        ("ensemble", accuracy(torch.stack(parents).softmax(2).mean(0), y)),
+    ):
+        rows.setdefault(label, Row()).accuracies.append([value])
+    given = FusionInput(models, X[:2])
+    average = VanillaAveraging().fit(given)  # discovers the groups, which the fits below share through `given`
+    row = rows.setdefault("plain average", Row())
+    row.accuracies.append([accuracy(logits(average.fused_model_, X), y)])
+    row.energies.append(average.energy_)
+    for label, options in methods.items():
+        row = rows.setdefault(label, Row())
+        row.accuracies.append([])
+        for state in states:
+            start = time.perf_counter()
+            fusion = WassersteinFusion(random_state=state, **options).fit(given)
+            row.seconds.append(time.perf_counter() - start)
+            row.energies.append(fusion.energy_)
+            row.accuracies[-1].append(accuracy(logits(fusion.fused_model_, X), y))
+    return discovery
+
+
+def compare(
+    name: str,
+    sets: Sequence[Sequence[int]],
+    data: Bunch,
+    methods: Mapping[str, dict],
+    states: Sequence[int] = (0,),
+    published: float | None = None,
+) -> None:
+    """Fuse the models of each set of seeds and print a table with a column per set; `published` is the paper's gap."""
+    rows: dict[str, Row] = {}
+    discovery = [measure([base_model(name, seed) for seed in seeds], data, methods, states, rows) for seeds in sets]
+    parents = np.array(rows["parents, mean"].accuracies)[:, 0]
+    several = len(sets) > 1
+    header = [name, *(str(tuple(seeds)) for seeds in sets), *(["mean ± sd"] if several else [])]
+    header += [*(["sd of states"] if len(states) > 1 else []), "to parents", *([] if published is None else ["paper"])]
+    cells = []
+    for label, row in rows.items():
+        means = [float(np.mean(a)) for a in row.accuracies]
+        deviations = [float(np.std(a, ddof=1)) for a in row.accuracies if len(a) > 1]
+        cells.append([label, *(number(m) for m in means), *([spread(means)] if several else [])])
+        if len(states) > 1:
+            cells[-1].append(number(float(np.mean(deviations))) if deviations else "")
+        cells[-1].append(f"{np.mean(means - parents):+.2f}")
+        if published is not None:
+            cells[-1].append(f"{published:+.1f}" if label in methods else "")
+        cells[-1] += [spread(values) if values else "" for values in (row.energies, row.seconds)]
+    seeds = ", ".join(str(tuple(s)) for s in sets)
+    show(f"{name}, seeds {seeds}; discovery {spread(discovery)} s", [*header, "energy", "fit s"], cells)
+
+
+def grid(name: str, sets: Sequence[Sequence[int]]) -> None:
+    """Accuracies on training images for all of `GRID`, best first, and the test accuracy of the best."""
+    data = mnist()
+    chosen = np.random.RandomState(0).choice(len(data.X_train), IMAGES, replace=False)
+    inputs = [FusionInput([base_model(name, seed) for seed in seeds], data.X_test[:2]) for seeds in sets]
+
+    def scores(options: dict, X: torch.Tensor, y: torch.Tensor) -> list[float]:
+        fits = (WassersteinFusion(random_state=0, **options).fit(given) for given in inputs)
+        return [accuracy(logits(fusion.fused_model_, X), y) for fusion in fits]
+
+    results = []
+    for values in product(*GRID.values()):
+        options = dict(zip(GRID, values, strict=True))
+        results.append((scores(options, data.X_train[chosen], data.y_train[chosen]), options))
+    results.sort(key=lambda result: -np.mean(result[0]))
+    cells = [[*(str(value) for value in options.values()), spread(values), ""] for values, options in results]
+    cells[0][-1] = spread(scores(results[0][1], data.X_test, data.y_test))
+    seeds = ", ".join(str(tuple(s)) for s in sets)
+    show(f"{name}, seeds {seeds}; chosen on {IMAGES} training images", [*GRID, "training images", "test"], cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fuse recurrent networks trained on MNIST.")
+    parser.add_argument("--quick", action="store_true", help="one pair and one random state")
+    parser.add_argument("--grid", action="store_true", help="also choose parameters on training images")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    discover_all([nn.Linear(2, 2)])  # the first export of a process is slow
+    pairs, states = (PAIRS[:1], STATES[:1]) if given.quick else (PAIRS, STATES)
+    for name in NAMES:
+        compare(name, pairs, mnist(), METHODS, states)
+        if given.grid:
+            grid(name, pairs)
+
+
+if __name__ == "__main__":
+    main()
