@@ -2,7 +2,7 @@
 
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_mnist_rnn.py [--quick] [--grid]
 
-Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), 2 to 4 minutes each on one
+Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py), 2 to 8 minutes each on one
 thread. Printed: accuracies in %, where a pair's is the mean over the random states of the fusion and "sd of states" their
 deviation, mean of the pairs; the full energy E at the end; and seconds on one thread, where "fit" leaves out the discovery of the
 groups, which is timed apart. Energies of different pairs, scales or `alpha_h` can't be compared.

@@ -82,9 +82,8 @@ class RecurrentNet(nn.Module):
 
 
 class TextNet(nn.Module):
-    """A frozen embedding, one recurrent layer and a linear classifier of each neuron's largest value over the steps.
+    """A frozen embedding, one recurrent layer and a linear classifier of its last state.
 
-    On short texts with few rows to learn from, the maximum trains better than the last state, the tanh network's above all.
     Its parameters are ``embed.weight``, ``rnn.weight_ih_l0``, ..., ``fc.bias``.
 
     Parameters
@@ -111,7 +110,7 @@ class TextNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape (n, classes) of tokens (n, steps)."""
         states, _ = self.rnn(self.embed(x))
-        return self.fc(states.amax(1))
+        return self.fc(states[:, -1])
 
 
 class VGG11(nn.Sequential):

@@ -246,14 +246,15 @@ class WassersteinFusion(BaseFusion):
     def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
         """One start: `init` first, then the other parents' orders, then random couplings.
 
-        Where a group stands twice in a tensor its coupling starts from the linear term first, then from the uniform plan, then
-        from perturbed ones, with the parents' orders in turns.
+        Where a group stands twice in a tensor its coupling starts from the linear term, first with what that says propagated
+        through the recurrent weights and then as it is, then from the uniform plan, then from perturbed ones, with the
+        parents' orders in turns.
         """
         problem = replace(problem, random_state=np.random.RandomState(seed))
         init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
         if problem.is_quadratic and self.init == "auto":
             init = closest[k % len(closest)]
-            problem = replace(problem, start=("linear", "uniform")[k] if k < 2 else "perturbed")
+            problem = replace(problem, start=("propagated", "linear", "uniform")[k] if k < 3 else "perturbed")
         if isinstance(init, nn.Module):
             start = match_all(problem, given[0])
         elif init == "random":

@@ -74,12 +74,12 @@ class Quadratic:
         self.signable = signed is not None
         self.linear = (cost, -signed) if signed is not None else (cost,)
 
-    def products(self, coupling: Coupling) -> tuple[np.ndarray, ...]:
+    def products(self, coupling: Coupling, axes: Sequence[int] = (0, 1)) -> tuple[np.ndarray, ...]:
         r"""Gradient of the subtracted sum with respect to M and the signed plan: one part for each of the two axes."""
         total = [np.zeros(coupling.shape) for _ in self.linear]
         for term in self.terms:
             n, m = coupling.shape
-            for axis in (0, 1):
+            for axis in axes:
                 kept, other = int(term.odd[axis]), term.odd[1 - axis]
                 carried = _carried(term.source.movedim(1 - axis, 0), coupling, other)  # (n, m, k)
                 left = term.target.movedim(axis, 0).reshape(n, -1)
@@ -94,6 +94,25 @@ class Quadratic:
     def value(self, point: Point) -> float:
         """The objective; the subtracted sum is half of the product with its own gradient."""
         return _inner(self.linear, point.pair) - _inner(point.slope, point.pair) / 2
+
+    def propagated(self, steps: int = 10) -> tuple[np.ndarray, ...]:
+        r"""Costs of single neurons that count in where they stand in the network of the group's own weights.
+
+        A similarity X of neurons makes neurons similar that read similar ones, with similar weights: :math:`T X H^\top`. The
+        limit of :math:`X \leftarrow L / \|L\| + T X H^\top / \|T X H^\top\|`, L what the linear costs say, compares the
+        responses to the inputs over many steps; it is the IsoRank iteration for weighted directed graphs.
+        """
+        linear = _unit([-_centred(c) for c in self.linear])
+        similar = linear
+        for _ in range(steps):
+            mass = similar[0] if self.signable else similar[-1]
+            passed = _unit(self.products(Coupling(similar[-1], mass), axes=(0,)))
+            similar = _unit([a + b for a, b in zip(linear, passed, strict=True)])
+        return tuple(-s for s in similar)
+
+    def assigned(self, costs: Sequence[np.ndarray]) -> Coupling:
+        """The coupling of least linear cost, given as for M and the signed plan."""
+        return solve(costs[0], signed=-costs[1] if self.signable else None)
 
     def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
         """The linear oracle: one assignment (or transport problem), on the better of the two signs."""
@@ -110,6 +129,16 @@ def _carried(array: Tensor, coupling: Coupling, odd: bool) -> Tensor:
         return rows
     plan = torch.as_tensor(coupling.plan if odd else coupling.mass, dtype=array.dtype, device=array.device)
     return torch.tensordot(plan, array, dims=([1], [0]))
+
+
+def _centred(cost: np.ndarray) -> np.ndarray:
+    """Without row and column offsets, which say nothing of which neurons belong together."""
+    return cost - cost.mean(1, keepdims=True) - cost.mean(0, keepdims=True) + cost.mean()
+
+
+def _unit(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    norm = float(np.sqrt(sum((a * a).sum() for a in arrays)))
+    return [a / norm if norm else a for a in arrays]
 
 
 def _inner(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
