@@ -40,7 +40,10 @@ from sklearn_wbfuse.fusion.data import outputs, score_outputs
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network and how it is trained: SGD or Adam at a constant rate, or one-cycle up to that rate; momentum is SGD's; `clip` cuts gradients."""
+    """A network and how it is trained: SGD or Adam at a constant rate, or one-cycle up to that rate.
+
+    Momentum is SGD's; gradients are cut to the norm `clip` if that is not 0.
+    """
 
     build: Callable[[], nn.Module]
     load_data: Callable[[], Bunch]

@@ -31,7 +31,7 @@ def couple(
     plans: Mapping[str, Coupling],
     reg: float = 0.0,
     *,
-    start: str = "propagated",
+    start: str = "linear",
     random_state: np.random.RandomState | None = None,
 ) -> Coupling:
     r"""Coupling of one group that minimises its share of the energy, the target and the other couplings fixed.
@@ -49,9 +49,9 @@ def couple(
     plans : mapping
         Of the other groups, and the current one of this group.
     reg : float
-    start : {"propagated", "linear", "uniform", "perturbed"}
-        The plan of the tensors in which the group stands once, with what they say propagated through the others (see
-        `Quadratic.propagated`) or without; the product of the marginals; or a random permutation mixed into the first.
+    start : {"linear", "propagated", "uniform", "perturbed"}
+        The plan of the tensors in which the group stands once; the same with what they say propagated through the others (see
+        `Quadratic.propagated`); the product of the marginals; or a random permutation mixed into the second.
     random_state : RandomState, optional
     """
     parts = [part for part in zip(described, targets, source, strict=True) if part[0].alpha or part[0].groups.count(group) == 1]

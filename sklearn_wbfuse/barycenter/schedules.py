@@ -50,7 +50,7 @@ class Problem:
         Groups whose coupling is known beforehand.
     reference : int
         The model whose neuron order the target starts from.
-    start : {"propagated", "linear", "uniform", "perturbed"}
+    start : {"linear", "propagated", "uniform", "perturbed"}
         Where the coupling of a recurrent group starts; see `couple`.
     """
 
@@ -62,7 +62,7 @@ class Problem:
     reg: float = 0.0
     pinned: Plans = field(default_factory=dict)
     reference: int = 0
-    start: str = "propagated"
+    start: str = "linear"
     random_state: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(0))
     max_iter: int = 100
     tol: float = 1e-6

@@ -58,15 +58,17 @@ class WassersteinFusion(BaseFusion):
     reg : float, default=0.0
         Entropic regularisation :math:`\varepsilon` relative to the largest cost; 0 is exact.
     alpha_h : float, default=1.0
-        Weight of recurrent tensors (W_hh) in the energy.
+        Weight of recurrent tensors (W_hh) in the energy; the paper's :math:`\alpha_H` is this times the layer's hidden units
+        over its inputs. 0 leaves them out, the paper's WB variant.
     weights : list of float, optional
         The proportions :math:`\lambda_i` of the models; equal by default.
     schedule : {"joint", "layerwise"}, default="joint"
-        Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithm 1 alone.
+        Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
     cost : {"weight"}, default="weight"
         What is compared.
     symmetry : {"auto", "permutation"}, default="auto"
-        Whether networks whose activations allow it are brought to balanced scales before matching.
+        Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
+        activations allow it (ReLU; tanh, LSTM and GRU).
     merge : {"auto", "all"}, default="auto"
         For targets wider than every parent: "all" is the paper's barycenter.
     correction : None, default=None
@@ -77,7 +79,9 @@ class WassersteinFusion(BaseFusion):
         The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
         match to first.
     n_init : int, default=1
-        Number of starts; the lowest energy is kept. Further starts take the other parents' orders, then random couplings.
+        Number of starts; the lowest energy is kept, `history_` holds all. Further starts take the other parents' orders, then
+        random couplings; where a recurrent group is coupled: its linear term, the same propagated through the recurrent
+        weights, the uniform plan, then perturbed plans.
     max_iter : int, default=100
         Largest number of sweeps.
     tol : float, default=1e-6
@@ -99,7 +103,7 @@ class WassersteinFusion(BaseFusion):
         A network of the first parent's class, in eval mode.
     couplings_ : list of Couplings
         For each model, a read-only mapping from group name to mass plan, an array of shape (n_target, n_source) and total
-        mass 1.
+        mass 1; negative entries couple neurons with the negatives of others.
     graph_ : Graph
         The target's neuron groups; prints as a table.
     energy_ : float
@@ -246,15 +250,14 @@ class WassersteinFusion(BaseFusion):
     def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
         """One start: `init` first, then the other parents' orders, then random couplings.
 
-        Where a group stands twice in a tensor its coupling starts from the linear term, first with what that says propagated
-        through the recurrent weights and then as it is, then from the uniform plan, then from perturbed ones, with the
-        parents' orders in turns.
+        Where a group stands twice in a tensor its coupling starts from the linear term, then from what that says propagated
+        through the recurrent weights, then from the uniform plan, then from perturbed ones, with the parents' orders in turns.
         """
         problem = replace(problem, random_state=np.random.RandomState(seed))
         init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
         if problem.is_quadratic and self.init == "auto":
             init = closest[k % len(closest)]
-            problem = replace(problem, start=("propagated", "linear", "uniform")[k] if k < 3 else "perturbed")
+            problem = replace(problem, start=("linear", "propagated", "uniform")[k] if k < 3 else "perturbed")
         if isinstance(init, nn.Module):
             start = match_all(problem, given[0])
         elif init == "random":

@@ -68,9 +68,7 @@ def test_layerwise_looks_at_incoming_weights_alone_and_joint_at_the_heads(kind):
             for head in (model.fc, model.aux):
                 head.weight.copy_(torch.as_tensor(np.random.default_rng(seed).normal(size=head.weight.shape)) * 20)
     options = {"symmetry": "permutation"}
-    assert_same_couplings(
-        fit(models, schedule="layerwise", **options), fit(other, schedule="layerwise", **options)
-    )
+    assert_same_couplings(fit(models, schedule="layerwise", **options), fit(other, schedule="layerwise", **options))
     plans = [f.couplings_[1]["rnn.l0"] for f in (fit(models, **options), fit(other, **options))]
     assert np.abs(plans[0] - plans[1]).sum() > 0.1
 

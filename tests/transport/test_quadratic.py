@@ -23,7 +23,12 @@ def random_problem(seed, n, m, *, signable=True, gates=2):
     rng = np.random.default_rng(seed)
     odd = itertools.product((False, True), repeat=2) if signable else [(False, False)]
     terms = [
-        Term(torch.as_tensor(rng.normal(size=(n, n, gates))), torch.as_tensor(rng.normal(size=(m, m, gates))), o, rng.random() + 0.1)
+        Term(
+            torch.as_tensor(rng.normal(size=(n, n, gates))),
+            torch.as_tensor(rng.normal(size=(m, m, gates))),
+            o,
+            rng.random() + 0.1,
+        )
         for o in odd
     ]
     return Quadratic(rng.normal(size=(n, m)), terms, rng.normal(size=(n, m)) if signable else None), rng
