@@ -86,6 +86,16 @@ class Architecture:
             )
         return cls(plain, graph, inputs, check)
 
+    def inputs_for(self, model: nn.Module) -> tuple[Any, ...]:
+        """The example inputs with declared states in the widths of another model of this architecture."""
+        sizes, shapes = dict(self.graph.sizes), _shapes(model)
+        for name, labels in self.graph.tensors.items():
+            for axis, spans in enumerate(labels.spans):
+                groups = {s.group for s in spans}
+                if len(groups) == 1 and not len(labels.rest(axis)):
+                    sizes[groups.pop()] = shapes[name][axis] // sum(s.index.shape[1] for s in spans)
+        return resized_inputs(self.inputs, self.graph, sizes)
+
     def resized(self, sizes: Mapping[str, int]) -> Architecture:
         """The same architecture with other group sizes, its own layout discovered afresh.
 
@@ -151,7 +161,8 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
             twin.check.computes_the_same(model, position)
             found.append(twin)
             continue
-        architecture = Architecture.of(model, example_inputs, warn=not position)
+        inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
+        architecture = Architecture.of(model, inputs, warn=not position)
         if position:
             _compare_graphs(found[0].graph, architecture.graph, position)
         found.append(architecture)

@@ -97,8 +97,14 @@ def _padded() -> Iterator[None]:
         return input
 
     def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):
+        # torch is a global of the function that lends its name
         steps, batch = (sequence.shape[d] for d in ((1, 0) if batch_first else (0, 1)))
-        return sequence, torch.full((batch,), steps)  # torch is a global of the function that lends its name
+        extra = (total_length or steps) - steps
+        if extra > 0:
+            sequence = torch.nn.functional.pad(sequence, (0, 0, 0, extra) if batch_first else (0, 0, 0, 0, 0, extra))
+        if padding_value:
+            sequence = torch.where(sequence == sequence, sequence, padding_value)
+        return sequence, torch.full((batch,), steps)
 
     originals = [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
     bodies = [f.__code__ for f in originals]

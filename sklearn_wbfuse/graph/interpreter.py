@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from ..exceptions import DiscoveryError
 from ..layers import Layer, Record, Value, movement, rule_for
 from .states import Declared
 
@@ -106,6 +107,10 @@ class Interpreter:
         returned = [n for n, s in zip(results, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
         spec = self.program.call_spec.out_spec
         children = spec.children() if spec.type in (tuple, list) else [spec]
+        if max(self.states.outputs, default=-1) >= len(children):
+            raise DiscoveryError(
+                f"Outputs {self.states.outputs} are declared to be states, but the network returns {len(children)} in a tuple."
+            )
         declared = [k in self.states.outputs for k, child in enumerate(children) for _ in range(child.num_leaves)]
         leaf = -1
         for output, is_state in zip(returned, declared, strict=True):

@@ -28,12 +28,15 @@ class Declared:
         Positions among the tensors of the inputs.
     outputs : tuple of int
         Positions in the tuple that forward returns.
+    given : list of Tensor
+        The labels of each input state that no output state has been paired with yet.
     labels : dict of (bool, int, int or None) to Tensor
         For each (given, position, slot), the labels along the last dimension.
     """
 
     inputs: set[int] = field(default_factory=set)
     outputs: tuple[int, ...] = ()
+    given: list[Tensor] = field(default_factory=list)
     labels: dict[tuple[bool, int, int | None], Tensor] = field(default_factory=dict)
 
     def value(self, record: Record, leaf: int, shape: tuple[int, ...]) -> Value:
@@ -41,16 +44,24 @@ class Declared:
         slots = shape[0] if len(shape) == 3 else 1
         ids = record.fresh(slots * shape[-1]).view(*([slots] if len(shape) == 3 else []), 1, shape[-1])
         self._keep(True, leaf, ids)
+        self.given.append(ids)
         return Value(shape, (Layer(ids.expand(shape)),))
 
     def returned(self, record: Record, leaf: int, value: Value) -> None:
-        """A state that the caller gets."""
+        """A state that the caller gets, and will give back where the network takes one: they are the same units."""
         last = len(value.shape) - 1
-        for layer in value.layers:
-            if set(layer.dims) <= {0, last} and (len(value.shape) == 3 or layer.dims == (last,)):
-                self._keep(False, leaf, layer.ids.narrow(len(value.shape) - 2, 0, 1))
-            else:
-                record.freeze([layer], "a declared state that varies along more than layers and units")
+        given = self.given.pop(0) if self.given else None
+        fits = [k for k in value.layers if set(k.dims) <= {0, last} and (len(value.shape) == 3 or k.dims == (last,))]
+        record.freeze([k for k in value.layers if k not in fits], "a declared state that varies along more than layers and units")
+        for layer in fits:
+            ids = layer.ids.narrow(last - 1, 0, 1)
+            self._keep(False, leaf, ids)
+            if given is not None and given.shape == ids.shape:
+                record.unite(given, ids)
+                record.same_factor(given, ids)
+                given = None
+        if given is not None:
+            record.freeze([Layer(given)], "a declared state that is not given back as it was returned")
 
     def _keep(self, given: bool, leaf: int, ids: Tensor) -> None:
         if ids.dim() == 3:

@@ -161,10 +161,23 @@ def index_select(record: Record, x: Value, dim: int, index: Value) -> Value:
 
 @register_rule("aten::index")
 def index(record: Record, x: Value, indices: Sequence[Value | None]) -> Value | None:
-    """Fancy indexing by constants is a move like any other."""
+    """Fancy indexing by constants is a move like any other; computed indices may pick steps or samples, not units."""
     if any(i is not None and i.constant is None for i in indices):
-        computed = [layer for i in indices if i is not None for layer in i.layers]
-        record.freeze([*x.layers, *computed], "a choice by computed indices")
-        return None
+        given = [d for d, i in enumerate(indices) if i is not None]
+        side_by_side = given == list(range(given[0], given[-1] + 1))
+        record.freeze([layer for d in given for layer in indices[d].layers], "a choice by computed indices")  # type: ignore[union-attr]
+        chosen = x.layers if not side_by_side else x.touching(given)
+        record.freeze(chosen, "a choice of units by computed indices")
+        if not side_by_side:
+            return None
+        picked = torch.broadcast_shapes(*(indices[d].shape for d in given))  # type: ignore[union-attr]
+        shape = (*x.shape[: given[0]], *picked, *x.shape[given[-1] + 1 :])
+        layers = []
+        for layer in x.layers:
+            if layer not in chosen:
+                ids = layer.ids[(slice(None),) * given[0] + (0,) * len(given)]
+                ids = ids.reshape(*ids.shape[: given[0]], *[1] * len(picked), *ids.shape[given[0] :])
+                layers.append(Layer(ids.expand(shape)))
+        return Value(shape, tuple(layers))
     picks = [slice(None) if i is None else i.constant for i in indices]
     return x.map(lambda ids: ids[tuple(picks)])

@@ -142,7 +142,9 @@ def _start_from(record: Record, given: Value, slot: int, units: Tensor) -> None:
     if found or is_zero(given):
         return
     if varies([given], (last,), given.shape):
-        record.freeze([Layer(units)], "an initial state that is given by the caller")
+        constant = given.constant is not None
+        why = "an initial state that is constant and not zero" if constant else "an initial state that is given by the caller"
+        record.freeze([Layer(units)], why)
     else:
         record.rigid(Layer(units))
 

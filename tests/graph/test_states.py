@@ -113,15 +113,11 @@ class TestDeclared:
         _, own = models[1](x, first_state(models[1]))
         assert not torch.allclose(moved(x, own)[0], models[1](x, own)[0])  # another network's state means nothing to it
 
-    @pytest.mark.xfail(
-        reason="one state in example_inputs can't fit parents of several sizes", strict=True, raises=DiscoveryError
-    )
     def test_parents_of_different_sizes(self):
         models = [build(kind="gru", seed=n, hidden=n) for n in (5, 4)]
         fused = WassersteinFusion(example_inputs=inputs_of(models[0]), random_state=0).fit(models).fused_model_
         assert run(fused, models[0].example).shape == (6, 5, 5)
 
-    @pytest.mark.xfail(reason="what is returned and what is given are not united", strict=True)
     def test_a_hand_written_step(self):
         """The state that returns is the one that is given next: one group, though each step alone would allow two."""
 
@@ -140,6 +136,15 @@ class TestDeclared:
         moved = WassersteinFusion(example_inputs=(x, h)).fit(models).transform(models)[1]
         (_, own), (_, theirs) = models[1](x, h), moved(x, h)
         torch.testing.assert_close(moved(x, theirs)[0], models[1](x, own)[0])
+
+    def test_an_output_that_does_not_exist(self):
+        class Wrong(Stateful):
+            pass
+
+        declare(Wrong, state_inputs=("state",), state_outputs=(5,))
+        model = build(Wrong, kind="gru")
+        with pytest.raises(DiscoveryError, match=r"Outputs \(5,\) are declared to be states, but the network returns 2"):
+            discover(model, inputs_of(model))
 
 
 class TestUndeclared:

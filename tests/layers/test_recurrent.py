@@ -265,17 +265,11 @@ class TestPacked:
         for a, b in zip(before, real(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
-    def test_padding_that_is_not_zero_allows_no_signs(self):
+    @pytest.mark.parametrize("lengths", [FALLING, torch.full((6,), 5)], ids=["mixed", "full"])
+    def test_padding_that_is_not_zero_allows_no_signs_whatever_the_example_lengths(self, lengths):
         model = randomised(Packed("gru", padding_value=1.0), np.random.default_rng(0))
-        with pytest.warns(FusionWarning, match=r"signs of groups \['rnn.l0'\]"):
-            assert not discover(model, (model.example, FALLING)).groups["rnn.l0"].signable
+        assert not discover(model, (model.example, lengths)).groups["rnn.l0"].signable
 
-    @pytest.mark.xfail(reason="example lengths that are all full hide the padding from the self-check", strict=True)
-    def test_padding_that_is_not_zero_allows_no_signs_whatever_the_example_lengths(self):
-        model = randomised(Packed("gru", padding_value=1.0), np.random.default_rng(0))
-        assert not discover(model, (model.example, torch.full((6,), 5))).groups["rnn.l0"].signable
-
-    @pytest.mark.xfail(reason="traced sequences have their own length, not total_length", strict=True, raises=DiscoveryError)
     def test_a_total_length_beyond_the_padded_sequences(self):
         class Flat(Packed):
             def __init__(self):
@@ -287,6 +281,22 @@ class TestPacked:
                 return self.fc(pad_packed_sequence(out, batch_first=True, total_length=7)[0].flatten(1))
 
         assert discover(Flat(), (torch.randn(6, 5, 4), FALLING)).sizes == {"rnn.l0": 5}
+
+
+class LastStep(nn.Module):
+    """The output at each sequence's last real step, picked by computed indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x, lengths):
+        return self.fc(self.rnn(x)[0][torch.arange(len(x)), lengths - 1])
+
+
+def test_steps_picked_by_computed_indices_leave_units_free():
+    graph = discover(LastStep(), (torch.randn(3, 5, 4), torch.tensor([5, 2, 4])))
+    assert graph.sizes == {"rnn.l0": 5} and not graph.frozen
 
 
 class TestSymmetry:
