@@ -1,10 +1,11 @@
-"""Seconds of `fit` on the pair of MLPNets of seeds 0 and 1, one thread, against a floor.
+"""Seconds of `fit` on the pair of MLPNets of seeds 0 and 1 and on pairs of LSTMs, one thread, against a floor.
 
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_fit_time.py
 
 Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py). The floor is what no method can
 do without: for each group of neurons one matrix product over the incoming weights, one over the outgoing ones, and one
-assignment, straight in torch and scipy. Medians of 5 runs, with the smallest and the largest; runs of the floor and of the
+assignment, straight in torch and scipy. For an LSTM the products over W_hh are two, one for each part of the gradient; the pair
+with 1024 hidden units is untrained. Medians of 5 runs, with the smallest and the largest; runs of the floor and of the
 fits take turns, so that a busy machine slows all of them.
 """
 
@@ -19,6 +20,7 @@ from tables import show
 from torch import Tensor, nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
+from sklearn_wbfuse.datasets import RecurrentNet
 from sklearn_wbfuse.graph import discover_all
 
 RUNS = 5
@@ -43,10 +45,49 @@ def floor(models: Sequence[nn.Module]) -> list[np.ndarray]:
     return orders
 
 
+@torch.no_grad()
+def recurrent_floor(models: Sequence[nn.Module]) -> np.ndarray:
+    """The products over W_ih, both sides of W_hh and the head of a pair of LSTMs, and one assignment."""
+    n = models[0].rnn.hidden_size
+    similar = torch.zeros(n, n)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        a, b = (getattr(m.rnn, name).view(4, n, -1).transpose(0, 1).reshape(n, -1) for m in models)
+        similar += a @ b.T
+    a, b = (m.rnn.weight_hh_l0 for m in models)
+    similar += a.T @ b + models[0].fc.weight.T @ models[1].fc.weight
+    return linear_sum_assignment(centred(-similar))[1]
+
+
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def medians(title: str, calls: dict[str, Callable[[], object]], rows: list[list[str]]) -> None:
+    """A table of calls that take turns; the first is the floor."""
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for _ in range(RUNS):
+        for label, call in calls.items():
+            times[label].append(seconds(call))
+    base = float(np.median(times["floor"]))
+    for label, values in times.items():
+        figures = [f"{x:.4f}" for x in (np.median(values), min(values), max(values))]
+        rows.append([label, *figures, f"{np.median(values) / base:.1f}"])
+    show(f"{title}; seconds, {RUNS} runs", ["what", "median", "least", "most", "to the floor"], rows)
+
+
+def recurrent(title: str, models: Sequence[nn.Module]) -> None:
+    example = torch.zeros(2, 28, 28)
+    data = FusionInput(models, example)
+    WassersteinFusion().fit(data)
+    calls: dict[str, Callable[[], object]] = {
+        "floor": lambda: recurrent_floor(models),
+        "fit alone, layerwise": lambda: WassersteinFusion(schedule="layerwise").fit(data),
+        "fit alone, joint": lambda: WassersteinFusion().fit(data),
+        "fit with discovery, joint": lambda: WassersteinFusion(example_inputs=example).fit(models),
+    }
+    medians(title, calls, [])
 
 
 def main() -> None:
@@ -65,16 +106,10 @@ def main() -> None:
         "fit with discovery, joint": lambda: WassersteinFusion(example_inputs=example).fit(models),
     }
     WassersteinFusion().fit(data)  # from here on `data` holds the discovery
-    times: dict[str, list[float]] = {label: [] for label in calls}
-    for _ in range(RUNS):
-        for label, call in calls.items():
-            times[label].append(seconds(call))
-    base = float(np.median(times["floor"]))
-    rows = [["discovery, first call of the process", f"{cold:.4f}", "", "", f"{cold / base:.1f}"]]
-    for label, values in times.items():
-        figures = [f"{x:.4f}" for x in (np.median(values), min(values), max(values))]
-        rows.append([label, *figures, f"{np.median(values) / base:.1f}"])
-    show(f"mlpnet, seeds (0, 1); seconds, {RUNS} runs", ["what", "median", "least", "most", "to the floor"], rows)
+    medians("mlpnet, seeds (0, 1)", calls, [["discovery, first call of the process", f"{cold:.4f}", "", "", ""]])
+    recurrent("lstm-256, seeds (0, 1)", [base_model("lstm-256", seed) for seed in (0, 1)])
+    torch.manual_seed(0)
+    recurrent("LSTMs of 1024 hidden units, untrained", [RecurrentNet("lstm", hidden=1024).eval() for _ in range(2)])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@
 
 WBFUSE_DATA is needed for SST-2 (see `load_sst2`). Base models are trained (see base_models.py), half a minute each on one thread.
 Printed as in bench_mnist_rnn.py; "paper" is the gap of the fusion to its parents in arXiv:2210.06671, whose networks read GloVe
-vectors. Here they read an embedding built from the few training rows, so the parents are weaker, and they classify the maximum
-over the steps: an easier fusion, see the plain average. With --quick one pair.
+vectors. Here they read an embedding built from the few training rows, so the parents are weaker. With --quick one pair.
 """
 
 import argparse

@@ -172,7 +172,7 @@ def _usable(problem: Problem, group: str, known: Collection[str]) -> list[int]:
     found = []
     for p, feature in enumerate(problem.described):
         roles = [r for g, r in zip(feature.groups, feature.roles, strict=True) if g == group]
-        if "out" in roles and all(g in known or g == group for g in feature.groups):
+        if "out" in roles and len(roles) <= 2 and all(g in known or g == group for g in feature.groups):
             found.append(p)
     alone = [p for p in found if problem.described[p].groups.count(group) == 1]
     return found if alone else []
