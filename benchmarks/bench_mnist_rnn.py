@@ -7,8 +7,8 @@ thread. Printed: accuracies in %, where a pair's is the mean over the random sta
 deviation, mean of the pairs; the full energy E at the end; and seconds on one thread, where "fit" leaves out the discovery of the
 groups, which is timed apart. Energies of different pairs, scales or `alpha_h` can't be compared.
 
-With --grid also `reg`, `alpha_h` and `symmetry`, chosen for each pair by the accuracy on 5,000 training images. With --quick one
-pair and one random state; names of networks run these alone.
+With --grid also `reg`, `alpha_h`, `symmetry` and `n_init`, chosen for each pair by the accuracy on 5,000 training images. With
+--quick one pair and one random state; names of networks run these alone.
 """
 
 import argparse
@@ -36,7 +36,12 @@ METHODS = {
     "symmetry 'permutation'": {"symmetry": "permutation"},
     "defaults": {},
 }
-GRID = {"reg": [0.0, 0.001, 0.005], "alpha_h": [0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0], "symmetry": ["auto", "permutation"]}
+GRID = {
+    "reg": [0.0, 0.001, 0.005],
+    "alpha_h": [0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0],
+    "symmetry": ["auto", "permutation"],
+    "n_init": [1, 2],
+}
 IMAGES = 5000
 
 

@@ -176,7 +176,8 @@ class SelfCheck:
             moved[tensor.name] = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), {name: p}, {})
             if self._same(self.twin, moved, lambda t, labels, order={name: p}: relabel(t, labels, order, {})):  # type: ignore[misc]
                 warnings.warn(
-                    f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified.",
+                    f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified."
+                    + (" Sequences need at least 3 steps: give longer example_inputs." if tensor.recurrent else ""),
                     FusionWarning,
                     stacklevel=2,
                 )

@@ -159,6 +159,15 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
             if isinstance(tensor, Tensor):
                 setattr(module, attribute, tensor.shape[axis] // (divisor[0] if divisor else 1))
     _flatten(twin)
+    for path, module in twin.named_modules():
+        if isinstance(module, nn.RNNBase):
+            gates = sizes_of(module)["hidden_size"][2]  # type: ignore[misc]
+            asked = {name: len(p) // gates for name, p in module.named_parameters() if name.startswith("weight_hh")}
+            if len(set(asked.values())) > 1:
+                raise WidthError(
+                    f"All levels and directions of the {type(module).__name__} {path!r} have one hidden size, but the widths asked "
+                    f"for give {asked}. Give its groups the same width."
+                )
     return twin
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..couplings import Coupling
@@ -196,9 +197,12 @@ def solve_quadratic(
 def _line_search(slope: float, curvature: float, point: Point, vertex: Point, epsilon: float) -> float:
     """The step in [0, 1] at which slope t + curvature t^2 / 2, and the entropy if there is one, is least."""
     if epsilon > 0:
-        trial = np.linspace(0, 1, 33)
-        values = [slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t) for t in trial]
-        return float(trial[int(np.argmin(values))])
+
+        def objective(t: float) -> float:
+            return slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t)
+
+        found = minimize_scalar(objective, bounds=(0, 1), method="bounded", options={"xatol": 1e-4})
+        return float(found.x) if found.fun < objective(0.0) else 0.0
     if slope >= 0:
         return 0.0
     if curvature > 0:
