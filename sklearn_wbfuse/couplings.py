@@ -102,7 +102,9 @@ class Coupling:
         """Whether two couplings move less than `tol` of the mass differently."""
         if self.index is not None and other.index is not None and not np.array_equal(self.index, other.index):
             return False
-        return self.shape == other.shape and float(np.abs(self.plan - other.plan).sum()) <= tol
+        if self.shape != other.shape or float(np.abs(self.plan - other.plan).sum()) > tol:
+            return False
+        return (self._mass is None and other._mass is None) or float(np.abs(self.mass - other.mass).sum()) <= tol
 
     def __repr__(self) -> str:
         kind = ("signed " if self.signs is not None else "") + ("permutation" if self.is_permutation else "plan")
@@ -110,10 +112,10 @@ class Coupling:
 
 
 class Couplings(Mapping[str, np.ndarray]):
-    """The couplings of one model: a read-only mapping from group name to mass plan.
+    r"""The couplings of one model: a read-only mapping from group name to plan.
 
-    ``couplings[name]`` is an array of shape (n_target, n_source), the sum of whose magnitudes is 1; `coupling` gives the
-    `Coupling`.
+    ``couplings[name]`` is :math:`\Pi^+ - \Pi^-`, an array of shape (n_target, n_source): the mass plan, of total mass 1, where no
+    neuron changes sign. ``coupling(name).mass`` is :math:`\Pi^+ + \Pi^-` in any case.
     """
 
     def __init__(self, couplings: Mapping[str, Coupling]):

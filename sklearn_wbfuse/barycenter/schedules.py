@@ -243,7 +243,7 @@ def joint(problem: Problem, start: Solution) -> Solution:
                     changed = True
         value = problem.energy(mean_target(moved, problem.weights), moved)
         log.info("joint sweep %d: energy %.6g", sweep, value)
-        if value < min(history):
+        if value <= min(history):
             best = [dict(p) for p in plans]
         history.append(value)
         if not changed or (history[-2] - value <= problem.tol * abs(history[-2]) and sweep > 1):
@@ -255,8 +255,10 @@ def _moving(problem: Problem, group: str, plans: list[Plans]) -> Collection[int]
     """The models whose coupling of a group is looked for: of two that are permuted, one may stay where it is."""
     if group in problem.pinned:
         return ()
-    pair = len(plans) == 2 and problem.reg == 0 and all(own[group].is_permutation for own in plans)
-    return [1 - problem.reference] if pair else range(len(plans))
+    if len(plans) > 2 or problem.reg > 0 or not all(own[group].is_permutation for own in plans):
+        return range(len(plans))
+    stays = problem.reference if problem.weights[problem.reference] > 0 else 1 - problem.reference
+    return [1 - stays] if len(plans) == 2 else [0]
 
 
 class _Pending:
@@ -265,6 +267,9 @@ class _Pending:
     def __init__(self, problem: Problem):
         self.near = {g: {h for p in problem.touching(g) for h in problem.described[p].groups} for g in problem.sizes}
         self.models = range(len(problem.models))
+        self.alone = [len(problem.models) == 1 or 1 - w < 1e-12 for w in problem.weights]
+        most = {g: max((problem.described[p].groups.count(g) for p in problem.touching(g)), default=0) for g in problem.sizes}
+        self.settled = {g: most[g] < 2 or (most[g] == 2 and problem.reg == 0) for g in problem.sizes}
         self.steps = {(i, g) for i in self.models for g in problem.sizes}
 
     def take(self, model: int, group: str) -> bool:
@@ -274,8 +279,10 @@ class _Pending:
         return due
 
     def changed(self, model: int, group: str) -> None:
-        """A coupling has changed: every other step that sees it is due."""
-        self.steps |= {(i, g) for i in self.models for g in self.near[group]} - {(model, group)}
+        """A coupling has changed: every other step that sees it is due, and the same one where its problem depends on it."""
+        self.steps |= {(i, g) for i in self.models for g in self.near[group]}
+        if self.settled[group] and not self.alone[model]:
+            self.steps.discard((model, group))
 
 
 def _sweep_step(problem: Problem, group: str, i: int, plans: list[Plans], moved: list[list[Tensor]]) -> bool:

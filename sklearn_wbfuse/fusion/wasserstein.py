@@ -102,8 +102,8 @@ class WassersteinFusion(BaseFusion):
     fused_model_ : Module
         A network of the first parent's class, in eval mode.
     couplings_ : list of Couplings
-        For each model, a read-only mapping from group name to mass plan, an array of shape (n_target, n_source) and total
-        mass 1; negative entries couple neurons with the negatives of others.
+        For each model, a read-only mapping from group name to plan, an array of shape (n_target, n_source); its entries are
+        masses that sum to 1, negative where a neuron is coupled with the negative of another (at `reg` > 0 both may cancel).
     graph_ : Graph
         The target's neuron groups; prints as a table.
     energy_ : float
@@ -265,7 +265,8 @@ class WassersteinFusion(BaseFusion):
         else:
             if init != "auto" and init >= len(problem.models):
                 raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
-            start = layerwise(replace(problem, reference=closest[0] if init == "auto" else init))
+            problem = replace(problem, reference=closest[0] if init == "auto" else init)
+            start = layerwise(problem)
         return joint(problem, start) if self.schedule == "joint" else start
 
     def _given_start(self, target: Graph) -> Network:

@@ -155,6 +155,7 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
     plains = [plain_copy(m) for m in models]
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
+            _compare_cells(plains[0], plain, position)
             _compare_names(plains[0], plain, position)
         twin = next((a for a in found if _shapes(a.plain) == _shapes(plain) and type(a.plain) is type(plain)), None)
         if twin is not None:
@@ -204,6 +205,17 @@ def _like(leaf: Any, dtype: torch.dtype) -> Any:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in floating_state(model).items()}
+
+
+def _compare_cells(first: nn.Module, other: nn.Module, position: int) -> None:
+    cells = dict(first.named_modules())
+    for path, module in other.named_modules():
+        twin = cells.get(path)
+        if isinstance(module, nn.RNNBase) and isinstance(twin, nn.RNNBase) and module.mode != twin.mode:
+            raise ArchitectureMismatchError(
+                f"Models 0 and {position} have different recurrent layers: {path!r} is {twin.mode} in the first and "
+                f"{module.mode} in the other."
+            )
 
 
 def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:

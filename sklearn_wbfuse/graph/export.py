@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import traceback
+import types
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -86,17 +87,33 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         ) from error
 
 
+_tracing = threading.local()
+_PACKING = {
+    f.__name__: types.FunctionType(f.__code__, f.__globals__, f.__name__)
+    for f in (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+}
+
+
 @contextlib.contextmanager
 def _padded() -> Iterator[None]:
-    """Packing can't be traced, and does nothing to units: within the context sequences stay padded.
+    """Packing can't be traced, and does nothing to units: within the context sequences stay padded, in this thread.
 
-    The bodies of torch's functions are replaced, since networks import them under names of their own.
+    The bodies of torch's functions are replaced, since networks import them under names of their own; in other threads they
+    do what they did.
     """
 
     def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):
+        from sklearn_wbfuse.graph.export import _PACKING, _tracing
+
+        if not getattr(_tracing, "on", False):
+            return _PACKING["pack_padded_sequence"](input, lengths, batch_first, enforce_sorted)
         return input
 
     def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):
+        from sklearn_wbfuse.graph.export import _PACKING, _tracing
+
+        if not getattr(_tracing, "on", False):
+            return _PACKING["pad_packed_sequence"](sequence, batch_first, padding_value, total_length)
         # torch is a global of the function that lends its name
         steps, batch = (sequence.shape[d] for d in ((1, 0) if batch_first else (0, 1)))
         extra = (total_length or steps) - steps
@@ -108,6 +125,7 @@ def _padded() -> Iterator[None]:
 
     originals = [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
     bodies = [f.__code__ for f in originals]
+    _tracing.on = True
     for original, padded in zip(originals, (pack_padded_sequence, pad_packed_sequence), strict=True):
         original.__code__ = padded.__code__
     try:
@@ -115,6 +133,7 @@ def _padded() -> Iterator[None]:
     finally:
         for original, body in zip(originals, bodies, strict=True):
             original.__code__ = body
+        _tracing.on = False
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
@@ -121,13 +120,9 @@ class Interpreter:
             if is_state:
                 self.states.returned(self.record, leaf, value)
             else:
-                states = [layer for layer in value.layers if self._is_state(layer)]
+                states = [layer for layer in value.layers if self.record.is_state(layer)]
                 self.record.freeze(states, "a state that is returned to the caller")
                 self.record.fix(*value.layers)
-
-    def _is_state(self, layer: Layer) -> bool:
-        ids = layer.core.reshape(-1).numpy()
-        return any(np.isin(ids, state).any() for state in self.record.states)
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         arguments = map_arg(node.args, lambda n: values[n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..exceptions import DiscoveryError, InvalidModelError, NonFiniteError, WidthError
+from ..exceptions import DiscoveryError, FusionWarning, InvalidModelError, NonFiniteError, WidthError
 from ..groups import Graph
 from ..layers import sizes_of
 
@@ -165,8 +166,8 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
             asked = {name: len(p) // gates for name, p in module.named_parameters() if name.startswith("weight_hh")}
             if len(set(asked.values())) > 1:
                 raise WidthError(
-                    f"All levels and directions of the {type(module).__name__} {path!r} have one hidden size, but the widths asked "
-                    f"for give {asked}. Give its groups the same width."
+                    f"All levels and directions of the {type(module).__name__} {path!r} have one hidden size, but the widths "
+                    f"asked for give {asked}. Give its groups the same width."
                 )
     return twin
 
@@ -218,6 +219,14 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
                 raise DiscoveryError(
                     f"The parametrization of {name!r} has no right_inverse; define one or remove the parametrization."
                 ) from error
+            held = getattr(module, leaf)
+            if not torch.allclose(held, value.to(held), rtol=1e-3, atol=1e-3):
+                warnings.warn(
+                    f"The parametrization of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones; it "
+                    "holds what its right_inverse makes of it. Remove the parametrization to keep the mean.",
+                    FusionWarning,
+                    stacklevel=4,
+                )
         else:
             target = getattr(module, leaf)
             target.copy_(value)

@@ -60,6 +60,12 @@ class Declared:
                 record.unite(given, ids)
                 record.same_factor(given, ids)
                 given = None
+            elif any(key[0] for key in self.labels) or not record.is_state(layer):
+                raise DiscoveryError(
+                    f"Output {leaf} of shape {value.shape} is declared to be a state, but no declared input has its units: each "
+                    "state that is returned needs the argument that takes it back, in the same order (declare(..., "
+                    "state_inputs=, state_outputs=))."
+                )
         if given is not None:
             record.freeze([Layer(given)], "a declared state that is not given back as it was returned")
 
@@ -107,6 +113,8 @@ def on_states(leaves: Sequence[Any], graph: Graph, given: bool, change: Callable
     for leaf in {s.leaf for s in graph.states if s.given == given}:
         own = {s.slot: s.labels for s in graph.states if s.given == given and s.leaf == leaf}
         tensor = leaves[leaf]
+        if None not in own and len(tensor) != len(own):
+            raise DiscoveryError(f"A declared state must be (layers, batch, units) or (batch, units). Got {tuple(tensor.shape)}.")
         parts = [tensor] if None in own else [tensor[slot] for slot in own]
         moved = [change(t.movedim(-1, 0), labels).movedim(0, -1) for t, labels in zip(parts, own.values(), strict=True)]
         result[leaf] = moved[0] if None in own else torch.stack(moved)

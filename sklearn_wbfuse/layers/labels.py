@@ -178,6 +178,11 @@ class Record:
         """One operation that computes something of these units: units that different operations see can't be exchanged."""
         self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
 
+    def is_state(self, layer: Layer) -> bool:
+        """Whether a recurrent rule has said of some of these units that they are its state."""
+        ids = _flat(layer.core)
+        return any(bool(np.isin(ids, state).any()) for state in self.states)
+
     def relate(self, coefficients: tuple[int, ...], *ids: Tensor, of: str = "both") -> None:
         """The exponents of these labels, times the coefficients, sum to 0 element by element.
 

@@ -128,6 +128,10 @@ def declare(
     ...         return torch.nn.functional.linear(torch.cos(x), self.weight)
     >>> declare(Cosine, {"weight": ("out", "in")})
     """
+    state_inputs = (state_inputs,) if isinstance(state_inputs, str) else tuple(state_inputs)
+    state_outputs = (state_outputs,) if isinstance(state_outputs, int) else tuple(state_outputs)
+    if any(k < 0 for k in state_outputs):
+        raise ValueError(f"state_outputs must be positions from 0 on. Got {state_outputs}.")
     names = {name for entry in (axes or {}).values() for name in entry}
     unknown = names - {"in", "out", "unit", None}
     if unknown:
@@ -135,7 +139,7 @@ def declare(
     if "unit" in names and names & {"in", "out"}:
         raise ValueError(f"{module.__name__} mixes 'unit' with 'in' or 'out'; declare one kind of layer per module.")
     DECLARATIONS[module] = Declaration(
-        dict(axes or {}), input_dim, output_dim, "unit" in names, tuple(unused), tuple(state_inputs), tuple(state_outputs)
+        dict(axes or {}), input_dim, output_dim, "unit" in names, tuple(unused), state_inputs, state_outputs
     )
     if sizes:
         register_sizes(module, **sizes)

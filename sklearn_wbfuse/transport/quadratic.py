@@ -174,7 +174,7 @@ def solve_quadratic(
         Stop when the objective can fall by less than this fraction.
     """
     point = Point(start, problem)
-    value = problem.value(point)
+    value = problem.value(point) - (epsilon * _entropy(point) if epsilon else 0.0)
     for _ in range(max_iter):
         gradient = problem.gradient(point)
         vertex = problem.vertex(gradient, epsilon)

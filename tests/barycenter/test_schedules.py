@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from networks import CNN, MLP, networks, randomised
 
 from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.couplings import Coupling
 
 
 def family(build, count):
@@ -136,3 +137,20 @@ def test_a_tensor_that_all_parents_share_pins_its_neurons():
     fusion = WassersteinFusion(example_inputs=(torch.arange(8).view(2, 4),)).fit(models)
     np.testing.assert_array_equal(fusion.couplings_[1]["table"], np.eye(6) / 6)
     torch.testing.assert_close(fusion.fused_model_.table.weight, table)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_model_into_a_narrower_target_settles(seed):
+    """Clustering: the mean of a cluster moves its neurons, and another fit from there finds nothing lower."""
+    model = randomised(MLP([4, 12, 3]), np.random.default_rng(seed))
+    with torch.no_grad():
+        model.linears[1].weight *= 4
+    options = {"target_widths": 0.5, "symmetry": "permutation", "random_state": 0}
+    once = WassersteinFusion(**options).fit([model])
+    again = WassersteinFusion(init=once.fused_model_, **options).fit([model])
+    assert again.energy_ >= once.energy_ * (1 - 1e-6)
+
+
+def test_couplings_of_equal_plans_and_different_mass_differ():
+    mass = np.full((3, 3), 1 / 9)
+    assert not Coupling(np.zeros((3, 3)), mass).same_as(Coupling(np.zeros((3, 3)), np.eye(3) / 3))

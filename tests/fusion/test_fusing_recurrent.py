@@ -9,6 +9,7 @@ from networks import Recurrent, disguised, randomised
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
+from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionWarning
 
 
 def pair(kind="rnn_tanh", hidden=(7, 7), **options):
@@ -141,3 +142,32 @@ def test_grid_search_over_alpha_h_and_reg():
     search = GridSearchCV(WassersteinFusion(), grid, cv=ShuffleSplit(1, random_state=0), error_score="raise")
     search.fit(FusionInput(models, X), y)
     assert set(search.best_params_) == {"alpha_h", "reg"}
+
+
+def test_a_cell_of_another_kind_is_named():
+    models = [randomised(Recurrent(kind, 4), np.random.default_rng(0)) for kind in ("lstm", "gru")]
+    with pytest.raises(ArchitectureMismatchError, match="'rnn' is LSTM in the first and GRU in the other"):
+        fit(models)
+
+
+@pytest.mark.parametrize("init", [0, 1])
+def test_the_parent_that_the_start_takes_its_order_from_stays_in_place(init):
+    fusion = fit(pair("gru"), init=init)
+    np.testing.assert_array_equal(fusion.couplings_[init]["rnn.l0"], np.eye(7) / 7)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0]])
+def test_a_model_of_weight_zero_is_matched_as_one_of_little_weight(weights):
+    models = pair("lstm", hidden=(8, 8), levels=2)
+    none, little = fit(models, weights=weights), fit(models, weights=[max(w, 1e-6) for w in weights])
+    other = weights.index(0.0)
+    for name in none.couplings_[other]:
+        np.testing.assert_array_equal(none.couplings_[other][name], little.couplings_[other][name])
+
+
+def test_an_orthogonal_parametrization_that_can_not_hold_the_mean_says_so():
+    models = pair("rnn_tanh", hidden=(5, 5))
+    for model in models:
+        torch.nn.utils.parametrizations.orthogonal(model.rnn, "weight_hh_l0")
+    with pytest.warns(FusionWarning, match=r"parametrization of 'rnn.weight_hh_l0' can't hold the fused tensor"):
+        fit(models)

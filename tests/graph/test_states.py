@@ -146,6 +146,31 @@ class TestDeclared:
         with pytest.raises(DiscoveryError, match=r"Outputs \(5,\) are declared to be states, but the network returns 2"):
             discover(model, inputs_of(model))
 
+    def test_an_output_that_is_no_state(self):
+        class Mistaken(Stateful):
+            pass
+
+        declare(Mistaken, state_inputs=("state",), state_outputs=(0,))
+        model = build(Mistaken, kind="gru")
+        with pytest.raises(DiscoveryError, match=r"Output 0 of shape .* but no declared input has its"):
+            discover(model, inputs_of(model))
+
+    def test_batches_in_front_of_layers(self):
+        class Transposed(Stateful):
+            def forward(self, x, state):
+                y, state = super().forward(x, state.transpose(0, 1).contiguous())
+                return y, state.transpose(0, 1)
+
+        declare(Transposed, state_inputs="state", state_outputs=1)
+        model = build(Transposed, kind="gru", levels=2)
+        x, state = inputs_of(model)
+        with pytest.raises(DiscoveryError, match=r"must be \(layers, batch, units\)"):
+            discover(model, (x, state.transpose(0, 1)))
+
+    def test_negative_positions(self):
+        with pytest.raises(ValueError, match="from 0 on"):
+            declare(Stateful, state_outputs=(-1,))
+
 
 class TestUndeclared:
     @pytest.mark.parametrize("name", ["lstm of two layers", "relu cell"])

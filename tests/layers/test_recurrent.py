@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conformance.adapters import AdapterConformance, Case
 from networks import Recurrent, disguised, randomised
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion, discover
 from sklearn_wbfuse.exceptions import DiscoveryError, FusionWarning, WidthError
@@ -265,6 +266,22 @@ class TestPacked:
         for a, b in zip(before, real(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+    def test_other_threads_pack_while_a_network_is_traced(self):
+        x, lengths, found, done = torch.randn(6, 5, 4), FALLING, [], threading.Event()
+
+        def pack():
+            while not done.is_set():
+                found.append(type(pack_padded_sequence(x, lengths, batch_first=True)))
+
+        thread = threading.Thread(target=pack)
+        thread.start()
+        try:
+            discover(Packed("gru"), (x, lengths))
+        finally:
+            done.set()
+            thread.join()
+        assert set(found) == {PackedSequence}
+
     @pytest.mark.parametrize("lengths", [FALLING, torch.full((6,), 5)], ids=["mixed", "full"])
     def test_padding_that_is_not_zero_allows_no_signs_whatever_the_example_lengths(self, lengths):
         model = randomised(Packed("gru", padding_value=1.0), np.random.default_rng(0))
@@ -438,5 +455,5 @@ class TestWidths:
 
     def test_levels_of_one_layer_have_one_width(self):
         model = randomised(Recurrent("lstm", 4, levels=2), np.random.default_rng(0))
-        with pytest.raises(WidthError, match=r"does not run with widths .*rnn.l0"):
+        with pytest.raises(WidthError, match=r"levels and directions of the LSTM .rnn. have one hidden size.*: 6"):
             WassersteinFusion({"rnn.l1": 6}, example_inputs=(model.example,)).fit([model])
