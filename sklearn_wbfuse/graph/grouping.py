@@ -51,13 +51,7 @@ def group_units(
     reads = _marked(record.readers, record.count) & ~_marked(record.computers, record.count)
     spans: dict[tuple[str, int], list[Span]] = {(name, a): [] for name, shape in shapes.items() for a in range(len(shape))}
     sizes = [len(members[s]) for s in order]
-    rank = np.zeros(unit_of.max() + 1, dtype=int)
-    first = np.full(unit_of.max() + 1, np.iinfo(int).max)
-    if len(unit):
-        np.minimum.at(first, unit, owner * (position.max() + 1) + position)
-    for signature in order:
-        units = members[signature]
-        rank[units[np.argsort(first[units], kind="stable")]] = np.arange(len(units))
+    rank = _ranks([members[s] for s in order], unit, owner * (position.max(initial=0) + 1) + position, unit_of.max() + 1)
     for i, key in enumerate(keys):
         here = owner == i
         for g in np.unique(group_of_unit[unit[here]]):
@@ -66,9 +60,7 @@ def group_units(
             index = position[chosen][by_unit].reshape(sizes[g], -1)
             role = "in" if reads[axes[key][index[0, 0]]] else "out"
             kinds = [(scales[g].get((i, copy), 0.0), bool(signs[g].get((i, copy), 0))) for copy in range(index.shape[1])]
-            for kind in dict.fromkeys(kinds):
-                alike = [copy for copy, k in enumerate(kinds) if k == kind]
-                spans[key].append(Span(names[g], index[:, alike], role, *kind))
+            spans[key] += [Span(names[g], index[:, [k == kind for k in kinds]], role, *kind) for kind in dict.fromkeys(kinds)]
     tensors = {
         name: LabelledTensor(
             name,
@@ -87,6 +79,15 @@ def group_units(
         operations=operations,
         frozen=_frozen(record, axes),
     )
+
+
+def _ranks(groups: list[np.ndarray], unit: np.ndarray, place: np.ndarray, n_units: int) -> np.ndarray:
+    """Position of every unit in its group: in the order in which units first stand on an axis."""
+    first, rank = np.full(n_units, np.iinfo(int).max), np.zeros(n_units, dtype=int)
+    np.minimum.at(first, unit, place)
+    for units in groups:
+        rank[units[np.argsort(first[units], kind="stable")]] = np.arange(len(units))
+    return rank
 
 
 def _units(record: Record) -> np.ndarray:
