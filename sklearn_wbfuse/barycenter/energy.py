@@ -12,7 +12,7 @@ It is minimal at :math:`T_p = \sum_i \lambda_i A^i_p` (eqs. 9, 45, 46), and line
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: 
     return torch.movedim(torch.tensordot(matrix, array, dims=([1], [axis])), 0, axis)
 
 
-def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: int | None = None) -> Tensor:
-    """:math:`A^i_p`: every axis but `skip` carried to the target's neurons."""
+def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: Collection[int] = ()) -> Tensor:
+    """:math:`A^i_p`: every axis but those of `skip` carried to the target's neurons."""
     for axis, (group, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
-        if axis != skip:
+        if axis not in skip:
             array = carried_along(array, axis, couplings[group], role, odd)
     return array
 
@@ -149,7 +149,7 @@ def _axis_cost(
 ) -> tuple[Tensor, Tensor]:
     """The quadratic terms of a cost, and the products that are subtracted from them."""
     n, n_source = target.shape[axis], source.shape[axis]
-    moved = carried(feature, source, couplings, skip=axis)
+    moved = carried(feature, source, couplings, skip=[axis])
     left = target.movedim(axis, 0).reshape(n, -1)
     right = moved.movedim(axis, 0).reshape(n_source, -1)
     own = source.movedim(axis, 0).reshape(n_source, -1).pow(2).sum(1)
@@ -171,9 +171,7 @@ def quadratic_term(
 ) -> Term:
     r"""The products of a tensor in which a group stands twice, as a function of the group's coupling (eq. 10)."""
     axes = [a for a, name in enumerate(feature.groups) if name == group]
-    for axis, (name, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
-        if name != group:
-            source = carried_along(source, axis, couplings[name], role, odd)
+    source = carried(feature, source, couplings, skip=axes)
     factor = 2 * feature.alpha
     for axis in axes:
         factor *= target.shape[axis] if feature.roles[axis] == "out" else source.shape[axis]

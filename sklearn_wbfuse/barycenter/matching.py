@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..transport import Quadratic, solve, solve_quadratic
+from ..transport import Quadratic, largest, solve, solve_quadratic
 from .energy import cost as cost_matrices
 from .energy import quadratic_term
 from .view import Feature
@@ -68,8 +68,7 @@ def couple(
         current = _start(start, problem, random_state)
     epsilon = 0.0
     if reg > 0:
-        full, sign = _costs(group, parts, {**plans, group: current})
-        epsilon = reg * float((np.abs(full) + (0 if sign is None else np.abs(sign))).max())
+        epsilon = reg * largest(*_costs(group, parts, {**plans, group: current}))
     rounded = epsilon == 0 and linear.shape[0] == linear.shape[1]
     return solve_quadratic(problem, current, epsilon, permutation=True, tol=_ROUNDED_TOL if rounded else 1e-6)
 

@@ -86,6 +86,10 @@ class Problem:
         """Whether a group stands twice in a tensor that counts."""
         return any(f.alpha and f.groups.count(g) > 1 for f in self.described for g in f.groups)
 
+    def alone(self, model: int) -> bool:
+        """Whether a model has all the weight, so that there are no others to be matched to."""
+        return 1 - self.weights[model] < 1e-12
+
     def touching(self, group: str) -> list[int]:
         """Features in which a group stands."""
         return [p for p, f in enumerate(self.described) if group in f.groups]
@@ -156,7 +160,7 @@ def _layer(problem: Problem, group: str, plans: list[Plans]) -> None:
         changed = False
         for i, weight in enumerate(problem.weights):
             # The mean of all holds a model where it is; for permutations the mean of the others is a descent step as well.
-            if exact and 1 - weight < 1e-12:
+            if exact and problem.alone(i):
                 continue
             mean = mean_target(arrays, problem.weights)
             if exact:
@@ -185,7 +189,7 @@ def _start(problem: Problem, group: str, described: Sequence[Feature], source: S
         start = {**plans, group: _spread(own, n)}
         return [carried(f, a, start) for f, a in zip(described, source, strict=True)]
     once = [(f, a, f.groups.index(group)) for f, a in zip(described, source, strict=True) if f.groups.count(group) == 1]
-    moved = [carried(f, a, plans, skip=axis) for f, a, axis in once]
+    moved = [carried(f, a, plans, skip=[axis]) for f, a, axis in once]
     rows = torch.cat([a.movedim(axis, 0).reshape(own, -1) for a, (_, _, axis) in zip(moved, once, strict=True)], 1).cpu().numpy()
     centers = KMeans(n, n_init=1, random_state=problem.random_state).fit(rows).cluster_centers_
     start = {**plans, group: solve(cdist(centers, rows, "sqeuclidean"))}
@@ -267,7 +271,7 @@ class _Pending:
     def __init__(self, problem: Problem):
         self.near = {g: {h for p in problem.touching(g) for h in problem.described[p].groups} for g in problem.sizes}
         self.models = range(len(problem.models))
-        self.alone = [len(problem.models) == 1 or 1 - w < 1e-12 for w in problem.weights]
+        self.alone = problem.alone
         most = {g: max((problem.described[p].groups.count(g) for p in problem.touching(g)), default=0) for g in problem.sizes}
         self.settled = {g: most[g] < 2 or (most[g] == 2 and problem.reg == 0) for g in problem.sizes}
         self.steps = {(i, g) for i in self.models for g in problem.sizes}
@@ -281,15 +285,14 @@ class _Pending:
     def changed(self, model: int, group: str) -> None:
         """A coupling has changed: every other step that sees it is due, and the same one where its problem depends on it."""
         self.steps |= {(i, g) for i in self.models for g in self.near[group]}
-        if self.settled[group] and not self.alone[model]:
+        if self.settled[group] and not self.alone(model):
             self.steps.discard((model, group))
 
 
 def _sweep_step(problem: Problem, group: str, i: int, plans: list[Plans], moved: list[list[Tensor]]) -> bool:
     """Match one group of one model to the mean of the others; returns whether its coupling changed."""
     weights = np.array(problem.weights)
-    others = 1 - weights[i]
-    alone = len(plans) == 1 or others < 1e-12
+    others, alone = 1 - weights[i], problem.alone(i)
     if alone and plans[i][group].is_permutation:
         return False
     touched = problem.touching(group)

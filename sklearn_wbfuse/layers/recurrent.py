@@ -68,11 +68,13 @@ class Weights:
         return [v for v in (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr) if v is not None]
 
 
-def _cell(record: Record, kind: Kind, x: Value, weights: Weights) -> tuple[Tensor, Tensor] | None:
+def _cell(
+    record: Record, kind: Kind, x: Value, weights: Weights, initial: Sequence[Value], slot: int = 0
+) -> tuple[Tensor, Tensor] | None:
     """Labels of the units of the state that is returned and of the memory, or None if the weights have no labels."""
     axes = {id(v): v.layer(0) for v in weights.given}
     if any(layer is None for layer in axes.values()) or any(v.layer(1) is None for v in weights.given if len(v.shape) == 2):
-        opaque(record, "a recurrent layer with constant weights", x, *weights.given)
+        opaque(record, "a recurrent layer with constant weights", x, *weights.given, *initial)
         return None
     kept = read(record, x, -1, weights.w_ih, 1)
     record.freeze(kept, "a recurrent layer along units")
@@ -95,6 +97,8 @@ def _cell(record: Record, kind: Kind, x: Value, weights: Weights) -> tuple[Tenso
     _read_by(record, state, weights.w_hh)
     _remember(record, kind, weights, len(units))
     record.states += [units.numpy(), state.numpy()]
+    for given, labels in zip(initial, (state, units), strict=False):
+        _start_from(record, given, slot, labels)
     return state, units
 
 
@@ -177,11 +181,9 @@ def _sequence(name: str) -> None:
                     own[2:2] = [None, None]
                 weights = Weights(*own)  # type: ignore[arg-type]
                 _name_groups(record, weights, f"l{level}" + "_reverse" * direction)
-                cell = _cell(record, kind, x, weights)
+                cell = _cell(record, kind, x, weights, states, slot)
                 if cell is None:
-                    return opaque(record, "a recurrent layer with constant weights", *states)
-                for given, units in zip(states, cell, strict=False):
-                    _start_from(record, given, slot, units)
+                    return Value(())
                 for k in (0, 1):
                     finals[k].append(cell[k])
                 outputs.append(cell[0])
@@ -214,11 +216,9 @@ def _step(name: str) -> None:
         b_hh: Value | None = None,
     ) -> Value | tuple[Value, ...]:
         states = [initial] if isinstance(initial, Value) else list(initial)
-        cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh))
+        cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh), states)
         if cell is None:
-            return opaque(record, "a recurrent cell with constant weights", *states)
-        for given, units in zip(states, cell, strict=False):
-            _start_from(record, given, 0, units)
+            return Value(())
         shape = (*x.shape[:-1], len(cell[0]))
         out = Value(shape, (Layer.along(cell[0], len(shape) - 1, shape),))
         return (out, Value(shape, out.layers)) if kind.cell else out

@@ -51,13 +51,11 @@ def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, 
     >>> solve(np.array([[3.0, 0.0], [0.0, 3.0]])).index
     array([1, 0])
     """
+    if epsilon is None:
+        epsilon = reg * largest(cost, signed)
     if signed is None:
-        if epsilon is None:
-            epsilon = reg * float(np.abs(cost).max())
         return entropic(cost, epsilon) if epsilon > 0 else exact(cost)
     size = np.abs(signed)
-    if epsilon is None:
-        epsilon = reg * float((np.abs(cost) + size).max())
     if not epsilon > 0:
         found = exact(cost - size)
         if found.index is not None:
@@ -65,6 +63,17 @@ def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, 
         return Coupling(found.plan * _sign(signed), found.plan)
     found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon)
     return Coupling(found.plan * np.tanh(signed / epsilon), found.plan)
+
+
+def largest(cost: np.ndarray, signed: np.ndarray | None = None) -> float:
+    """The largest cost, of either sign, to which `reg` is relative."""
+    return float((np.abs(cost) + (0 if signed is None else np.abs(signed))).max())
+
+
+def centred(cost: np.ndarray) -> np.ndarray:
+    """Without row and column offsets, which say nothing of which neurons belong together."""
+    cost = cost - cost.mean(1, keepdims=True)
+    return cost - cost.mean(0, keepdims=True)
 
 
 def _sign(values: np.ndarray) -> np.ndarray:
@@ -88,9 +97,7 @@ def exact(cost: np.ndarray) -> Coupling:
     cost = _shifted(cost)
     rows, columns = cost.shape
     if rows == columns:
-        cost = cost - cost.mean(1, keepdims=True)
-        cost = cost - cost.mean(0, keepdims=True)  # strong offsets slow the assignment down tenfold
-        return Coupling(index=linear_sum_assignment(cost)[1])
+        return Coupling(index=linear_sum_assignment(centred(cost))[1])  # strong offsets slow the assignment down tenfold
     # Integer masses: vertices of the polytope are then integer, and no source is split without need.
     common = np.gcd(rows, columns)
     supply, demand = np.full(rows, columns / common), np.full(columns, rows / common)

@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..couplings import Coupling
-from .linear import exact, solve
+from .linear import centred, exact, solve
 
 __all__ = ["Quadratic", "Term", "solve_quadratic"]
 
@@ -103,7 +103,7 @@ class Quadratic:
         limit of :math:`X \leftarrow L / \|L\| + T X H^\top / \|T X H^\top\|`, L what the linear costs say, compares the
         responses to the inputs over many steps; it is the IsoRank iteration for weighted directed graphs.
         """
-        linear = _unit([-_centred(c) for c in self.linear])
+        linear = _unit([-centred(c) for c in self.linear])
         similar = linear
         for _ in range(steps):
             mass = similar[0] if self.signable else similar[-1]
@@ -111,14 +111,13 @@ class Quadratic:
             similar = _unit([a + b for a, b in zip(linear, passed, strict=True)])
         return tuple(-s for s in similar)
 
-    def assigned(self, costs: Sequence[np.ndarray]) -> Coupling:
-        """The coupling of least linear cost, given as for M and the signed plan."""
-        return solve(costs[0], signed=-costs[1] if self.signable else None)
+    def assigned(self, costs: Sequence[np.ndarray], epsilon: float = 0.0) -> Coupling:
+        """The coupling of least linear cost, given as for M and the signed plan: on the better of the two signs."""
+        return solve(costs[0], signed=-costs[1] if self.signable else None, epsilon=epsilon)
 
     def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
-        """The linear oracle: one assignment (or transport problem), on the better of the two signs."""
-        signed = -gradient[1] if self.signable else None
-        return Point(solve(gradient[0], signed=signed, epsilon=epsilon), self)
+        """The linear oracle: one assignment (or transport problem)."""
+        return Point(self.assigned(gradient, epsilon), self)
 
 
 def _carried(array: Tensor, coupling: Coupling, odd: bool) -> Tensor:
@@ -130,11 +129,6 @@ def _carried(array: Tensor, coupling: Coupling, odd: bool) -> Tensor:
         return rows
     plan = torch.as_tensor(coupling.plan if odd else coupling.mass, dtype=array.dtype, device=array.device)
     return torch.tensordot(plan, array, dims=([1], [0]))
-
-
-def _centred(cost: np.ndarray) -> np.ndarray:
-    """Without row and column offsets, which say nothing of which neurons belong together."""
-    return cost - cost.mean(1, keepdims=True) - cost.mean(0, keepdims=True) + cost.mean()
 
 
 def _unit(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -173,8 +167,12 @@ def solve_quadratic(
     tol : float
         Stop when the objective can fall by less than this fraction.
     """
+
+    def objective(at: Point) -> float:
+        return problem.value(at) - (epsilon * _entropy(at.pair) if epsilon else 0.0)
+
     point = Point(start, problem)
-    value = problem.value(point) - (epsilon * _entropy(point) if epsilon else 0.0)
+    value = objective(point)
     for _ in range(max_iter):
         gradient = problem.gradient(point)
         vertex = problem.vertex(gradient, epsilon)
@@ -185,7 +183,7 @@ def solve_quadratic(
         if step <= 0:
             break
         point = vertex if step >= 1 else point.mixed(vertex, step)
-        before, value = value, problem.value(point) - (epsilon * _entropy(point) if epsilon else 0.0)
+        before, value = value, objective(point)
         if before - value <= tol * abs(before):
             break
     if epsilon > 0 or start.shape[0] != start.shape[1]:
@@ -199,7 +197,8 @@ def _line_search(slope: float, curvature: float, point: Point, vertex: Point, ep
     if epsilon > 0:
 
         def objective(t: float) -> float:
-            return slope * t + curvature * t * t / 2 - epsilon * _entropy_between(point.pair, vertex.pair, t)
+            pair = [(1 - t) * a + t * b for a, b in zip(point.pair, vertex.pair, strict=True)]
+            return slope * t + curvature * t * t / 2 - epsilon * _entropy(pair)
 
         found = minimize_scalar(objective, bounds=(0, 1), method="bounded", options={"xatol": 1e-4})
         return float(found.x) if found.fun < objective(0.0) else 0.0
@@ -210,13 +209,8 @@ def _line_search(slope: float, curvature: float, point: Point, vertex: Point, ep
     return 1.0
 
 
-def _entropy(point: Point) -> float:
-    return _entropy_between(point.pair, point.pair, 0.0)
-
-
-def _entropy_between(a: Sequence[np.ndarray], b: Sequence[np.ndarray], step: float) -> float:
+def _entropy(pair: Sequence[np.ndarray]) -> float:
     """Of the plans of both signs."""
-    pair = [(1 - step) * x + step * y for x, y in zip(a, b, strict=True)]
     plans = [(pair[0] + pair[1]) / 2, (pair[0] - pair[1]) / 2] if len(pair) == 2 else pair
     return -float(sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in plans))
 
