@@ -58,27 +58,8 @@ class Recipe:
     flip: bool = False
 
 
-@functools.cache
-def mnist() -> Bunch:
-    return load_mnist()
-
-
-@functools.cache
-def cifar10() -> Bunch:
-    """CIFAR-10, decoded once per process."""
-    return load_cifar10()
-
-
-@functools.cache
-def sst2() -> Bunch:
-    """SST-2 with its embedding, built once per process."""
-    return load_sst2()
-
-
-@functools.cache
-def ag_news() -> Bunch:
-    """AG News with its embedding, built once per process."""
-    return load_ag_news()
+# Read, decoded and embedded once per process.
+mnist, cifar10, sst2, ag_news = (functools.cache(load) for load in (load_mnist, load_cifar10, load_sst2, load_ag_news))
 
 
 def _text_net(cell: str, data: Callable[[], Bunch], classes: int) -> TextNet:

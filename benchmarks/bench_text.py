@@ -11,7 +11,7 @@ import argparse
 
 import torch
 from base_models import ag_news, sst2
-from bench_mnist_rnn import compare
+from comparison import compare
 from torch import nn
 
 from sklearn_wbfuse.graph import discover_all
