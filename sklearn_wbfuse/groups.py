@@ -31,12 +31,17 @@ class Group:
         Whether multiplying a neuron by c > 0 and dividing its readers by c leaves the network's function unchanged.
     signable : bool
         Whether flipping the sign of a neuron and of its readers does.
+    within : str or None
+        The group of blocks that these neurons lie in (attention heads, the groups of a convolution or of a group norm): block
+        b holds the neurons b d to (b + 1) d - 1 with d = size / (number of blocks). Blocks move as a whole, and neurons only
+        within theirs. A group of blocks need not stand on any axis.
     """
 
     name: str
     size: int
     scalable: bool = False
     signable: bool = False
+    within: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +104,34 @@ class LabelledTensor:
         Several groups on one axis stand side by side (a concatenation).
     recurrent : bool
         Whether the energy weighs this tensor with `alpha_h`.
+    diagonal : int
+        A convolution in groups holds the diagonal blocks of a tensor, so many of them; `shape` and `spans` are those of the
+        whole tensor, see `unfold`.
     """
 
     name: str
     shape: tuple[int, ...]
     spans: tuple[tuple[Span, ...], ...]
     recurrent: bool = False
+    diagonal: int = 1
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """The whole tensor of which a parameter holds the diagonal blocks of the first two axes: zeros elsewhere."""
+        if self.diagonal == 1:
+            return tensor
+        blocks = tensor.unflatten(0, (self.diagonal, -1))
+        whole = blocks.new_zeros(*blocks.shape[:2], self.diagonal, *blocks.shape[2:])
+        each = torch.arange(self.diagonal, device=tensor.device)
+        whole[each, :, each] = blocks
+        return whole.flatten(2, 3).flatten(0, 1)
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """The diagonal blocks of a whole tensor, as the parameter holds them."""
+        if self.diagonal == 1:
+            return tensor
+        whole = tensor.unflatten(1, (self.diagonal, -1)).unflatten(0, (self.diagonal, -1))
+        each = torch.arange(self.diagonal, device=tensor.device)
+        return whole[each, :, each].flatten(0, 1)
 
     def rest(self, axis: int) -> np.ndarray:
         """Fixed positions of an axis."""
@@ -237,6 +264,7 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
 
     Groups that are not named stay as they are. `factor` is that of the result's units, its magnitude a scale.
     """
+    tensor = labels.unfold(tensor)
     for axis, spans in enumerate(labels.spans):
         for span in spans:
             if span.group in order:
@@ -248,7 +276,7 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
                 vector = np.ones(labels.shape[axis])
                 vector[span.index] = (np.abs(c) ** span.exponent * (np.sign(c) if span.odd else 1))[:, None]
                 tensor = tensor * along(torch.as_tensor(vector, dtype=tensor.dtype, device=tensor.device), axis, tensor.dim())
-    return tensor
+    return labels.fold(tensor)
 
 
 def along(vector: Tensor, axis: int, dims: int) -> Tensor:
