@@ -7,7 +7,7 @@ the positions that belong to the units of one group, and fixed positions (networ
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -229,6 +229,33 @@ class Graph:
         """Size of each group."""
         return {name: group.size for name, group in self.groups.items()}
 
+    @property
+    def families(self) -> list[list[str]]:
+        """Groups that can only be moved together: each without blocks, or blocks before the groups within them."""
+        inside = [g for g in self.groups.values() if g.within is not None]
+        return [[g.name, *(m.name for m in inside if m.within == g.name)] for g in self.groups.values() if g.within is None]
+
+    def orders(self, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """Permutations of all groups that respect blocks, from one for any size."""
+        orders = {g.name: draw(g.size) for g in self.groups.values() if g.within is None}
+        for group in self.groups.values():
+            if group.within is not None:
+                blocks = orders[group.within]
+                each = group.size // len(blocks)
+                orders[group.name] = np.concatenate([block * each + draw(each) for block in blocks])
+        return orders
+
+    def copies(self, wide: Graph) -> dict[str, np.ndarray]:
+        """For each group of a wider network the neurons of this one in turns, block for block."""
+        copies = {}
+        for name, group in self.groups.items():
+            n, sizes = wide.groups[name].size, (self.sizes, wide.sizes)
+            blocks, wider = (1, 1) if group.within is None else (s[group.within] for s in sizes)
+            block, unit = np.divmod(np.arange(n), n // wider)
+            each = group.size // blocks
+            copies[name] = (block % blocks) * each + unit % each
+        return copies
+
     def axes(self, group: str) -> Iterator[tuple[LabelledTensor, int, Span]]:
         """Every (tensor, axis, span) on which a group stands."""
         for tensor in self.tensors.values():
@@ -239,13 +266,15 @@ class Graph:
 
     def __str__(self) -> str:
         rows = [("group", "size", "scale", "sign", "computed by", "read by")]
+        blocks = self.sizes
         for name, group in self.groups.items():
             sides: dict[str, dict[str, int]] = {"out": {}, "in": {}}
             for tensor, axis, span in self.axes(name):
                 side, place = sides[span.role], f"{tensor.name}[{axis}]"
                 side[place] = side.get(place, 0) + span.index.shape[1]
             free = ["yes" if f else "no" for f in (group.scalable, group.signable)]
-            rows.append((name, str(group.size), free[0], free[1], _wrap(sides["out"]), _wrap(sides["in"])))
+            size = f"{group.size}" if group.within is None else f"{blocks[group.within]} x {group.size // blocks[group.within]}"
+            rows.append((name, size, free[0], free[1], _wrap(sides["out"]), _wrap(sides["in"])))
         widths = [max(len(row[c]) for row in rows) for c in range(5)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][5])]))

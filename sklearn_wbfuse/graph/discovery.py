@@ -107,6 +107,7 @@ class Architecture:
         if dict(sizes) == self.graph.sizes:
             return self
         self.check_widening()
+        self._check_blocks(sizes)
         wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
         try:
             graph = _trace(wide, inputs)
@@ -129,8 +130,25 @@ class Architecture:
         """
         why = self._doubling_fails(list(self.graph.groups))
         if why:
-            wrong = [name for name in self.graph.groups if self._doubling_fails([name])] or list(self.graph.groups)
+            wrong = [name for family in self.graph.families if self._doubling_fails(family) for name in family]
+            wrong = wrong or list(self.graph.groups)
             raise WidthError(f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes.")
+
+    def _check_blocks(self, sizes: Mapping[str, int]) -> None:
+        """Blocks hold equally many neurons, and others than before only if they may."""
+        for group in self.graph.groups.values():
+            if group.within is None:
+                continue
+            each, before = divmod(sizes[group.name], sizes[group.within]), group.size // self.graph.sizes[group.within]
+            why = "" if each[1] == 0 else "a block must hold a whole number of them"
+            if each != (before, 0) and not why:
+                why = self._doubling_fails([group.name])
+            if why:
+                raise WidthError(
+                    f"The {group.size} neurons of group {group.name!r} lie in {self.graph.sizes[group.within]} blocks "
+                    f"({group.within!r}) of {before}. Asked for {sizes[group.name]} in {sizes[group.within]}: {why}. Change both "
+                    "in proportion, as a float for target_widths does."
+                )
 
     def _doubling_fails(self, names: Sequence[str]) -> str:
         """Why the network with some groups doubled computes something else; empty if it does not."""
@@ -184,11 +202,12 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
             "sklearn_wbfuse.layers.declare(ModuleClass, unused=(name, ...))."
         )
     axes = {key: ids.numpy() for key, ids in interpreter.axes.items() if key[0] in interpreter.reached}
-    shapes = {name: tuple(t.shape) for name, t in floating.items()}
+    shapes = dict(interpreter.shapes)
     names = {key: f"state {'given' if key[0] else 'returned'} {key[1:]}" for key in states.labels}
     shapes |= {names[key]: tuple(ids.shape) for key, ids in states.labels.items()}
     state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
-    return with_states(group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations)), names)
+    graph = group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
+    return with_states(graph, names)
 
 
 def _with_symmetries_of(graph: Graph, verified: Graph) -> Graph:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..groups import Graph, Group, LabelledTensor, Span
 from ..layers import FIXED, Record
+from .blocks import refined, units_and_blocks
 from .symmetries import symmetries
 
 __all__ = ["group_units"]
@@ -20,10 +19,11 @@ def group_units(
     axes: Mapping[tuple[str, int], np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
     operations: tuple[str, ...],
+    diagonal: Mapping[str, int],
 ) -> Graph:
     """Units are classes of united labels; groups are classes of units that stand on the same axes equally often.
 
-    Units of one group have also been seen by the same operations.
+    Units of one group have also been seen by the same operations, and lie in blocks of one group if they lie in any.
 
     Parameters
     ----------
@@ -32,17 +32,19 @@ def group_units(
         Labels of each axis of each tensor.
     shapes : mapping of str to tuple
     operations : tuple of str
+    diagonal : mapping of str to int
+        See `LabelledTensor`.
     """
-    unit_of = _units(record)
+    unit_of, block_of, fixed_blocks = units_and_blocks(record)
     keys = list(axes)
     owner = np.concatenate([np.full(len(axes[k]), i) for i, k in enumerate(keys)]) if keys else np.zeros(0, int)
     position = np.concatenate([np.arange(len(axes[k])) for k in keys]) if keys else np.zeros(0, int)
     unit = np.concatenate([unit_of[axes[k]] for k in keys]) if keys else np.zeros(0, int)
-    free = unit != unit_of[FIXED]
+    free = (unit != unit_of[FIXED]) & ~_mere_broadcast(record, unit_of, axes)[unit]
     owner, position, unit = owner[free], position[free], unit[free]
 
-    members = _signatures(unit, owner, [unit_of[ids] for ids in record.seen])
-    order, names = _order_and_names(record, unit_of, members, axes)
+    members = refined(_signatures(unit, owner, [unit_of[ids] for ids in record.seen]), block_of, fixed_blocks)
+    order, names = _order_and_names(record, unit_of, block_of, members, axes)
     group_of_unit = np.full(unit_of.max() + 1, -1)
     for g, signature in enumerate(order):
         group_of_unit[members[signature]] = g
@@ -51,7 +53,8 @@ def group_units(
     reads = _marked(record.readers, record.count) & ~_marked(record.computers, record.count)
     spans: dict[tuple[str, int], list[Span]] = {(name, a): [] for name, shape in shapes.items() for a in range(len(shape))}
     sizes = [len(members[s]) for s in order]
-    rank = _ranks([members[s] for s in order], unit, owner * (position.max(initial=0) + 1) + position, unit_of.max() + 1)
+    place = owner * (position.max(initial=0) + 1) + position
+    rank = _ranks([members[s] for s in order], unit, place, block_of)
     for i, key in enumerate(keys):
         here = owner == i
         for g in np.unique(group_of_unit[unit[here]]):
@@ -67,10 +70,13 @@ def group_units(
             shape,
             tuple(tuple(sorted(spans[name, a], key=lambda s: s.index[0, 0])) for a in range(len(shape))),
             name in record.recurrent,
+            diagonal.get(name, 1),
         )
         for name, shape in shapes.items()
     }
-    groups = {names[g]: Group(names[g], sizes[g], bool(scales[g]), bool(signs[g])) for g in range(len(order))}
+    blocks = [block_of[members[s][0]] for s in order]
+    within = [names[group_of_unit[b]] if b >= 0 else None for b in blocks]
+    groups = {n: Group(n, sizes[g], bool(scales[g]), bool(signs[g]), within[g]) for g, n in enumerate(names)}
     return Graph(
         groups,
         tensors,
@@ -81,68 +87,80 @@ def group_units(
     )
 
 
-def _ranks(groups: list[np.ndarray], unit: np.ndarray, place: np.ndarray, n_units: int) -> np.ndarray:
-    """Position of every unit in its group: in the order in which units first stand on an axis."""
-    first, rank = np.full(n_units, np.iinfo(int).max), np.zeros(n_units, dtype=int)
+def _mere_broadcast(record: Record, unit_of: np.ndarray, axes: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
+    """For each unit whether it is but an axis of size 1 that nothing computes or reads, such as those of a class token."""
+    mere = np.zeros(unit_of.max() + 1, dtype=bool)
+    mere[unit_of[[ids[0] for ids in axes.values() if len(ids) == 1]]] = True
+    for ids in [*record.computers, *record.readers, *(ids for ids in axes.values() if len(ids) > 1)]:
+        mere[unit_of[ids]] = False
+    return mere
+
+
+def _ranks(groups: list[np.ndarray], unit: np.ndarray, place: np.ndarray, block_of: np.ndarray) -> np.ndarray:
+    """Position of every unit in its group: in the order in which units first stand on an axis, block after block."""
+    first, rank = np.full(len(block_of), np.iinfo(int).max), np.zeros(len(block_of), dtype=int)
     np.minimum.at(first, unit, place)
+    inside = np.flatnonzero(block_of >= 0)
+    np.minimum.at(first, block_of[inside], first[inside])
+    before = np.where(block_of >= 0, first[block_of], 0)
     for units in groups:
-        rank[units[np.argsort(first[units], kind="stable")]] = np.arange(len(units))
+        rank[units[np.lexsort((first[units], before[units]))]] = np.arange(len(units))
     return rank
 
 
-def _units(record: Record) -> np.ndarray:
-    """For each label, the number of its class."""
-    if not record.pairs:
-        return np.arange(record.count)
-    a, b = (np.concatenate(side) for side in zip(*record.pairs, strict=True))
-    links = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(record.count, record.count))
-    return connected_components(links, directed=False)[1]
-
-
-def _signatures(unit: np.ndarray, owner: np.ndarray, seen: list[np.ndarray]) -> dict[tuple, np.ndarray]:
-    """Units by the axes that they stand on, with multiplicity, and by the operations that have seen them."""
+def _signatures(unit: np.ndarray, owner: np.ndarray, seen: list[np.ndarray]) -> dict[int, tuple]:
+    """The axes that each unit stands on, with multiplicity, and the operations that have seen it."""
     free = np.zeros(max((int(u.max()) for u in (unit, *seen) if len(u)), default=0) + 1, dtype=bool)
     free[unit] = True
     watched = [np.unique(u[free[u]]) for u in seen]
     unit = np.concatenate([unit, *watched])
     owner = np.concatenate([owner, *(np.full(len(u), -1 - k) for k, u in enumerate(watched))])
-    found: dict[tuple, list[int]] = {}
     order = np.lexsort((owner, unit))
     cuts = np.flatnonzero(np.diff(unit[order])) + 1
-    for piece in np.split(order, cuts) if len(order) else []:
-        found.setdefault(tuple(owner[piece].tolist()), []).append(int(unit[piece[0]]))
-    return {signature: np.array(units) for signature, units in found.items()}
+    pieces = np.split(order, cuts) if len(order) else []
+    return {int(unit[piece[0]]): tuple(owner[piece].tolist()) for piece in pieces}
 
 
 def _order_and_names(
-    record: Record, unit_of: np.ndarray, members: Mapping[tuple, np.ndarray], axes: Mapping[tuple[str, int], np.ndarray]
+    record: Record,
+    unit_of: np.ndarray,
+    block_of: np.ndarray,
+    members: Mapping[tuple, np.ndarray],
+    axes: Mapping[tuple[str, int], np.ndarray],
 ) -> tuple[list[tuple], list[str]]:
-    """Groups in the order of computation, named after the first parameter that computes them."""
+    """Groups in the order of computation, named after the first parameter that computes them; blocks before their units."""
     signature_of = {int(u): s for s, units in members.items() for u in units}
     parameter_of = np.full(record.count, -1)
     keys = list(axes)
     for i, key in enumerate(keys):
         parameter_of[axes[key]] = i
+    parameter_of_unit = np.full(len(block_of), -1)
+    parameter_of_unit[unit_of[parameter_of >= 0]] = parameter_of[parameter_of >= 0]
     order: list[tuple] = []
     first: dict[tuple, str] = {}
+    block_names = {int(u): name for ids, name in reversed(record.block_names) for u in unit_of[ids]}
     leftover = [np.asarray(ids) for ids in axes.values()]
     for ids in [*record.computers, *leftover]:
         for u, label in zip(unit_of[ids].tolist(), ids.tolist(), strict=True):
             signature = signature_of.get(u)
             if signature is not None and signature not in first and parameter_of[label] >= 0:
+                outer = signature_of.get(int(block_of[u]))
+                if outer is not None and outer not in first:
+                    order.append(outer)
+                    first[outer] = block_names.get(int(block_of[u])) or _path(keys[parameter_of_unit[block_of[u]]][0], record)
                 order.append(signature)
-                first[signature] = keys[parameter_of[label]][0]
+                first[signature] = _path(keys[parameter_of[label]][0], record)
     names: list[str] = []
-    paths = [_path(first[s], record.suffixes.get(first[s])) for s in order]
+    paths = [first[s] for s in order]
     for i, path in enumerate(paths):
         names.append(path if paths.count(path) == 1 else f"{path}.{paths[:i].count(path)}")
     return order, names
 
 
-def _path(parameter: str, suffix: str | None) -> str:
+def _path(parameter: str, record: Record) -> str:
     """Of the module that owns a parameter, with the suffix that a rule has given; a parameter of the root's own names itself."""
     owner = parameter.rpartition(".")[0]
-    return ".".join(filter(None, (owner, suffix))) or parameter
+    return ".".join(filter(None, (owner, record.suffixes.get(parameter)))) or parameter
 
 
 def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
@@ -153,9 +171,9 @@ def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple[tuple[str, str], ...]:
-    """Parameters whose units were frozen, with the reason."""
+    """Parameters and blocks whose units were frozen, with the reason."""
     why: dict[str, str] = {}
-    owner: dict[int, str] = {}
+    owner = {label: name for ids, name in record.block_names for label in ids.tolist()}
     for (name, _), ids in axes.items():
         for label in ids.tolist():
             owner[label] = name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch.fx.node import map_arg
 
 from ..exceptions import DiscoveryError
 from ..layers import Layer, Record, Value, movement, rule_for
+from ..layers.conv import is_depthwise
 from .states import Declared
 
 __all__ = ["Interpreter"]
@@ -46,6 +48,10 @@ class Interpreter:
         The operations in order, with the options that belong to the architecture.
     reached : set of str
         Tensors that some operation reads.
+    diagonal : dict of str to int
+        Weights of convolutions in groups, and how many groups there are.
+    shapes : dict of str to tuple
+        Shape of each labelled tensor; of those in `diagonal` as a whole.
     """
 
     def __init__(self, program: Any, names: Mapping[str, str], floating: Mapping[str, Tensor], states: Declared):
@@ -57,12 +63,16 @@ class Interpreter:
         self.reached: set[str] = set()
         self.parameters: dict[str, Value] = {}
         self.uses: dict[str, int] = {}
+        self.diagonal = _in_groups(program, names)
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for name, tensor in floating.items():
-            layers = []
-            for axis, size in enumerate(tensor.shape):
+            shape, layers, blocks = list(tensor.shape), [], self.diagonal.get(name, 1)
+            shape[1:2] = [n * blocks for n in shape[1:2]]
+            for axis, size in enumerate(shape):
                 self.axes[name, axis] = self.record.fresh(size)
-                layers.append(Layer.along(self.axes[name, axis], axis, tensor.shape))
-            self.parameters[name] = Value(tuple(tensor.shape), tuple(layers), is_weight=True, name=name)
+                layers.append(Layer.along(self.axes[name, axis], axis, shape))
+            self.shapes[name] = tuple(shape)
+            self.parameters[name] = Value(tuple(shape), tuple(layers), is_weight=True, name=name, diagonal=blocks)
         self._run(names)
 
     def _run(self, names: Mapping[str, str]) -> None:
@@ -133,7 +143,7 @@ class Interpreter:
         name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = stack[-1][0] if stack else ""
-        self.record.where = f"{path} ({name})" if path else name
+        self.record.path, self.record.where = path, f"{path} ({name})" if path else name
         self.operations.append(f"{name} {path} {_options(node, self.position)}")
         read = _leaves(arguments, named)
         if all(v.constant is not None for v in read):
@@ -159,6 +169,21 @@ class Interpreter:
         except Exception:
             return _without_labels(node)
         return Value(tuple(result.shape), constant=result)
+
+
+def _in_groups(program: Any, names: Mapping[str, str]) -> dict[str, int]:
+    """Weights that only convolutions in groups read, all in as many groups; depthwise ones are tensors like any other."""
+    found: dict[str, set[int]] = {}
+    graph, specs = program.graph, program.graph_signature.input_specs
+    for node, spec in zip(graph.find_nodes(op="placeholder"), specs, strict=True):
+        shape = getattr(node.meta.get("val"), "shape", ())
+        for user in node.users:
+            kind = re.match(r"aten::conv(_transpose)?\dd$", getattr(getattr(user.target, "_schema", None), "name", ""))
+            reads = kind and user.args[1] is node and user.args[0] is not node
+            groups = user.args[6] if reads and len(user.args) > 6 else 1
+            whole = reads and not is_depthwise(shape, groups, bool(kind and kind[1]))
+            found.setdefault(names.get(spec.target, spec.target), set()).add(groups if whole else 1)
+    return {name: groups.pop() for name, groups in found.items() if len(groups) == 1 and groups != {1}}
 
 
 def map_values(tree: Any, change: Any) -> Any:

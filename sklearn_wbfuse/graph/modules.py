@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from ..exceptions import DiscoveryError, FusionWarning, InvalidModelError, NonFiniteError, WidthError
-from ..groups import Graph
-from ..layers import sizes_of
+from ..exceptions import InvalidModelError, NonFiniteError, WidthError
+from ..groups import Graph, LabelledTensor
+from ..layers import Blocks, sizes_of
+from .parametrized import computed_tensors, materialise, parametrized_names, write_parametrized
 
 __all__ = ["aliases", "device_of", "floating_state", "plain_copy", "resize", "unwrap", "validate_models", "write_back"]
 
@@ -88,7 +87,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed_tensors(model)})
     except Exception as error:
         raise InvalidModelError(
             f"{type(model).__name__} can't be deep-copied ({error}); fusion needs copies, since it never changes your models. "
@@ -99,23 +98,12 @@ def _copy(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def plain_copy(model: nn.Module, *, materialise: bool = True) -> nn.Module:
-    """An eval-mode deep copy without gradients; parametrized tensors become plain ones if `materialise`."""
+def plain_copy(model: nn.Module, *, plain: bool = True) -> nn.Module:
+    """An eval-mode deep copy without gradients; parametrized tensors become plain ones if `plain`."""
     twin = _copy(model)
-    if materialise:
-        for module in twin.modules():
-            if parametrize.is_parametrized(module):
-                _materialise(module)
+    if plain:
+        materialise(twin)
     return twin
-
-
-def _materialise(module: nn.Module) -> None:
-    """Replace parametrized tensors by their values (torch's own removal would change the class that all copies share)."""
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
-    module.__class__ = parametrize.type_before_parametrizations(module)
-    del module.parametrizations
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value))
 
 
 def floating_state(model: nn.Module) -> dict[str, Tensor]:
@@ -142,12 +130,10 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
         return twin
     replaced: dict[int, nn.Parameter | Tensor] = {}
     for labels in graph.tensors.values():
-        shape = list(labels.shape)
-        for axis, spans in enumerate(labels.spans):
-            shape[axis] += sum((sizes[s.group] - s.index.shape[0]) * s.index.shape[1] for s in spans)
-        if tuple(shape) != labels.shape:
-            owner, _, leaf = labels.name.rpartition(".")
-            old = getattr(twin.get_submodule(owner), leaf)
+        shape = resized_shape(labels, graph, sizes)
+        owner, _, leaf = labels.name.rpartition(".")
+        old = getattr(twin.get_submodule(owner), leaf)
+        if shape != tuple(old.shape):
             new = torch.zeros(shape, dtype=old.dtype, device=old.device)
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     for module in twin.modules():
@@ -155,14 +141,12 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
             for leaf, tensor in store.items():
                 if tensor is not None and id(tensor) in replaced:
                     store[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
-        for attribute, (leaf, axis, *divisor) in sizes_of(module).items():
-            tensor = getattr(module, leaf, None)
-            if isinstance(tensor, Tensor):
-                setattr(module, attribute, tensor.shape[axis] // (divisor[0] if divisor else 1))
+    for path, module in twin.named_modules():
+        _renumber(module, path, graph, sizes)
     _flatten(twin)
     for path, module in twin.named_modules():
         if isinstance(module, nn.RNNBase):
-            gates = sizes_of(module)["hidden_size"][2]  # type: ignore[misc]
+            gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
             asked = {name: len(p) // gates for name, p in module.named_parameters() if name.startswith("weight_hh")}
             if len(set(asked.values())) > 1:
                 raise WidthError(
@@ -170,6 +154,51 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
                     f"asked for give {asked}. Give its groups the same width."
                 )
     return twin
+
+
+def resized_shape(labels: LabelledTensor, graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a parameter in other group sizes."""
+    shape, blocks = list(labels.shape), labels.diagonal
+    for axis, spans in enumerate(labels.spans):
+        shape[axis] += sum((sizes[s.group] - s.index.shape[0]) * s.index.shape[1] for s in spans)
+        within = {graph.groups[s.group].within for s in spans} - {None}
+        if labels.diagonal > 1 and within:
+            (name,) = within
+            blocks = labels.diagonal * sizes[str(name)] // graph.sizes[str(name)]
+    shape[1:2] = [n // blocks for n in shape[1:2]]
+    return tuple(shape)
+
+
+def _renumber(module: nn.Module, path: str, graph: Graph, sizes: Mapping[str, int]) -> None:
+    """Set the attributes of a module that repeat sizes."""
+    for attribute, entry in sorted(sizes_of(module).items(), key=lambda item: callable(item[1])):
+        if isinstance(entry, Blocks):
+            setattr(module, attribute, _blocks(getattr(module, attribute), entry, path, graph, sizes))
+        elif callable(entry):
+            setattr(module, attribute, entry(module))
+        else:
+            name, axis, *divisor = entry
+            tensor = _tensor(module, name)
+            if tensor is not None:
+                setattr(module, attribute, tensor.shape[axis] // (divisor[0] if divisor else 1))
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    for part in name.split("."):
+        module = getattr(module, part, None)  # type: ignore[assignment]
+    return module if isinstance(module, Tensor) else None
+
+
+def _blocks(number: int, entry: Blocks, path: str, graph: Graph, sizes: Mapping[str, int]) -> int:
+    """How many blocks there are in other group sizes: each keeps its share, and a block of one unit is that unit."""
+    labels = graph.tensors.get(f"{path}.{entry.parameter}".lstrip("."))
+    if labels is None or number == 1:
+        return number
+    groups = {s.group for s in labels.spans[entry.axis]}
+    if number == labels.shape[entry.axis]:
+        return number + sum((sizes[s.group] - len(s.index)) * s.index.shape[1] for s in labels.spans[entry.axis])
+    within = {graph.groups[g].within for g in groups} - {None}
+    return number * sum(sizes[str(b)] for b in within) // sum(graph.sizes[str(b)] for b in within) if within else number
 
 
 def _flatten(model: nn.Module) -> None:
@@ -193,19 +222,14 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
     sized : Module
         A plain copy with the right shapes.
     """
-    parametrized = {
-        f"{path}.{name}" if path else name
-        for path, module in template.named_modules()
-        if parametrize.is_parametrized(module)
-        for name in module.parametrizations
-    }
+    parametrized = parametrized_names(template)
     own = floating_state(plain_copy(template))
     same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
     if not same and parametrized:
         raise WidthError(
             f"Parametrized tensors {sorted(parametrized)} can't change their sizes; remove the parametrizations first."
         )
-    result = plain_copy(template, materialise=False) if same else plain_copy(sized)
+    result = plain_copy(template, plain=False) if same else plain_copy(sized)
     if not same:
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
             tensor.data = tensor.data.to(own[name].dtype if name in own else tensor.dtype)
@@ -213,20 +237,7 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         owner, _, leaf = name.rpartition(".")
         module = result.get_submodule(owner)
         if name in parametrized:
-            try:
-                setattr(module, leaf, value.to(getattr(module, leaf).dtype))
-            except (NotImplementedError, RuntimeError) as error:
-                raise DiscoveryError(
-                    f"The parametrization of {name!r} has no right_inverse; define one or remove the parametrization."
-                ) from error
-            held = getattr(module, leaf)
-            if not torch.allclose(held, value.to(held), rtol=1e-3, atol=1e-3):
-                warnings.warn(
-                    f"The parametrization of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones; it "
-                    "holds what its right_inverse makes of it. Remove the parametrization to keep the mean.",
-                    FusionWarning,
-                    stacklevel=4,
-                )
+            write_parametrized(module, leaf, value, name)
         else:
             target = getattr(module, leaf)
             target.copy_(value)

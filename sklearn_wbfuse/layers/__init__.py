@@ -3,12 +3,13 @@
 ``register_rule`` teaches an operation, ``declare`` an own module, ``register_sizes`` the attributes that repeat a width.
 """
 
-from . import conv, elementwise, linear, movement, norm, recurrent, reduction
+from . import conv, elementwise, linear, movement, norm, product, recurrent, reduction
 from .labels import FIXED, Layer, Record, Value
-from .registry import declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
+from .registry import Blocks, declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
 
 __all__ = [
     "FIXED",
+    "Blocks",
     "Layer",
     "Record",
     "Value",
@@ -19,6 +20,7 @@ __all__ = [
     "linear",
     "movement",
     "norm",
+    "product",
     "recurrent",
     "reduction",
     "register_rule",

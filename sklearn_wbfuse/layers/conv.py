@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,43 +11,109 @@ from torch import nn
 
 from .labels import Layer, Record, Value
 from .linear import add_bias, opaque, read
-from .registry import register_rule, register_sizes
+from .registry import Blocks, register_rule, register_sizes
+
+__all__ = ["is_depthwise"]
 
 for _module in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_sizes(_module, out_channels=("weight", 0), in_channels=("weight", 1))
+    register_sizes(
+        _module, out_channels=("weight", 0), groups=Blocks("weight", 0), in_channels=lambda m: m.weight.shape[1] * m.groups
+    )
+for _transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    register_sizes(
+        _transposed, in_channels=("weight", 0), groups=Blocks("weight", 0), out_channels=lambda m: m.weight.shape[1] * m.groups
+    )
+register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
 
-def _convolution(space: int) -> Callable[..., Value]:
-    operation = (torch.conv1d, torch.conv2d, torch.conv3d)[space - 1]
+def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
+    operation = getattr(torch, f"conv{'_transpose' * transposed}{space}d")
+    in_axis, out_axis = (0, 1) if transposed else (1, 0)
 
     def convolve(record: Record, x: Value, weight: Value, bias: Value | None = None, *options: Any) -> Value:
-        """Channels are units; space and kernel positions are not."""
+        """Channels are units; space and kernel positions are not. In groups, channels lie in blocks."""
         groups = options[3] if len(options) > 3 else 1
-        if not weight.is_weight or groups != 1:
-            return opaque(record, "a convolution in groups" if weight.is_weight else "computed weights", x, weight, bias)
         channel = len(x.shape) - space - 1
-        _fix_space(record, x, space)
-        record.fix(*(weight.layer(d) for d in range(2, 2 + space)))
-        kept = read(record, x, channel, weight, 1)
-        empty = [torch.empty(v.shape, device="meta") for v in (x, weight)]
-        shape = tuple(operation(empty[0], empty[1], None, *options).shape)
+        if not weight.is_weight:
+            return opaque(record, "computed weights", x, weight, bias)
+        depthwise = is_depthwise(weight.shape, groups, transposed)
+        if groups > 1 and not depthwise and weight.diagonal == 1:
+            return opaque(record, "a convolution in groups with computed weights", x, weight, bias)
+        x = _out_of_space(record, x, space)
+        record.fix(*(weight.layer(d) for d in range(1 if depthwise else 2, 2 + space)))
+        shape = _shape_after(operation, x, weight, options)
+        kept = [k for k in x.layers if k is not x.layer(channel)] if depthwise else read(record, x, channel, weight, in_axis)
         layers = [
             Layer(_stretch(layer.ids, shape, channel), layer.dims) for layer in kept if max(layer.dims, default=0) < channel
         ]
-        axis = weight.layer(0)
+        out_dim = 0 if depthwise else out_axis
+        axis = weight.layer(out_dim)
         if axis is not None:
-            ids = axis.vector(0)
+            ids = axis.vector(out_dim)
             record.computes(ids)
+            if depthwise:
+                ids = _channelwise(record, x, channel, ids)
+            elif groups > 1:
+                _in_groups(record, weight.layer(in_axis), in_axis, ids, groups)
             layers.append(Layer.along(ids, channel, shape))
-        out = Value(shape, tuple(layers))
-        return add_bias(record, out, bias, channel)
+        return add_bias(record, Value(shape, tuple(layers)), bias, channel)
 
     return convolve
 
 
-def _fix_space(record: Record, x: Value, space: int) -> None:
-    """Units laid out in space stay in place."""
-    record.freeze(x.touching(range(len(x.shape) - space, len(x.shape))), "an operation on space in which units are laid out")
+def is_depthwise(shape: Sequence[int], groups: int, transposed: bool) -> bool:
+    """Whether a convolution with a weight of this shape reads one channel for each that it computes."""
+    return groups > 1 and shape[1] == 1 and (not transposed or shape[0] == groups)
+
+
+def _shape_after(operation: Any, x: Value, weight: Value, options: Sequence[Any]) -> tuple[int, ...]:
+    shape = (weight.shape[0], weight.shape[1] // weight.diagonal, *weight.shape[2:])
+    return tuple(operation(torch.empty(x.shape, device="meta"), torch.empty(shape, device="meta"), None, *options).shape)
+
+
+def _channelwise(record: Record, x: Value, channel: int, ids: torch.Tensor) -> torch.Tensor:
+    """A filter for each channel multiplies it; with several filters per channel, these are a block."""
+    units = x.layer(channel)
+    record.freeze([k for k in x.touching([channel]) if k is not units], "channels that vary along several dimensions")
+    if units is None:
+        record.fix(Layer(record.enclose(ids.view(x.shape[channel], -1), "blocks")))
+        return ids
+    read_by = units.vector(channel)
+    if len(ids) > len(read_by):
+        record.rigid(Layer(read_by))
+        record.contains(read_by[:, None], ids.view(len(read_by), -1))
+        return ids
+    out = record.fresh(len(ids))
+    record.unite(ids, read_by)
+    record.unite(ids, out)
+    record.relate((1, -1, -1), out, read_by, ids)
+    return out
+
+
+def _in_groups(record: Record, inputs: Layer | None, axis: int, outputs: torch.Tensor, groups: int) -> None:
+    """The channels that a group reads and computes are blocks that move together."""
+    assert inputs is not None
+    blocks = record.enclose(inputs.vector(axis).view(groups, -1), "blocks")
+    record.contains(blocks[:, None], outputs.view(groups, -1))
+
+
+def _out_of_space(record: Record, x: Value, space: int) -> Value:
+    """Units laid out in space and channels (after a pixel shuffle) become one per channel; others in space stay in place.
+
+    Positions of a weight (a table of biases) are no units.
+    """
+    inside = range(len(x.shape) - space, len(x.shape))
+    layers = []
+    for layer in x.layers:
+        if not set(layer.dims) & set(inside):
+            layers.append(layer)
+        elif not set(layer.dims) <= set(inside):
+            layers.append(layer.united(record, [d for d in layer.dims if d in inside]))
+        elif x.is_weight:
+            record.fix(layer)
+        else:
+            record.freeze([layer], "an operation on space in which units are laid out")
+    return replace(x, layers=tuple(layers))
 
 
 def _stretch(ids: torch.Tensor, shape: Sequence[int], first: int) -> torch.Tensor:
@@ -57,7 +124,8 @@ def _stretch(ids: torch.Tensor, shape: Sequence[int], first: int) -> torch.Tenso
 
 
 for _space in (1, 2, 3):
-    register_rule(f"aten::conv{_space}d")(_convolution(_space))
+    register_rule(f"aten::conv{_space}d")(_convolution(_space, False))
+    register_rule(f"aten::conv_transpose{_space}d")(_convolution(_space, True))
 
 
 def _spatial(name: str, space: int) -> None:
@@ -65,13 +133,13 @@ def _spatial(name: str, space: int) -> None:
 
     def apply(record: Record, x: Value, *options: Any, **named: Any) -> Value | tuple[Value, Value]:
         first = len(x.shape) - space
-        _fix_space(record, x, space)
+        x = _out_of_space(record, x, space)
         out = operation(torch.empty(x.shape, device="meta"), *options, **named)
         shape = tuple((out[0] if isinstance(out, tuple) else out).shape)
         layers = [
             Layer(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
         ]
-        value = Value(shape, tuple(layers))
+        value = Value(shape, tuple(layers), is_weight=x.is_weight)
         if "max" in name:
             record.no_sign(*layers)
         if isinstance(out, tuple):  # values and indices; the indices do not scale

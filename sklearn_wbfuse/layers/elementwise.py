@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from ..groups import along
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
@@ -44,7 +46,11 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
     if forbid is not None:
         forbid(*total)
     bias = values[0].bias if operation in IDENTITIES else None
-    return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias)
+    spread = [v for v in values if any(n > 1 for n in v.shape)]
+    pattern = spread[0].pattern.expand(shape) if len(spread) == 1 and spread[0].pattern is not None else None
+    free = set(range(len(shape))) - {d for layer in total for d in layer.dims}
+    uniform = tuple(d for d in free if shape[d] > 1 and not varies(values, [d], shape))
+    return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias, pattern=pattern, uniform=uniform)
 
 
 def _only_weights(values: Sequence[Value]) -> bool:
@@ -65,32 +71,71 @@ def _merge(
     merged: list[Layer] = []
     unmatched = list(right)
     for a in left:
-        b = next((r for r in unmatched if r.dims == a.dims), None) or _only_subset(a, unmatched)
-        if b is None:
-            if varies([value], a.dims, shape):
-                record.freeze([a], f"{operation} with a value that varies along its units")
-            else:
-                if kind in ("sum", "homogeneous") and not is_zero(value):
-                    record.rigid(a)
-                merged.append(a)
-            continue
-        unmatched.remove(b)
-        record.unite(a.core, b.core)
-        merged.append(_scaled(record, a, b, kind))
+        b = next((r for r in unmatched if r.dims == a.dims), None)
+        if b is not None:
+            record.unite(a.core, b.core)
+            merged.append(_scaled(record, a, b, kind))
+        elif (b := _nested_in(a, unmatched)) is not None:
+            merged.append(_nested(record, a, b, kind))
+        else:
+            merged += _alone(record, operation, a, [value], shape, kind, weight=_only_weights(left_values))
+        unmatched = [r for r in unmatched if r is not b]
     for b in unmatched:
-        if varies(left_values, b.dims, shape) or any(set(b.dims) & set(a.dims) for a in left):
+        if any(set(b.dims) & set(a.dims) for a in left):
             record.freeze([b], f"{operation} with a value that varies along its units")
         else:
-            if (kind in ("sum", "homogeneous") and not all(map(is_zero, left_values))) or kind == "quotient":
-                record.rigid(b)
-            merged.append(b)
+            merged += _alone(record, operation, b, left_values, shape, kind, weight=value.is_weight, right=True)
     return merged
 
 
-def _only_subset(layer: Layer, others: list[Layer]) -> Layer | None:
-    """The single other layer that varies along some of the layer's dimensions only, if there is just one."""
-    found = [o for o in others if o.dims and set(o.dims) < set(layer.dims)]
+def _alone(
+    record: Record,
+    operation: str,
+    layer: Layer,
+    others: Sequence[Value],
+    shape: tuple[int, ...],
+    kind: str,
+    *,
+    weight: bool,
+    right: bool = False,
+) -> list[Layer]:
+    """Units with no partner in the other operands: those may not vary along them, or the units are tied to their positions."""
+    tied = [d for d in layer.dims if varies(others, [d], shape)]
+    if tied and weight:
+        record.fix(layer)  # a weight for each position of what is no unit
+        return []
+    if tied and len(tied) == len(layer.dims):
+        record.freeze([layer], f"{operation} with a value that varies along its units")
+        return []
+    inner = set(layer.dims) - set(tied)
+    if tied and max(tied) < min(inner):
+        rows, _ = layer.rows(sorted(inner))
+        record.fix(Layer(record.enclose(rows, "blocks")))  # each block stays in place, units move within it
+    elif tied:
+        layer = layer.united(record, tied)  # one unit, with its parts in a fixed order
+    if (kind in ("sum", "homogeneous") and not all(map(is_zero, others))) or (kind == "quotient" and right):
+        record.rigid(layer)
+    return [layer]
+
+
+def _nested_in(layer: Layer, others: Sequence[Layer]) -> Layer | None:
+    """The single other layer that varies along some of the layer's dimensions only, or along more, if there is just one."""
+    mine = set(layer.dims)
+    found = [o for o in others if mine and o.dims and (set(o.dims) < mine or mine < set(o.dims))]
     return found[0] if len(found) == 1 else None
+
+
+def _nested(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
+    """Units with units of some of their dimensions: blocks, or, along the inner dimensions, a fixed order within a block."""
+    large, small = (a, b) if len(a.dims) > len(b.dims) else (b, a)
+    record.rigid(small)
+    if kind != "product":
+        record.rigid(large)
+    if max(small.dims) < min(set(large.dims) - set(small.dims)):
+        record.contains(small.core, large.core)
+        return large
+    record.fix(small)
+    return large.united(record, small.dims)
 
 
 def _scaled(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
@@ -113,7 +158,8 @@ def varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -
         for dim in (d - shift for d in dims):
             if dim < 0 or value.shape[dim] == 1 or dim in value.uniform:
                 continue
-            if value.constant is None or bool((value.constant != value.constant.narrow(dim, 0, 1)).any()):
+            known = value.constant if value.constant is not None else value.pattern
+            if known is None or bool((known != known.narrow(dim, 0, 1)).any()):
                 return True
     return False
 
@@ -167,6 +213,33 @@ def where(record: Record, condition: Value, a: Any, b: Any) -> Value:
 def masked_fill(record: Record, x: Value, mask: Value, value: Any) -> Value:
     """Overwrite where a mask says so."""
     return combine(record, "masked_fill", _values((x, mask, value)), "general")
+
+
+@register_rule("aten::prelu")
+def prelu(record: Record, x: Value, weight: Value) -> Value:
+    """max(x, 0) + w min(x, 0), w one number or one per unit along dimension 1: scales pass, signs do not."""
+    if len(weight.shape) == 1 and weight.shape[0] > 1:
+        weight = weight.map(lambda ids: along(ids, 1, len(x.shape)))
+    record.rigid(*weight.layers)
+    out = combine(record, "prelu", [x, weight], "product")
+    record.no_sign(*out.layers)
+    return out
+
+
+@register_rule("aten::glu")
+def glu(record: Record, x: Value, dim: int = -1) -> Value:
+    """The first half times the sigmoid of the second."""
+    half = x.shape[dim] // 2
+    value, gate = (x.map(partial(torch.narrow, dim=dim, start=start, length=half)) for start in (0, half))
+    record.rigid(*gate.layers)
+    return combine(record, "glu", [value, gate], "product")
+
+
+@register_rule("aten::_weight_norm", "aten::_weight_norm_interface")
+def weight_norm(record: Record, direction: Value, length: Value, dim: int = 0) -> Value:
+    """W = g v / ||v||, the norm over all axes but `dim`: scales go with g."""
+    record.rigid(*direction.layers)
+    return combine(record, "weight_norm", [direction, length], "product")
 
 
 @register_rule("aten::lerp")

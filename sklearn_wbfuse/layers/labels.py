@@ -49,6 +49,30 @@ class Layer:
         index = tuple(slice(None) if d == dim else 0 for d in range(self.ids.dim()))
         return self.ids[index]
 
+    def rows(self, inner: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The labels along the dimensions of `inner` for every position of the others on which they vary.
+
+        Returns
+        -------
+        rows : Tensor of shape (n, m)
+        place : Tensor
+            The number of the row, in the shape of the labels with all that does not vary cut to size 1.
+        """
+        outer = [d for d in self.dims if d not in inner]
+        core = self.core
+        rows = core.movedim(outer, list(range(len(outer)))).reshape(int(np.prod([core.shape[d] for d in outer])), -1)
+        place = torch.arange(len(rows)).view([core.shape[d] if d in outer else 1 for d in range(core.dim())])
+        return rows, place
+
+    def united(self, record: Record, dims: Sequence[int]) -> Layer:
+        """The labels after those along `dims` have become one unit, which has a copy at each position."""
+        first = self.core
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        record.unite(self.core, first)
+        record.same_factor(self.core, first)
+        return Layer(first.expand(self.ids.shape), tuple(d for d in self.dims if d not in dims))
+
     def broadcast(self, shape: Sequence[int]) -> Layer:
         """Expand to a shape with more leading dimensions or larger singleton ones."""
         shift = len(shape) - self.ids.dim()
@@ -83,6 +107,11 @@ class Value:
         The parameter that was added last, if nothing else has read the sum (a norm that follows makes it redundant).
     uniform : tuple of int
         Dimensions that were expanded from size 1, along which it can't vary.
+    pattern : Tensor or None
+        Where it is known that some elements are equal (a mask that was expanded and reshaped): numbers in the shape of the
+        value, equal for equal elements.
+    diagonal : int
+        A weight of a convolution in groups stands for the whole tensor of which it holds so many diagonal blocks.
     """
 
     shape: tuple[int, ...]
@@ -93,6 +122,8 @@ class Value:
     shared: bool = False
     bias: str | None = None
     uniform: tuple[int, ...] = ()
+    pattern: Tensor | None = None
+    diagonal: int = 1
 
     def layer(self, dim: int) -> Layer | None:
         """The layer that varies along `dim` alone; for a single unit, the one that varies nowhere."""
@@ -114,7 +145,8 @@ class Value:
         """Move the labels as the operation moves the data."""
         layers = [Layer(operation(layer.ids)) for layer in self.layers]
         shape = layers[0].ids.shape if layers else operation(torch.zeros((), dtype=torch.bool).expand(self.shape)).shape
-        return Value(tuple(shape), tuple(layers), is_weight=self.is_weight)
+        pattern = None if self.pattern is None else operation(self.pattern)
+        return Value(tuple(shape), tuple(layers), is_weight=self.is_weight, pattern=pattern)
 
 
 class Record:
@@ -122,7 +154,8 @@ class Record:
 
     A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `reads` (an axis
     reads these units), and for factors c of a unit that leave the function as it is (scales, c > 0, and signs, c = -1)
-    `same_factor`, `opposite_factor`, `no_scale`, `no_sign`, `rigid`.
+    `same_factor`, `opposite_factor`, `no_scale`, `no_sign`, `rigid`. It calls `enclose` or `contains` where units lie in
+    blocks (attention heads) that move as a whole.
     """
 
     def __init__(self) -> None:
@@ -139,6 +172,9 @@ class Record:
         self.states: list[np.ndarray] = []
         self.norms: list[Norm] = []
         self.seen: list[np.ndarray] = []
+        self.enclosed: list[tuple[np.ndarray, np.ndarray]] = []
+        self.block_names: list[tuple[np.ndarray, str]] = []
+        self.path = ""
         self.where = ""
 
     def fresh(self, size: int) -> Tensor:
@@ -165,6 +201,34 @@ class Record:
         for layer in layers:
             self.fix(layer)
             self.frozen.append((_flat(layer.core), f"{why} in {self.where}" if self.where else why))
+
+    def enclose(self, rows: Tensor, name: str) -> Tensor:
+        """Each row of units is a block: its units move within it, or with it.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (blocks, units)
+        name : str
+            What the blocks are called, after the path of the module that makes them.
+
+        Returns
+        -------
+        Tensor of shape (blocks,)
+            A label for each row, one for rows of the same labels. A block of one unit is that unit.
+        """
+        distinct, block_of_row = torch.unique(rows, dim=0, return_inverse=True)
+        if bool((rows == rows[:, :1]).all()):
+            return rows[:, 0]
+        blocks = self.fresh(len(distinct))
+        self.rigid(Layer(blocks))
+        self.contains(blocks[:, None], distinct)
+        self.block_names.append((_flat(blocks), ".".join(filter(None, (self.path, name)))))
+        return blocks[block_of_row]
+
+    def contains(self, blocks: Tensor, units: Tensor) -> None:
+        """The units with labels `units` lie in the blocks with labels `blocks`, element by element (broadcast)."""
+        blocks, units = torch.broadcast_tensors(blocks, units)
+        self.enclosed.append((_flat(blocks), _flat(units)))
 
     def reads(self, ids: Tensor) -> None:
         """A tensor reads the units with these labels."""

@@ -10,11 +10,14 @@ from torch import nn
 from ..groups import along
 from .elementwise import combine
 from .labels import Layer, Record, Value
+from .product import product
 from .registry import register_rule, register_sizes
 
 __all__ = ["add_bias", "contract", "opaque", "read"]
 
 register_sizes(nn.Linear, out_features=("weight", 0), in_features=("weight", 1))
+register_sizes(nn.Bilinear, out_features=("weight", 0), in1_features=("weight", 1), in2_features=("weight", 2))
+register_sizes(nn.EmbeddingBag, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
 register_sizes(nn.Embedding, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
 
 
@@ -31,7 +34,7 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
     units = x.layer(x_dim)
     across = [layer for layer in x.touching([x_dim]) if layer is not units]
     if units is None and len(across) == 1:
-        units, across = _unify(record, across[0], x_dim), []
+        units, across = across[0].united(record, [d for d in across[0].dims if d != x_dim]), []
     if across:
         record.freeze(across, "a contraction over part of the dimensions along which units are laid out")
         record.fix(units, axis)
@@ -43,17 +46,6 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
         record.opposite_factor(ids, columns)
         record.reads(columns)
     return [layer for layer in x.layers if layer is not units and x_dim not in layer.dims]
-
-
-def _unify(record: Record, layer: Layer, dim: int) -> Layer:
-    """Make labels vary along one dimension only, by uniting them across the others."""
-    first = layer.ids
-    for other in layer.dims:
-        if other != dim:
-            first = first.narrow(other, 0, 1)
-    record.unite(layer.ids, first)
-    record.same_factor(layer.ids, first)
-    return Layer(first.expand(layer.ids.shape))
 
 
 def contract(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -> Value:
@@ -84,31 +76,41 @@ def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
 @register_rule("aten::linear")
 def linear(record: Record, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """Y = x W^T + b, W of shape (out, in)."""
-    if not weight.is_weight:
-        return opaque(record, "linear with computed weights", x, weight, bias)
+    if not weight.is_weight or len(weight.shape) != 2:
+        out = product(record, x, weight.map(lambda ids: ids.movedim(-1, 0)))
+        return out if bias is None else combine(record, "linear", [out, bias], "sum")
     return add_bias(record, contract(record, x, -1, weight, 1), bias, -1)
 
 
 @register_rule("aten::addmm")
 def addmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """Y = b + A B."""
-    return combine(record, "addmm", [matmul(record, a, b), bias], "sum")
+    return combine(record, "addmm", [contract(record, a, -1, b, 0) if b.is_weight else product(record, a, b), bias], "sum")
 
 
-@register_rule("aten::matmul", "aten::mm", "aten::mv")
+@register_rule("aten::matmul", "aten::mm", "aten::mv", "aten::dot", "aten::bmm")
 def matmul(record: Record, a: Value, b: Value) -> Value:
-    """A product in which one operand is a matrix of weights."""
+    """A product with a matrix of weights on either side, or of two computed values."""
     if b.is_weight and len(b.shape) == 2 and not a.is_weight:
         return contract(record, a, -1, b, 0)
     if a.is_weight and len(a.shape) == 2 and not b.is_weight and len(b.shape) >= 1:
         return contract(record, b, -2 if len(b.shape) > 1 else -1, a, 1)
-    return opaque(record, "a product of two computed values", a, b)
+    return product(record, a, b)
 
 
-@register_rule("aten::bmm")
-def bmm(record: Record, a: Value, b: Value) -> Value:
-    """Batched product."""
-    return opaque(record, "a product of two computed values", a, b)
+@register_rule("aten::bilinear")
+def bilinear(record: Record, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """y_k = a^T W_k b + b_k, W of shape (out, in a, in b): an axis reads each of the two."""
+    if not weight.is_weight:
+        return opaque(record, "a bilinear layer with computed weights", a, b, weight, bias)
+    kept = [read(record, x, -1, weight, axis) for axis, x in ((1, a), (2, b))]
+    record.freeze([layer for layers in kept for layer in layers], "a bilinear layer along units")
+    shape, computed = (*a.shape[:-1], weight.shape[0]), weight.layer(0)
+    if computed is None:
+        return add_bias(record, Value(shape), bias, -1)
+    ids = computed.vector(0)
+    record.computes(ids)
+    return add_bias(record, Value(shape, (Layer.along(ids, len(shape) - 1, shape),)), bias, -1)
 
 
 @register_rule("aten::embedding")
@@ -122,6 +124,27 @@ def embedding(record: Record, weight: Value, index: Value, *_: Any, **__: Any) -
     ids = axis.vector(1)
     record.computes(ids)
     return Value(shape, (Layer.along(ids, len(shape) - 1, shape),))
+
+
+@register_rule("aten::embedding_bag", "aten::_embedding_bag")
+def embedding_bag(
+    record: Record,
+    weight: Value,
+    index: Value,
+    offsets: Value,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Value | None = None,
+    include_last_offset: bool = False,
+    *_: Any,
+) -> tuple[Value, ...]:
+    """Sums, means or maxima of rows of a table."""
+    rows = embedding(record, weight, index)
+    if mode == 2:
+        record.no_sign(*rows.layers)
+    shape = (offsets.shape[0] - include_last_offset, weight.shape[1])
+    return Value(shape, tuple(Layer.along(layer.vector(1), 1, shape) for layer in rows.layers)), Value(()), Value(()), Value(())
 
 
 def opaque(record: Record, why: str, *values: Value | None) -> Value:

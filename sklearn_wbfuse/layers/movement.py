@@ -5,6 +5,7 @@ Flatten, concatenation, channel shuffle and transposed weights come out exact to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .elementwise import is_zero, varies
 from .labels import FIXED, Layer, Record, Value
 from .registry import register_rule
 
 __all__: list[str] = []
 
+_TRACKED = 1 << 20  # of larger values it is not remembered which elements an expansion has made equal
+
 MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze slice select narrow
-roll flip repeat tile movedim swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
+roll flip repeat tile movedim unfold swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
 alias_copy view_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
 SPLITS = "split split_with_sizes chunk unbind tensor_split split_copy split_with_sizes_copy unbind_copy".split()
 
@@ -63,9 +67,16 @@ def _register_moves() -> None:
 _register_moves()
 
 
+@register_rule("aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async", "aten::sym_constrain_range")
+def assertion(record: Record, *_: Any, **__: Any) -> None:
+    """Nothing is computed."""
+
+
 @register_rule("aten::expand", "aten::expand_copy")
 def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
     """A value repeated along a dimension does not vary along it."""
+    if x.pattern is None and x.constant is None and math.prod(x.shape) <= _TRACKED:
+        x = replace(x, pattern=torch.arange(math.prod(x.shape)).view(x.shape))
     moved = x.map(lambda ids: ids.expand(tuple(size)))
     shift = len(moved.shape) - len(x.shape)
     repeated = tuple(d for d, n in enumerate(moved.shape) if n > 1 and (d < shift or x.shape[d - shift] == 1))
@@ -77,30 +88,36 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     """Side by side: labels along `dim` follow each other; all other labels unite."""
     values = [v for v in values if v.shape != (0,)]
     dim %= len(values[0].shape)
-    for value in values:
-        joint = [layer for layer in value.touching([dim]) if layer.dims != (dim,)]
-        record.freeze(joint, "a concatenation along part of the dimensions along which units are laid out")
     shape = list(values[0].shape)
     shape[dim] = sum(v.shape[dim] for v in values)
+    joint = [[layer for layer in v.touching([dim]) if layer.dims != (dim,)] for v in values]
+    if all(len(j) == 1 and j[0].dims == joint[0][0].dims and len(j) == len(v.layers) for j, v in zip(joint, values, strict=True)):
+        return Value(tuple(shape), (Layer(torch.cat([j[0].ids for j in joint], dim)),))
+    for layers_of_value in joint:
+        record.freeze(layers_of_value, "a concatenation along part of the dimensions along which units are laid out")
     layers = []
-    along = [v.layer(dim) for v in values]
+    computed = not all(v.is_weight for v in values)  # then a parameter of one position is a token, not a unit
+    along = [None if computed and v.is_weight and v.shape[dim] == 1 else v.layer(dim) for v in values]
     if any(layer is not None for layer in along):
         pieces = [
             torch.full((v.shape[dim],), FIXED) if layer is None else layer.vector(dim)
             for v, layer in zip(values, along, strict=True)
         ]
         layers.append(Layer.along(torch.cat(pieces), dim, shape))
-    elsewhere: dict[tuple[int, ...], list[Layer]] = {}
-    for value, own in zip(values, along, strict=True):
+    elsewhere: dict[tuple[int, ...], dict[int, Layer]] = {}
+    for position, (value, own) in enumerate(zip(values, along, strict=True)):
         for layer in value.layers:
-            if layer is not own and dim not in layer.dims:
-                elsewhere.setdefault(layer.dims, []).append(layer)
-    for dims, found in elsewhere.items():
-        if len(found) < len(values):
+            if layer is not own and layer.dims and dim not in layer.dims:
+                elsewhere.setdefault(layer.dims, {})[position] = layer
+    for dims, table in elsewhere.items():
+        first, *others = found = list(table.values())
+        rest = [v for position, v in enumerate(values) if position not in table]
+        if varies(rest, dims, shape):
             record.freeze(found, "a concatenation with a value that varies along its units")
             continue
-        first = found[0]
-        for other in found[1:]:
+        if not all(map(is_zero, rest)):
+            record.rigid(*found)
+        for other in others:
             record.unite(first.core, other.core)
             record.same_factor(first.core, other.core)
         layers.append(Layer(first.ids.narrow(dim, 0, 1).expand(shape), dims))
@@ -167,7 +184,10 @@ def index(record: Record, x: Value, indices: Sequence[Value | None]) -> Value | 
         side_by_side = given == list(range(given[0], given[-1] + 1))
         record.freeze([layer for d in given for layer in indices[d].layers], "a choice by computed indices")  # type: ignore[union-attr]
         chosen = x.layers if not side_by_side else x.touching(given)
-        record.freeze(chosen, "a choice of units by computed indices")
+        if x.is_weight and side_by_side:
+            record.fix(*chosen)  # rows of a table
+        else:
+            record.freeze(chosen, "a choice of units by computed indices")
         if not side_by_side:
             return None
         picked = torch.broadcast_shapes(*(indices[d].shape for d in given))  # type: ignore[union-attr]

@@ -1,18 +1,26 @@
-"""Normalisation by running statistics."""
+"""Normalisation: by running statistics, and over units, blocks of units or space."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ..groups import Norm
+from .elementwise import combine
 from .labels import Layer, Record, Value
 from .linear import opaque
-from .registry import register_rule, register_sizes
+from .reduction import row_blocks
+from .registry import Blocks, register_rule, register_sizes
 
 for _module in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
     register_sizes(_module, num_features=("running_mean", 0))
+for _instance in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
+    register_sizes(_instance, num_features=("weight", 0))
+for _layer in (nn.LayerNorm, nn.RMSNorm):
+    register_sizes(_layer, normalized_shape=lambda m: m.normalized_shape if m.weight is None else tuple(m.weight.shape))
+register_sizes(nn.GroupNorm, num_channels=("weight", 0), num_groups=Blocks("weight", 0))
 
 
 @register_rule("aten::_native_batch_norm_legit_no_training")
@@ -60,3 +68,63 @@ def batch_norm(
         record.norms.append(Norm(mean.name, var.name, names[0], names[1], eps, x.bias))
     kept = [layer for layer in x.layers if layer is not units]
     return Value(x.shape, (*kept, Layer.along(out_ids, 1, x.shape))), Value(()), Value(())
+
+
+def _affine(record: Record, x: Value, weight: Value | None, bias: Value | None, dims: Sequence[int]) -> Value:
+    """Times a weight, plus a bias, each with an axis for every one of `dims`; scales go with them."""
+    for value, kind in ((weight, "product"), (bias, "sum")):
+        if value is not None:
+            for layer in value.layers:
+                record.computes(layer.core.reshape(-1))
+            shape = [x.shape[d] if d in dims else 1 for d in range(len(x.shape))]
+            x = combine(record, "a norm", [x, value.map(lambda ids, shape=shape: ids.reshape(shape))], kind)  # type: ignore[misc]
+    return x
+
+
+@register_rule("aten::layer_norm", "aten::rms_norm", "aten::native_layer_norm")
+def layer_norm(
+    record: Record, x: Value, shape: Sequence[int], weight: Value | None = None, bias: Any = None, *_: Any, **__: Any
+) -> Value:
+    """Mean 0 (not for the root mean square) and mean square 1 over the last dimensions: a symmetric function of all units there.
+
+    Where units lie along more dimensions (a norm of each head), they are blocks; a weight that the blocks share keeps the
+    order within them.
+    """
+    dims = range(len(x.shape) - len(shape), len(x.shape))
+    record.rigid(*x.layers)
+    for layer in x.touching(dims):
+        if not set(layer.dims) <= set(dims):
+            row_blocks(record, layer, dims)
+    return _affine(record, Value(x.shape, x.layers), weight, bias if isinstance(bias, Value) else None, dims)
+
+
+@register_rule("aten::group_norm")
+def group_norm(
+    record: Record, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
+) -> Value:
+    """Mean 0 and variance 1 over space and the channels of a group: channels lie in blocks."""
+    record.rigid(*x.layers)
+    units = x.layer(1)
+    record.freeze([layer for layer in x.touching(range(1, len(x.shape))) if layer is not units], "a group norm across units")
+    if units is not None and groups > 1:
+        record.enclose(units.vector(1).view(groups, -1), "blocks")
+    return _affine(record, Value(x.shape, x.layers if units is None else (units,)), weight, bias, [1])
+
+
+@register_rule("aten::instance_norm")
+def instance_norm(
+    record: Record, x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None, *options: Any
+) -> Value:
+    """Mean 0 and variance 1 over space, or running statistics, for each channel."""
+    if mean is not None and var is not None and not options[0]:
+        return batch_norm(record, x, weight, bias, mean, var, options[1], options[2])[0]
+    record.rigid(*x.layers)
+    across = x.touching(range(2, len(x.shape)))
+    record.freeze(across, "an instance norm across units")
+    kept = tuple(layer for layer in x.layers if all(layer is not k for k in across))
+    for value in (mean, var):  # kept up in training alone
+        if value is not None and x.layer(1) is not None and value.layers:
+            record.unite(x.layer(1).vector(1), value.layers[0].vector(0))  # type: ignore[union-attr]
+            record.computes(value.layers[0].vector(0))
+            record.rigid(value.layers[0])
+    return _affine(record, Value(x.shape, kept), weight, bias, [1])

@@ -9,7 +9,7 @@ from .elementwise import combine
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__: list[str] = []
+__all__ = ["row_blocks"]
 
 
 def _dims(value: Value, dims: Any) -> tuple[int, ...]:
@@ -23,19 +23,25 @@ def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind
     layers = []
     for layer in x.layers:
         inside = set(layer.dims) & set(dims)
-        if inside and inside != set(layer.dims):
-            record.freeze([layer], "a reduction over part of the dimensions along which units are laid out")
-        elif inside:
+        if inside:
             record.rigid(layer)  # a symmetric function of the units: any order will do, not any scale
-        else:
-            if kind != "linear":
-                (record.no_sign if kind == "homogeneous" else record.rigid)(layer)
-            ids = layer.ids
-            for dim in sorted(dims, reverse=True):
-                ids = ids.narrow(dim, 0, 1) if keepdim else ids.select(dim, 0)
-            layers.append(Layer(ids))
+            if inside == set(layer.dims):
+                continue
+            layer = row_blocks(record, layer, dims)
+        elif kind != "linear":
+            (record.no_sign if kind == "homogeneous" else record.rigid)(layer)
+        ids = layer.ids
+        for dim in sorted(dims, reverse=True):
+            ids = ids.narrow(dim, 0, 1) if keepdim else ids.select(dim, 0)
+        layers.append(Layer(ids))
     shape = tuple(1 if d in dims else s for d, s in enumerate(x.shape) if keepdim or d not in dims)
     return Value(shape, tuple(layers), is_weight=x.is_weight)
+
+
+def row_blocks(record: Record, layer: Layer, inner: Sequence[int]) -> Layer:
+    """The blocks of units that lie along `inner`, one for each position of the layer's other dimensions."""
+    rows, place = layer.rows(inner)
+    return Layer(record.enclose(rows, "blocks")[place].expand(layer.ids.shape))
 
 
 def _register() -> None:
@@ -79,9 +85,12 @@ def extremum(record: Record, x: Value, *arguments: Any, **named: Any) -> Value |
 
 
 @register_rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax", "aten::_safe_softmax")
-def softmax(record: Record, x: Value, *_: Any, **__: Any) -> Value:
+def softmax(record: Record, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Equivariant to any order, along whatever dimension; no scale survives it."""
     record.rigid(*x.layers)
+    for layer in x.touching([dim % len(x.shape)]):
+        if len(layer.dims) > 1:
+            row_blocks(record, layer, [dim % len(x.shape)])
     return Value(x.shape, x.layers)
 
 

@@ -8,10 +8,19 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Declaration", "declaration_of", "declare", "register_rule", "register_sizes", "rule_for", "sizes_of"]
+__all__ = ["Blocks", "Declaration", "declaration_of", "declare", "register_rule", "register_sizes", "rule_for", "sizes_of"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The number of blocks in which the units on an axis of a parameter lie, or of the units themselves."""
+
+    parameter: str
+    axis: int
+
 
 RULES: dict[str, Callable[..., Any]] = {}
-Size = tuple[str, int] | tuple[str, int, int]
+Size = tuple[str, int] | tuple[str, int, int] | Blocks | Callable[[Any], Any]
 SIZES: dict[type[nn.Module], dict[str, Size]] = {}
 DECLARATIONS: dict[type[nn.Module], Declaration] = {}
 
@@ -44,7 +53,8 @@ def rule_for(operation: str) -> Callable[..., Any] | None:
 def register_sizes(module: type[nn.Module], **attributes: Size) -> None:
     """Say which attributes of a module class repeat the size of a parameter's axis, so that widths can change.
 
-    A third entry divides it: the first axis of an LSTM's weight holds four times ``hidden_size`` rows.
+    A third entry divides it: the first axis of an LSTM's weight holds four times ``hidden_size`` rows. `Blocks` stands for the
+    number of blocks of an axis (the groups of a convolution), and a function of the module for what follows from the others.
 
     Examples
     --------
@@ -84,7 +94,7 @@ def declare(
     unused: tuple[str, ...] = (),
     state_inputs: tuple[str, ...] = (),
     state_outputs: tuple[int, ...] = (),
-    sizes: Mapping[str, tuple[str, int]] | None = None,
+    sizes: Mapping[str, Size] | None = None,
 ) -> None:
     """Declare by hand what the parameters of an own module class mean.
 

@@ -1,0 +1,125 @@
+"""Blocks of units: which units lie in which block, and groups of units whose blocks can be exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..layers import FIXED, Record
+
+__all__ = ["refined", "units_and_blocks"]
+
+
+def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, set[int]]]:
+    """Units, the movable block of each, and the labels of the fixed blocks in which they lie.
+
+    Blocks of the same units are one. A block of which a unit is fixed is fixed, and so are blocks that overlap: their units
+    move within what they have in common.
+
+    Returns
+    -------
+    unit_of : ndarray
+        For each label, the number of its class.
+    block_of : ndarray
+        For each unit the unit that is its block, -1 where it has none that can move.
+    fixed_blocks : dict of int to set of int
+    """
+    pairs = list(record.pairs)
+    block, inside = (np.concatenate([np.zeros(0, int), *(pair[k] for pair in record.enclosed)]) for k in (0, 1))
+    while True:
+        unit_of = _classes(pairs, record.count)
+        fixed = unit_of[FIXED]
+        links = np.unique(np.stack([unit_of[block], unit_of[inside]]), axis=1)
+        links = links[:, (links[0] != fixed) & (links[0] != links[1])]
+        same = _same_units(links)
+        held = np.unique(links[0, links[1] == fixed])
+        overlapping = np.zeros(0, int) if same or len(held) else _overlapping(links)
+        stuck = np.concatenate([held, overlapping])
+        if not same and not len(stuck):
+            break
+        label = np.full(unit_of.max() + 1, FIXED)
+        label[unit_of[::-1]] = np.arange(record.count)[::-1]
+        if len(overlapping):
+            record.frozen.append((label[overlapping], "blocks of neurons that overlap with other blocks"))
+        pairs.append((label[list(same)], label[list(same.values())]) if same else (label[stuck], np.full(len(stuck), FIXED)))
+    block_of = np.full(unit_of.max() + 1, -1)
+    block_of[links[1]] = links[0]
+    fixed_blocks: dict[int, set[int]] = {}
+    for b, u in zip(block[unit_of[block] == fixed].tolist(), unit_of[inside[unit_of[block] == fixed]].tolist(), strict=True):
+        if u != fixed:
+            fixed_blocks.setdefault(u, set()).add(b)
+    return unit_of, block_of, fixed_blocks
+
+
+def _classes(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """For each label, the number of its class."""
+    if not pairs:
+        return np.arange(count)
+    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return connected_components(coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count)), directed=False)[1]
+
+
+def _overlapping(links: np.ndarray) -> np.ndarray:
+    """Blocks that share units with a block of others, or lie in a block."""
+    units, counts = np.unique(links[1], return_counts=True)
+    shared = np.unique(links[0, np.isin(links[1], units[counts > 1])])
+    return np.union1d(shared, np.intersect1d(links[0], links[1]))
+
+
+def _same_units(links: np.ndarray) -> dict[int, int]:
+    """Blocks with the units of another one -> that one; a block of one unit is that unit."""
+    order = np.lexsort((links[1], links[0]))
+    first: dict[tuple[int, ...], int] = {}
+    same: dict[int, int] = {}
+    blocks, starts = np.unique(links[0, order], return_index=True)
+    pieces = np.split(links[1, order], starts[1:])
+    for b, units in zip(blocks.tolist(), pieces[: len(blocks)], strict=True):
+        other = first.setdefault(tuple(units.tolist()), b) if len(units) > 1 else int(units[0])
+        if other != b:
+            same[b] = other
+    return same
+
+
+def refined(
+    signatures: Mapping[int, tuple], block_of: np.ndarray, fixed_blocks: Mapping[int, set[int]]
+) -> dict[tuple, np.ndarray]:
+    """Units that can be exchanged: of equal signatures, in blocks whose units can be exchanged for one another.
+
+    Parameters
+    ----------
+    signatures : mapping of int to tuple
+        What each movable unit or block is without regard to blocks.
+    block_of, fixed_blocks
+        See `units_and_blocks`.
+    """
+    colour: dict[int, tuple | int] = {
+        u: (signature, tuple(sorted(fixed_blocks.get(u, ())))) for u, signature in signatures.items()
+    }
+    members: dict[int, list[int]] = {}
+    for u in signatures:
+        if block_of[u] >= 0:
+            members.setdefault(int(block_of[u]), []).append(u)
+    for b in members:
+        colour.setdefault(b, ((), tuple(sorted(fixed_blocks.get(b, ())))))
+    classes = len(set(colour.values()))
+    while members:
+        number = {c: k for k, c in enumerate(dict.fromkeys(colour.values()))}
+        numbered = {u: number[c] for u, c in colour.items()}
+        for b, units in members.items():
+            colour[b] = (numbered[b], *sorted(numbered[u] for u in units), "block")
+        for b, units in members.items():
+            for u in units:
+                colour[u] = (numbered[u], colour[b])
+        for u in colour:
+            if u not in members and block_of[u] < 0:
+                colour[u] = (numbered[u],)
+        if len(set(colour.values())) == classes:
+            break
+        classes = len(set(colour.values()))
+    found: dict[tuple, list[int]] = {}
+    for u, c in colour.items():
+        found.setdefault(c if isinstance(c, tuple) else (c,), []).append(u)
+    return {c: np.array(units) for c, units in found.items()}

@@ -1,0 +1,177 @@
+"""Products of two values along labelled dimensions: batched matrix products, attention, einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .elementwise import combine, varies
+from .labels import Layer, Record, Value
+from .registry import Blocks, register_rule, register_sizes
+
+__all__ = ["contraction", "product"]
+
+register_sizes(
+    nn.MultiheadAttention,
+    embed_dim=("out_proj.weight", 0),
+    num_heads=Blocks("out_proj.weight", 1),
+    head_dim=lambda m: m.embed_dim // m.num_heads,
+    kdim=lambda m: m.embed_dim if m.k_proj_weight is None else m.k_proj_weight.shape[1],
+    vdim=lambda m: m.embed_dim if m.v_proj_weight is None else m.v_proj_weight.shape[1],
+)
+
+
+def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str], name: str = "heads") -> Value:
+    """What an einsum of two operands says about units.
+
+    Units that are summed over are the same in both operands. Where they also vary along a batch dimension of both (the heads
+    of an attention), each position of it is a block: its units move within it or with it.
+
+    Parameters
+    ----------
+    a, b : Value
+    letters : (str, str, str)
+        One letter per dimension of `a`, of `b` and of the result; dimensions of size 1 broadcast.
+    name : str
+        What such blocks are called.
+    """
+    of_a, of_b, out = letters
+    sides = [(a, of_a), (b, of_b)]
+    summed = list(dict.fromkeys(c for c in of_a + of_b if c not in out))
+    inner = [v.touching([own.index(c) for c in summed if c in own]) for v, own in sides]
+    blocks: list[Layer] = []
+    if len(inner[0]) == len(inner[1]) == 1 and all(c in of_a and c in of_b for c in summed):
+        batch = [c for c in out if c in of_a and c in of_b]
+        laid = [(v, own, layers[0]) for (v, own), layers in zip(sides, inner, strict=True)]
+        blocks = _summed(record, laid, batch, summed, out, name)
+    else:
+        for (value, own), (other, others), layers in zip(sides, reversed(sides), inner, strict=True):
+            for layer in layers:
+                _alone(record, value, layer, own, other, others, summed)
+    known = {d for layer in blocks for d in layer.dims}
+    factors = [
+        _factor(v, own, out, [layer for layer in v.layers if all(layer is not k for k in layers)], extra, known)
+        for (v, own), layers, extra in zip(sides, inner, (blocks, []), strict=True)
+    ]
+    return combine(record, "a product", factors, "product")
+
+
+def _factor(value: Value, own: str, out: str, free: Sequence[Layer], extra: Sequence[Layer], known: set[int]) -> Value:
+    """One operand after the sum, its dimensions in the order of the result."""
+    shape = tuple(value.shape[own.index(c)] if c in own else 1 for c in out)
+    layers = [Layer(_arranged(layer.ids, own, out)) for layer in free]
+    uniform = {d for d, c in enumerate(out) if c in own and not varies([value], [own.index(c)], value.shape)}
+    wide = tuple(max(n, *(layer.ids.shape[d] for layer in extra)) if extra else n for d, n in enumerate(shape))
+    layers = [*(layer.broadcast(wide) for layer in layers), *(layer.broadcast(wide) for layer in extra)]
+    return Value(wide, tuple(layers), is_weight=value.is_weight, uniform=tuple(uniform | known))
+
+
+def _arranged(ids: Tensor, own: str, order: Sequence[str]) -> Tensor:
+    """Labels with one dimension per letter of `order`, of size 1 where they have none; they must not vary along the others."""
+    for dim in reversed(range(ids.dim())):
+        if own[dim] not in order:
+            ids = ids.select(dim, 0)
+    kept = [c for c in own if c in order]
+    ids = ids.permute([kept.index(c) for c in order if c in kept])
+    for position, c in enumerate(order):
+        if c not in kept:
+            ids = ids.unsqueeze(position)
+    return ids
+
+
+def _summed(
+    record: Record,
+    sides: Sequence[tuple[Value, str, Layer]],
+    batch: list[str],
+    summed: list[str],
+    out: str,
+    name: str,
+) -> list[Layer]:
+    """Unite the units that are summed over; returns the blocks of a batch dimension along which both sides have units."""
+    laid = []
+    for value, own, layer in sides:
+        layer = layer.united(record, [d for d in layer.dims if own[d] not in batch + summed])
+        ids = _arranged(layer.ids, own, batch + summed)
+        if value.is_weight:
+            record.reads(ids)
+        laid.append(Layer(ids))
+    record.unite(laid[0].core, laid[1].core)
+    record.opposite_factor(laid[0].core, laid[1].core)
+    inner = range(len(batch), len(batch) + len(summed))
+    if not all(set(side.dims) - set(inner) for side in laid):
+        return []
+    rows, place = laid[0].rows(inner)
+    labels = record.enclose(rows, name)[place]
+    return [Layer(_arranged(labels, "".join(batch + summed), out))]
+
+
+def _alone(record: Record, value: Value, layer: Layer, own: str, other: Value, others: str, summed: Sequence[str]) -> None:
+    """Units that are summed over and have no partner in the other operand."""
+    dims = [d for d in layer.dims if own[d] in summed]
+    against = [others.index(own[d]) for d in dims if own[d] in others]
+    if value.is_weight:
+        record.fix(layer)
+    elif varies([other], against, other.shape) or len(dims) < len(layer.dims):
+        record.freeze([layer], "a product with a value that varies along its units")
+    else:
+        record.rigid(layer)  # a plain sum over all units
+
+
+def product(record: Record, a: Value, b: Value) -> Value:
+    """The matrix product of two computed values, batch dimensions in front, as ``torch.matmul``."""
+    batch = "ABCDEFGH"
+    of_a, of_b = [
+        batch[len(batch) + 2 - len(v.shape) :] + matrix if len(v.shape) > 1 else "k" for v, matrix in ((a, "ik"), (b, "kj"))
+    ]
+    leading = max(of_a[:-2], of_b[:-2], key=len)
+    return contraction(record, a, b, (of_a, of_b, leading + "i" * (len(a.shape) > 1) + "j" * (len(b.shape) > 1)))
+
+
+@register_rule("aten::baddbmm")
+def baddbmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+    """B + A_k B_k for each k."""
+    return combine(record, "baddbmm", [product(record, a, b), bias], "sum")
+
+
+@register_rule("aten::einsum")
+def einsum(record: Record, equation: str, operands: Sequence[Value], **_: Any) -> Value | None:
+    """A sum over letters of two operands; units that the letters of one operand lay out twice stay in place."""
+    inputs, _arrow, out = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    plain = "." not in equation and "->" in equation and all(len(set(own)) == len(own) for own in letters)
+    if len(operands) == 2 and plain:
+        return contraction(record, operands[0], operands[1], (letters[0], letters[1], out))
+    if len(operands) == 1 and plain and len(out) == len(letters[0]):
+        return operands[0].map(lambda ids: torch.einsum(equation, ids))
+    record.freeze([layer for v in operands for layer in v.layers], "an einsum of this form")
+    return None
+
+
+@register_rule("aten::scaled_dot_product_attention")
+def attention(
+    record: Record,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> Value:
+    """softmax(Q K^T) V for each head: heads move as a whole; q with k, and v with what reads the result, within them."""
+    if enable_gqa:
+        key, value = (_repeated(v, query.shape[-3] // v.shape[-3]) for v in (key, value))
+    scores = product(record, query, key.map(lambda ids: ids.transpose(-2, -1)))
+    if mask is not None:
+        scores = combine(record, "an attention mask", [scores, mask], "sum")
+    record.rigid(*scores.layers)
+    return product(record, scores, value)
+
+
+def _repeated(x: Value, times: int) -> Value:
+    return x.map(lambda ids: ids.repeat_interleave(times, -3))

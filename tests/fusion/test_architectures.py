@@ -1,0 +1,80 @@
+"""Published architectures, against tables of their neuron groups that are written by hand."""
+
+import functools
+import warnings
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from architectures import FIXTURES
+
+from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.exceptions import FusionWarning
+from sklearn_wbfuse.graph import Architecture
+
+
+@pytest.fixture(params=FIXTURES)
+def built(request):
+    """A network, its table and its inputs."""
+    return _built(request.param)
+
+
+@functools.cache
+def _built(name):
+    return FIXTURES[name].build()
+
+
+def outputs(network, inputs):
+    with torch.no_grad():
+        out = network(*inputs)
+    return torch.cat([o.flatten() for o in (out if isinstance(out, tuple) else (out,))])
+
+
+def assert_computes_the_same(network, other, inputs, tolerance):
+    expected = outputs(network, inputs)
+    assert expected.std() > 0
+    assert (outputs(other, inputs) - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def blocks_of(groups):
+    """For each unit, that is the set of its (tensor, axis, position), all units of its block; None for one without a block."""
+    block_of, members = {}, defaultdict(set)
+    for keys, within, count in groups:
+        for u, key in enumerate(keys):
+            block_of[key] = None if within is None else (within, u * count // len(keys))
+            members[block_of[key]].add(key)
+    return {key: block and frozenset(members[block]) for key, block in block_of.items()}
+
+
+def coverage(table, graph):
+    """The share of the table's units that the graph has, standing exactly there and in the same blocks."""
+    expected = blocks_of((g.keys(), g.within, g.blocks) for g in table.groups())
+    units = {name: [set() for _ in range(group.size)] for name, group in graph.groups.items()}
+    for name in graph.groups:
+        for tensor, axis, span in graph.axes(name):
+            for unit, row in zip(units[name], span.index.tolist(), strict=True):
+                unit |= {(tensor.name, axis, p) for p in row}
+    keys = {name: [frozenset(unit) for unit in found] for name, found in units.items()}
+    found = blocks_of((keys[name], g.within, graph.sizes.get(g.within)) for name, g in graph.groups.items())
+    return np.mean([found.get(key, "missing") == block for key, block in expected.items()])
+
+
+def test_the_table_holds(built):
+    network, table, inputs = built
+    assert_computes_the_same(network, table.permuted(np.random.default_rng(1)), inputs, 1e-9)
+
+
+def test_groups_are_those_of_the_table(built):
+    network, table, inputs = built
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FusionWarning)
+        graph = Architecture.of(network, inputs).graph
+    assert coverage(table, graph) >= 0.95
+
+
+def test_a_permuted_copy_fuses_back(built):
+    network, table, inputs = built
+    twin = table.permuted(np.random.default_rng(1))
+    fused = WassersteinFusion(example_inputs=inputs).fit([network, twin]).fused_model_
+    assert_computes_the_same(network, fused, inputs, 1e-6)

@@ -1,0 +1,383 @@
+"""Layers whose units lie in blocks (attention, convolutions in groups, group norms), and norms over units, conformance."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformance.adapters import AdapterConformance, Case
+from torch import nn
+
+from sklearn_wbfuse.exceptions import WidthError
+from sklearn_wbfuse.graph import Architecture
+
+
+class Channels(nn.Module):
+    """conv(3 -> 8), an operation on images, conv(width -> 2)."""
+
+    def __init__(self, operation, width=8):
+        super().__init__()
+        self.first, self.operation, self.last = nn.Conv2d(3, 8, 1), operation, nn.Conv2d(width, 2, 1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.operation(F.relu(self.first(x)))))
+
+
+def channels(operation, groups, width=8, scalable=None, within=None, signable=(), **options):
+    build = functools.partial(lambda make: Channels(make(), width), operation)
+    blocks = within or {}
+    scalable = set(groups) - set(blocks.values()) if scalable is None else scalable
+    return Case(build, (2, 3, 6, 6), groups, scalable, set(signable), blocks, **options)
+
+
+def grouped(layer, width, blocks, **options):
+    within = {"first": "operation.blocks", "operation": "operation.blocks"}
+    groups = {"operation.blocks": blocks, "first": 8, "operation": width}
+    return channels(layer, groups, width, within=within, widens=False, **options)
+
+
+class TestConvolutions(AdapterConformance):
+    cases = {
+        "in groups": grouped(lambda: nn.Conv2d(8, 8, 3, groups=4), 8, 4),
+        "in groups without bias": grouped(lambda: nn.Conv2d(8, 8, 3, groups=4, bias=False, padding=1, stride=2), 8, 4),
+        "in two groups": grouped(lambda: nn.Conv2d(8, 4, 3, groups=2, dilation=2), 4, 2),
+        "in groups, padded by name": grouped(lambda: nn.Conv2d(8, 4, 3, groups=2, padding="same"), 4, 2),
+        "depthwise": channels(lambda: nn.Conv2d(8, 8, 3, groups=8), {"first": 8}),
+        "depthwise, two filters each": channels(
+            lambda: nn.Conv2d(8, 16, 3, groups=8), {"first": 8, "operation": 16}, 16, {"operation"}, {"operation": "first"}
+        ),
+        "transposed": channels(lambda: nn.ConvTranspose2d(8, 6, 2, stride=2), {"first": 8, "operation": 6}, 6),
+        "transposed in groups": grouped(
+            lambda: nn.ConvTranspose2d(8, 6, 3, groups=2, padding=1, output_padding=1, stride=2), 6, 2
+        ),
+        "transposed depthwise": channels(lambda: nn.ConvTranspose2d(8, 8, 2, groups=8), {"first": 8}),
+        "transposed depthwise, two filters each": channels(
+            lambda: nn.ConvTranspose2d(8, 16, 2, groups=8),
+            {"first": 8, "operation": 16},
+            16,
+            {"first", "operation"},
+            {"operation": "first"},
+            widens=False,
+        ),
+        "separable": channels(
+            lambda: nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1)),
+            {"first": 8, "operation.3": 5},
+            5,
+        ),
+        "shuffled": channels(lambda: nn.ChannelShuffle(2), {"first": 8}),
+        "pixels shuffled": channels(lambda: nn.PixelShuffle(2), {"first": 2}, 2, widens=False),
+        "in one dimension": Case(
+            lambda: nn.Sequential(
+                nn.Conv1d(3, 6, 1), nn.ReLU(), nn.Conv1d(6, 4, 2, groups=2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2)
+            ),
+            (2, 3, 5),
+            {"2.blocks": 2, "0": 6, "2": 4},
+            {"0", "2"},
+            within={"0": "2.blocks", "2": "2.blocks"},
+            widens=False,
+        ),
+    }
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 3, 1), nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMS = {
+    "group norm": channels(lambda: nn.GroupNorm(4, 8), {"operation.blocks": 4, "first": 8}, within={"first": "operation.blocks"}),
+    "group norm of all": channels(lambda: nn.GroupNorm(1, 8), {"first": 8}),
+    "group norm of each": channels(lambda: nn.GroupNorm(8, 8), {"first": 8}),
+    "group norm without weights": channels(
+        lambda: nn.GroupNorm(2, 8, affine=False),
+        {"operation.blocks": 2, "first": 8},
+        scalable=set(),
+        within={"first": "operation.blocks"},
+        widens=False,
+    ),
+    "group norm by hand": channels(
+        lambda: lambda x: (lambda y: y / (1 + y.mean((2, 3, 4), keepdim=True) ** 2))(x.unflatten(1, (4, 2))).flatten(1, 2),
+        {"blocks": 4, "first": 8},
+        scalable=set(),
+        within={"first": "blocks"},
+        widens=False,
+    ),
+    "instance norm": channels(lambda: nn.InstanceNorm2d(8, affine=True), {"first": 8}),
+    "instance norm without weights": channels(lambda: nn.InstanceNorm2d(8), {"first": 8}, scalable=set()),
+    "instance norm by running statistics": channels(
+        lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True), {"first": 8}
+    ),
+    "layer norm": channels(lambda: nn.LayerNorm([8, 6, 6]), {"first": 8}),
+    "layer norm without bias": channels(lambda: nn.LayerNorm([8, 6, 6], bias=False), {"first": 8}),
+    "layer norm over space": channels(lambda: nn.LayerNorm(6), {"first": 8}, scalable=set()),
+    "layer norm, channels last": channels(lambda: ChannelsLast(nn.LayerNorm(8)), {"first": 8}),
+    "layer norm without weights": channels(
+        lambda: ChannelsLast(nn.LayerNorm(8, elementwise_affine=False)), {"first": 8}, scalable=set(), widens=False
+    ),
+    "root mean square norm": channels(lambda: ChannelsLast(nn.RMSNorm(8)), {"first": 8}),
+    "parametric relu": channels(lambda: nn.Sequential(nn.BatchNorm2d(8), nn.PReLU(8)), {"first": 8}),
+    "parametric relu of one slope": channels(lambda: nn.Sequential(nn.BatchNorm2d(8), nn.PReLU()), {"first": 8}),
+    "squeeze and excitation": channels(Squeeze, {"operation.down": 3, "first": 8}),
+    "gated": channels(lambda: nn.GLU(1), {"first": 4}, 4, widens=False),
+}
+
+
+class TestNorms(AdapterConformance):
+    cases = NORMS
+
+
+class Attention(nn.Module):
+    """linear(5 -> 8), self-attention with two heads, linear(8 -> 3)."""
+
+    def __init__(self, weights=False, **options):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.a, self.weights = nn.MultiheadAttention(8, 2, **options), weights
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.a(x, x, x, need_weights=self.weights)[0])
+
+
+class Cross(nn.Module):
+    """Attention to a second stream of another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(8, 3)
+        self.a = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+    def forward(self, x):
+        y = self.second(x)
+        return self.last(self.a(self.first(x), y, y, need_weights=False)[0])
+
+
+class Heads(nn.Module):
+    """Attention written out: queries of `heads` heads, keys and values of `shared` heads, an option at the scores."""
+
+    def __init__(self, kind="fused", heads=2, shared=2, gain=False, rotary=False, norm=False, bias_table=False, slopes=False):
+        super().__init__()
+        self.kind, self.h, self.s, self.rotary, self.slopes = kind, heads, shared, rotary, slopes
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v = nn.Linear(8, 4 * heads), nn.Linear(8, 4 * shared), nn.Linear(8, 3 * shared)
+        self.out = nn.Linear(3 * heads, 8)
+        self.gain = nn.Parameter(torch.randn(heads, 1, 1)) if gain else None
+        self.norm = nn.LayerNorm(4) if norm else None
+        self.table = nn.Embedding(16, heads) if bias_table else None
+
+    def split(self, x, heads):
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def turn(self, x):
+        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.3], dtype=x.dtype).repeat(2)
+        return x * angle.cos() + torch.cat([-x[..., 2:], x[..., :2]], -1) * angle.sin()
+
+    def forward(self, x):
+        x = self.first(x)
+        q, k, v = self.split(self.q(x), self.h), self.split(self.k(x), self.s), self.split(self.v(x), self.s)
+        if self.norm is not None:
+            q, k = self.norm(q), self.norm(k)
+        if self.rotary:
+            q, k = self.turn(q), self.turn(k)
+        if self.kind == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.h != self.s)
+        elif self.kind == "einsum":
+            y = torch.einsum("bhts,bhsd->bhtd", torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1), v)
+        else:
+            k, v = (t.repeat_interleave(self.h // self.s, 1) if self.s > 1 else t for t in (k, v))
+            scores = q @ k.transpose(-2, -1) / 2
+            if self.slopes:
+                scores = scores + torch.arange(1.0, 1.0 + self.h, dtype=x.dtype)[:, None, None] * torch.arange(x.shape[1])
+            if self.gain is not None:
+                scores = scores * self.gain
+            if self.table is not None:
+                steps = torch.arange(x.shape[1])
+                scores = scores + self.table((steps[:, None] - steps).abs()).permute(2, 0, 1)
+            y = scores.softmax(-1) @ v
+        return self.last(self.out(y.transpose(1, 2).flatten(2)))
+
+
+def attention(build, heads="a.heads", qk=("a.0", 8), v=("a.1", 8), out=("a.out_proj", 8), blocks=2, extra=None, **options):
+    groups = {"first": 8, **(extra or {}), heads: blocks, qk[0]: qk[1], v[0]: v[1], out[0]: out[1]}
+    free = set(groups) - {heads}
+    return Case(build, (2, 4, 5), groups, free, set(free), {qk[0]: heads, v[0]: heads}, **options)
+
+
+def written_out(blocks=2, units=4, values=3, **options):
+    return attention(
+        functools.partial(Heads, **options),
+        "heads",
+        ("q", blocks * units),
+        ("v", blocks * values),
+        ("out", 8),
+        blocks,
+        redundant=("k.bias",),
+        widens=False,
+    )
+
+
+class Masked(nn.Module):
+    """Multi-head attention with a mask of padding, which torch expands and reshapes to the heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.last = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        padding = x[:, :, 0] > 1
+        x = self.first(x)
+        return self.last(self.a(x, x, x, key_padding_mask=padding, need_weights=False)[0])
+
+
+class TestAttention(AdapterConformance):
+    cases = {
+        "multi-head": attention(functools.partial(Attention, batch_first=True)),
+        "multi-head, steps first": attention(Attention),
+        "multi-head without bias": attention(functools.partial(Attention, bias=False, batch_first=True)),
+        "multi-head with its weights": attention(functools.partial(Attention, True, batch_first=True)),
+        "multi-head with biases for keys": attention(functools.partial(Attention, add_bias_kv=True, add_zero_attn=True)),
+        "multi-head across": attention(Cross, extra={"second": 6}),
+        "multi-head with a mask": attention(Masked),
+        "fused": written_out(),
+        "by matrix products": written_out(kind="products"),
+        "by einsum": written_out(kind="einsum"),
+        "a gain for each head": written_out(kind="products", gain=True),
+        "a table of biases for each head": written_out(kind="products", bias_table=True),
+        "grouped queries": written_out(heads=4),
+        "grouped queries by matrix products": written_out(heads=4, kind="products"),
+        "rotary": Case(
+            functools.partial(Heads, rotary=True),
+            (2, 4, 5),
+            {"first": 8, "q": 2, "v": 6, "out": 8},
+            {"first", "q", "v", "out"},
+            {"first", "q", "v", "out"},
+            {"v": "q"},
+            widens=False,
+        ),
+        "a norm of each head": Case(
+            functools.partial(Heads, norm=True),
+            (2, 4, 5),
+            {"first": 8, "q": 2, "v": 6, "out": 8},
+            {"first", "v", "out"},
+            {"first", "v", "out"},
+            {"v": "q"},
+            widens=False,
+        ),
+        "a slope for each head": Case(
+            functools.partial(Heads, kind="products", slopes=True),
+            (2, 4, 5),
+            {"first": 8, "q.0": 4, "q.1": 4, "v.0": 3, "v.1": 3, "out": 8},
+            {"first", "q.0", "q.1", "v.0", "v.1", "out"},
+            {"first", "q.0", "q.1", "v.0", "v.1", "out"},
+            redundant=("k.bias",),
+            widens=False,
+        ),
+        "one head": Case(
+            functools.partial(Heads, heads=1, shared=1),
+            (2, 4, 5),
+            {"first": 8, "q": 4, "v": 3, "out": 8},
+            {"first", "q", "v", "out"},
+            {"first", "q", "v", "out"},
+            redundant=("k.bias",),
+            widens=False,
+        ),
+        "one head for all keys": Case(
+            functools.partial(Heads, shared=1, kind="products"),
+            (2, 4, 5),
+            {"first": 8, "q": 4, "v": 3, "out": 8},
+            {"first", "q", "v", "out"},
+            {"first", "q", "v", "out"},
+            redundant=("k.bias",),
+            widens=False,
+        ),
+    }
+
+
+class Pairs(nn.Module):
+    """A bilinear layer of two hidden vectors, and of one with itself."""
+
+    def __init__(self, both=True):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (
+            nn.Linear(3, 4),
+            nn.Linear(3, 5 if both else 4),
+            nn.Bilinear(4, 5 if both else 4, 6),
+            nn.Linear(6, 2),
+        )
+        self.both = both
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        return self.d(F.relu(self.c(a, F.relu(self.b(x)) if self.both else a + self.b(x))))
+
+
+class Bag(nn.Module):
+    def __init__(self, mode):
+        super().__init__()
+        self.bag, self.a, self.b = nn.EmbeddingBag(11, 5, mode=mode), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(self.bag(x))))
+
+
+class Pooled(nn.Module):
+    """Attention of a last state over all states, by batched products."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.last = nn.RNN(3, 5, batch_first=True), nn.Linear(10, 2)
+
+    def forward(self, x):
+        states = self.rnn(x)[0]
+        last = states[:, -1]
+        weights = torch.bmm(states, last[:, :, None]).softmax(1)
+        return self.last(torch.cat([(weights * states).sum(1), last], 1))
+
+
+class TestProducts(AdapterConformance):
+    cases = {
+        "bilinear": Case(Pairs, (4, 3), {"a": 4, "b": 5, "c": 6}, {"a", "b", "c"}),
+        "bilinear of one": Case(functools.partial(Pairs, False), (4, 3), {"a": 4, "c": 6}, {"a", "c"}),
+        "bag of sums": Case(functools.partial(Bag, "sum"), (4, 3), {"bag": 5, "a": 4}, {"bag", "a"}, {"bag"}, integers=11),
+        "bag of means": Case(functools.partial(Bag, "mean"), (4, 3), {"bag": 5, "a": 4}, {"bag", "a"}, {"bag"}, integers=11),
+        "bag of maxima": Case(functools.partial(Bag, "max"), (4, 3), {"bag": 5, "a": 4}, {"bag", "a"}, integers=11),
+        "attention over states": Case(Pooled, (2, 4, 3), {"rnn.l0": 5}, set(), {"rnn.l0"}, widens=False),
+    }
+
+
+def test_blocks_of_a_group_norm_may_grow_where_heads_may_not():
+    norm = Architecture.of(Channels(nn.GroupNorm(4, 8)), (torch.randn(2, 3, 6, 6),))
+    assert norm.resized({"operation.blocks": 4, "first": 16}).plain.operation.num_groups == 4
+    assert norm.resized({"operation.blocks": 8, "first": 16}).plain.operation.num_groups == 8
+    with pytest.raises(WidthError, match="'first' lie in 4 blocks"):
+        norm.resized({"operation.blocks": 4, "first": 10})
+    attention = Architecture.of(Attention(batch_first=True), (torch.randn(2, 4, 5),))
+    sizes = {"first": 16, "a.heads": 2, "a.0": 16, "a.1": 16, "a.out_proj": 16}
+    with pytest.raises(WidthError, match=r"'a\.0' lie in 2 blocks"):
+        attention.resized(sizes)
+    assert attention.resized(sizes | {"a.heads": 4}).plain.a.num_heads == 4
+
+
+def test_the_table_shows_blocks():
+    graph = Architecture.of(Attention(), (torch.randn(4, 2, 5),)).graph
+    assert "a.0" in str(graph) and "2 x 4" in str(graph)
+
+
+def test_blocks_that_overlap_stay_in_place():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1))
+    assert Architecture.of(net, (torch.randn(2, 3, 5, 5),)).graph.sizes == {f"0.{k}": 2 for k in range(4)}
