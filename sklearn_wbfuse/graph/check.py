@@ -23,7 +23,7 @@ __all__ = ["SelfCheck"]
 Change = Callable[[Tensor, LabelledTensor], Tensor]
 
 _CAST = re.compile(r"aten::(to|_to_copy)\b.*torch\.(b?float16|float32)")  # code that leaves double precision on its way
-_CONTROLS = 32  # groups that the negative control looks at
+_CONTROLS = 32  # groups that the negative control tries out
 _ROUNDING = 1e-12  # of an output that is the same but for the order of sums
 _DRAWS = 3  # further draws of parameters for those of which the output seemed not to depend
 
@@ -44,7 +44,7 @@ class SelfCheck:
     """
 
     def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
-        self.rng = np.random.default_rng(0)
+        self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         self.graph = graph
         self.twin, self.inputs, self.tol = self._runnable(model, inputs)
         self.state = self._random_state(self.twin)
@@ -94,16 +94,21 @@ class SelfCheck:
         state = {}
         for name, tensor in floating_state(twin).items():
             fan_in = max(int(np.prod(tensor.shape[1:])), 1)
+            drawn = torch.empty(tensor.shape)  # single precision is drawn four times as fast
             if tensor.dim() <= 1 and bool((tensor >= 0).all()) and bool((tensor > 0).any()):
-                drawn = self.rng.uniform(0.5, 1.5, tuple(tensor.shape))  # variances and gains
+                drawn.uniform_(0.5, 1.5, generator=self.generator)  # variances and gains
+            elif tensor.dim() <= 1:
+                drawn.normal_(0.4 * tensor.dim(), 0.5, generator=self.generator)  # positive biases keep most ReLUs alive
             else:
-                drawn = self.rng.normal(size=tuple(tensor.shape)) * (1.5 / fan_in**0.5 if tensor.dim() > 1 else 0.5)
-                drawn = drawn + 0.4 * (tensor.dim() == 1)  # positive biases keep most ReLUs alive
-            state[name] = torch.as_tensor(drawn, dtype=tensor.dtype)
+                drawn.normal_(0, 1.5 / fan_in**0.5, generator=self.generator)
+            state[name] = drawn.to(tensor.dtype)
         return state
 
     @torch.no_grad()
     def _run(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
+        return self._outputs(model, state, inputs)
+
+    def _outputs(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]):
             out = torch.func.functional_call(model, dict(state), pytree.tree_map(_clone, inputs))
         return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -179,8 +184,11 @@ class SelfCheck:
         return signs
 
     def _negative_control(self, order: Mapping[str, np.ndarray]) -> None:
-        """Leaving one claimed axis in place must change the output, or the check proves nothing."""
-        names = [n for n, p in order.items() if len(p) > 1 and any(self.graph.axes(n))]
+        """Leaving one claimed axis in place must change the output, or the check proves nothing.
+
+        It does where the output has a gradient there; groups of which it has none are tried out.
+        """
+        names = self._without_gradient([n for n, p in order.items() if len(p) > 1 and any(self.graph.axes(n))])
         dead = {name: self._ignored(name) for name in self.rng.permutation(names)[:_CONTROLS].tolist()}
         state, expected = self.state, self.expected
         for _ in range(_DRAWS):  # units may be dead for the parameters that were drawn
@@ -199,11 +207,38 @@ class SelfCheck:
                 stacklevel=2,
             )
 
+    def _largest(self, name: str) -> tuple[LabelledTensor, int, Span]:
+        return max(self.graph.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
+
+    def _without_gradient(self, names: Sequence[str]) -> list[str]:
+        """Groups on whose positions in their largest tensor the output has no gradient beyond rounding."""
+        places = {name: self._largest(name) for name in names}
+        leaves = {t.name: self.state[t.name].clone().requires_grad_() for t, _, _ in places.values()}
+        try:
+            with torch.enable_grad():
+                outputs = self._outputs(self.twin, {**self.state, **leaves}, self.inputs[0])
+                weighted = [(t * torch.randn(t.shape, generator=self.generator).to(t)).sum() for t in outputs if t.requires_grad]
+                total = torch.stack(weighted).sum()
+            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        except Exception:
+            return list(names)  # nothing to differentiate, or code that can't be
+        gradient = dict(zip(leaves, found, strict=True))
+
+        def is_seen(tensor: LabelledTensor, axis: int, span: Span) -> bool:
+            g = gradient[tensor.name]
+            if g is None:
+                return False
+            if span.index.size < tensor.shape[axis]:
+                g = tensor.unfold(g).index_select(axis, torch.as_tensor(span.index.ravel()))
+            return float(torch.linalg.vector_norm(g, ord=float("inf"))) > _ROUNDING * (1 + abs(float(total.detach())))
+
+        return [name for name, place in places.items() if not is_seen(*place)]
+
     def _ignored(self, name: str) -> tuple[LabelledTensor, int] | None:
         """The largest tensor of a group and its axis there, if leaving the axis in place changes nothing."""
         rolled = self.graph.orders(lambda n: np.roll(np.arange(n), 1))
         own = {n: rolled[n] for family in self.graph.families if name in family for n in family}
-        tensor, axis, _ = max(self.graph.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
+        tensor, axis, _ = self._largest(name)
         moved = self._moved(own, {})
         spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
         moved[tensor.name] = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), own, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 import os
 import threading
 import traceback
@@ -20,6 +21,7 @@ from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
+from ..layers import rule_for
 from .declared import declared_forwards
 
 __all__ = ["as_inputs", "export", "guess_inputs"]
@@ -79,12 +81,20 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         ) from error
     try:
         with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model), _padded():
-            return torch.export.export(model, tuple(inputs), strict=False).run_decompositions({})
+            program = torch.export.export(model, tuple(inputs), strict=False)
+            return program if _is_functional(program) else program.run_decompositions({})
     except Exception as error:
         raise DiscoveryError(
             f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}. Branches that depend on values must "
             "be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
         ) from error
+
+
+def _is_functional(program: torch.export.ExportedProgram) -> bool:
+    """Whether no operation changes its operands and all have rules, so that the slow pass over the graph can be spared."""
+    targets = {n.target for n in program.graph.nodes if n.op == "call_function"} - {operator.getitem}
+    schemas = [getattr(target, "_schema", None) for target in targets]
+    return all(s is not None and not s.is_mutable and rule_for(s.name) is not None for s in schemas)
 
 
 _tracing = threading.local()

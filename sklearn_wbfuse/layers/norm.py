@@ -70,6 +70,24 @@ def batch_norm(
     return Value(x.shape, (*kept, Layer.along(out_ids, 1, x.shape))), Value(()), Value(())
 
 
+@register_rule("aten::batch_norm")
+def batch_norm_layer(
+    record: Record,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    var: Value | None,
+    training: bool,
+    *options: float,
+) -> Value:
+    """The same as one operation of the network's code, or by the statistics of the batch where none are kept."""
+    if mean is not None and var is not None:
+        return batch_norm(record, x, weight, bias, mean, var, *options[:2])[0]
+    record.rigid(*x.layers)
+    return _affine(record, x, weight, bias, [1])
+
+
 def _affine(record: Record, x: Value, weight: Value | None, bias: Value | None, dims: Sequence[int]) -> Value:
     """Times a weight, plus a bias, each with an axis for every one of `dims`; scales go with them."""
     for value, kind in ((weight, "product"), (bias, "sum")):

@@ -117,6 +117,7 @@ NORMS = {
         within={"first": "blocks"},
         widens=False,
     ),
+    "batch norm without statistics": channels(lambda: nn.BatchNorm2d(8, track_running_stats=False), {"first": 8}),
     "instance norm": channels(lambda: nn.InstanceNorm2d(8, affine=True), {"first": 8}),
     "instance norm without weights": channels(lambda: nn.InstanceNorm2d(8), {"first": 8}, scalable=set()),
     "instance norm by running statistics": channels(
