@@ -43,9 +43,21 @@ class Truth:
     places: dict = field(default_factory=dict)
     scalable: dict = field(default_factory=dict)
     signable: dict = field(default_factory=dict)
+    within: dict = field(default_factory=dict)
+    diagonal: dict = field(default_factory=dict)
 
-    def open(self, name, size, scalable, signable=False):
+    def open(self, name, size, scalable, signable=False, within=None):
         self.sizes[name], self.places[name], self.scalable[name], self.signable[name] = size, [], scalable, signable
+        if within is not None:
+            self.within[name] = within
+
+    def orders(self, rng):
+        """A random permutation of every group that keeps blocks together."""
+        orders = {name: rng.permutation(size) for name, size in self.sizes.items()}
+        for name, within in self.within.items():
+            each = self.sizes[name] // self.sizes[within]
+            orders[name] = np.concatenate([block * each + rng.permutation(each) for block in orders[within]])
+        return orders
 
     def write(self, name, path, bias, norm=None, affine=True):
         """A layer computes the group, perhaps followed by a norm."""
@@ -157,6 +169,95 @@ class ResNet(nn.Module):
             y = self.second_norm[i](self.second[i](self.activation(self.first_norm[i](self.first[i](x)))))
             x = self.activation(y + (self.project(x) if not i else x))
         return self.head(x.mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """Layers of multi-head attention and of two linear ones, each with a norm before it or after the sum."""
+
+    def __init__(self, heads, dims, hidden, layers=2, norm="layer", norm_first=True, bias=True, activation="gelu", classes=3):
+        super().__init__()
+        width = heads * dims
+        build = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[norm]
+        self.embed, self.head = nn.Linear(4, width), nn.Linear(width, classes)
+        self.norms = nn.ModuleList(build(width) for _ in range(2 * layers + norm_first))
+        self.attention = nn.ModuleList(nn.MultiheadAttention(width, heads, bias=bias, batch_first=True) for _ in range(layers))
+        self.first = nn.ModuleList(nn.Linear(width, hidden) for _ in range(layers))
+        self.second = nn.ModuleList(nn.Linear(hidden, width) for _ in range(layers))
+        self.norm_first, self.activation = norm_first, {**HOMOGENEOUS, **OTHERS}[activation]
+        self.example = torch.zeros(2, 4, 4)
+        self.truth = t = Truth()
+        t.open("embed", width, True, True)
+        free = 0 if norm_first else 2 * layers - 1  # the norm whose output is nothing but read
+        stream = [("embed", 0), *((f"norms.{k}", int(k == free)) for k in range(len(self.norms)))]
+        stream += [(f"{path}.{i}", 0) for i in range(layers) for path in ("second",)]
+        for path, scale in stream:
+            for leaf in ("weight", *(["bias"] if path[:5] != "norms" or norm == "layer" else [])):
+                t.places["embed"].append(Place(f"{path}.{leaf}", 0, scale, odd=bool(scale), role="out"))
+        readers = [f"attention.{i}.in_proj_weight" for i in range(layers)] + [f"first.{i}.weight" for i in range(layers)]
+        for tensor in [*readers, "head.weight"]:
+            scale = -int(tensor == (readers[0] if norm_first else "head.weight"))
+            t.places["embed"].append(Place(tensor, 1, scale, odd=bool(scale), role="in"))
+        for i in range(layers):
+            path = f"attention.{i}"
+            t.open(f"{path}.heads", heads, False)
+            t.open(f"{path}.0", width, True, True, f"{path}.heads")
+            t.open(f"{path}.1", width, True, True, f"{path}.heads")
+            for tensor in ("in_proj_weight", *(["in_proj_bias"] if bias else [])):
+                for part, (group, scale) in enumerate([("0", 1), ("0", -1), ("1", 1)]):
+                    t.places[f"{path}.{group}"].append(Place(f"{path}.{tensor}", 0, scale, part * width, role="out"))
+            t.read(f"{path}.1", f"{path}.out_proj")
+            for leaf in ("weight", *(["bias"] if bias else [])):
+                t.places["embed"].append(Place(f"{path}.out_proj.{leaf}", 0, 0, odd=False, role="out"))
+            t.open(f"first.{i}", hidden, activation in HOMOGENEOUS, activation == "tanh")
+            t.write(f"first.{i}", f"first.{i}", True)
+            t.read(f"first.{i}", f"second.{i}")
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i, attention in enumerate(self.attention):
+            for norm, layer in ((self.norms[2 * i], attention), (self.norms[2 * i + 1], self._hidden(i))):
+                y = norm(x) if self.norm_first else x
+                y = layer(y, y, y, need_weights=False)[0] if layer is attention else layer(y)
+                x = x + y if self.norm_first else norm(x + y)
+        return self.head((self.norms[-1](x) if self.norm_first else x)[:, 0])
+
+    def _hidden(self, i):
+        return lambda y: self.second[i](self.activation(self.first[i](y)))
+
+
+class Grouped(nn.Module):
+    """A convolution in groups between two others, norms over groups of channels, a transposed convolution at the end."""
+
+    def __init__(self, blocks, each, out, norms, bias=True, activation="relu", classes=3):
+        super().__init__()
+        a, b = blocks * each, blocks * out
+        self.stem, self.groups = nn.Conv2d(1, a, 3, padding=1), nn.Conv2d(a, b, 3, groups=blocks, bias=bias)
+        self.depth, self.mix = nn.Conv2d(b, b, 3, padding=1, groups=b), nn.Conv2d(b, 2 * norms, 1)
+        self.norm, self.head = nn.GroupNorm(norms, 2 * norms), nn.ConvTranspose2d(2 * norms, classes, 2, stride=2)
+        self.activation = {**HOMOGENEOUS, **OTHERS}[activation]
+        self.example = torch.zeros(2, 1, 5, 5)
+        self.truth = t = Truth(diagonal={"groups.weight": blocks})
+        scales = activation in HOMOGENEOUS
+        t.open("groups.blocks", blocks, False)
+        t.open("stem", a, scales, within="groups.blocks")
+        t.write("stem", "stem", True)
+        t.read("stem", "groups")
+        t.open("groups", b, True, True, "groups.blocks")  # up to the depthwise convolution, which undoes it
+        t.write("groups", "groups", bias)
+        t.places["groups"].append(Place("depth.weight", 0, -1, role="out"))
+        t.places["groups"].append(Place("depth.bias", 0, 0, odd=False, role="out"))
+        t.places["groups"].append(Place("mix.weight", 1, 0, odd=False, role="in"))
+        inner = {"within": "norm.blocks"} if norms > 1 else {}
+        if inner:
+            t.open("norm.blocks", norms, False)
+        t.open("mix", 2 * norms, scales, **inner)
+        t.write("mix", "mix", True, "norm")
+        t.places["mix"] = [p for p in t.places["mix"] if "running" not in p.tensor]
+        t.places["mix"].append(Place("head.weight", 0, -1))
+
+    def forward(self, x):
+        x = self.depth(self.groups(self.activation(self.stem(x))))
+        return self.head(self.activation(self.norm(self.mix(F.gelu(x))))).mean((2, 3))
 
 
 KINDS = {
@@ -279,9 +380,11 @@ def randomised(network, rng, dtype=torch.float64):
 def disguised(network, rng, *, scales=False):
     """A copy with permuted (and scaled and signed) units, made from the network's own table of groups."""
     twin = copy.deepcopy(network)
-    state = twin.state_dict()
+    groups = network.truth.diagonal
+    state = {name: whole(tensor, groups.get(name)) for name, tensor in twin.state_dict().items()}
+    orders = network.truth.orders(rng)
     for name, size in network.truth.sizes.items():
-        order = rng.permutation(size)
+        order = orders[name]
         factor = np.exp(rng.uniform(-0.7, 0.7, size)) if scales and network.truth.scalable[name] else np.ones(size)
         sign = rng.choice([-1.0, 1.0], size) if scales and network.truth.signable[name] else np.ones(size)
         for place in network.truth.places[name]:
@@ -292,8 +395,28 @@ def disguised(network, rng, *, scales=False):
                 vector[units] = factor**place.exponent * (sign if place.odd else 1)
             view = [-1 if a == place.axis else 1 for a in range(tensor.dim())]
             moved = tensor.index_select(place.axis, torch.as_tensor(index))
-            tensor.copy_(moved * torch.as_tensor(vector, dtype=tensor.dtype).view(view))
+            state[place.tensor] = moved * torch.as_tensor(vector, dtype=tensor.dtype).view(view)
+    twin.load_state_dict({name: diagonal(tensor, groups.get(name)) for name, tensor in state.items()})
     return twin
+
+
+def whole(weight, groups):
+    """The weight of a convolution in groups as that of one that reads all channels."""
+    if groups is None:
+        return weight
+    blocks = [
+        torch.nn.functional.pad(b, (0, 0, 0, 0, k * b.shape[1], (groups - 1 - k) * b.shape[1]))
+        for k, b in enumerate(weight.chunk(groups))
+    ]
+    return torch.cat(blocks)
+
+
+def diagonal(weight, groups):
+    """What a convolution in groups keeps of such a weight."""
+    if groups is None:
+        return weight
+    each = weight.shape[1] // groups
+    return torch.cat([b[:, k * each : (k + 1) * each] for k, b in enumerate(weight.chunk(groups))])
 
 
 widths = st.integers(2, 9)
@@ -351,9 +474,35 @@ def recurrents(draw, kinds=tuple(KINDS)):
     )
 
 
+@st.composite
+def encoders(draw):
+    return Encoder(
+        draw(st.integers(2, 3)),
+        draw(st.integers(2, 4)),
+        draw(widths),
+        layers=draw(st.integers(1, 2)),
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        norm_first=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from(["relu", "gelu"])),
+    )
+
+
+@st.composite
+def grouped(draw):
+    return Grouped(
+        draw(st.integers(2, 4)),
+        draw(st.integers(2, 3)),
+        draw(st.integers(2, 3)),
+        draw(st.integers(1, 3)),
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from(["relu", "gelu"])),
+    )
+
+
 def networks():
-    """Any of the four families, random values."""
+    """Any of the families, random values."""
     seeds = st.integers(0, 2**31 - 1)
-    return st.tuples(st.one_of(mlps(), cnns(), resnets(), recurrents()), seeds).map(
+    return st.tuples(st.one_of(mlps(), cnns(), resnets(), recurrents(), encoders(), grouped()), seeds).map(
         lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1]))
     )

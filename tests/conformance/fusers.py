@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import CNN, MLP, Recurrent, ResNet, randomised
+from networks import CNN, MLP, Encoder, Grouped, Recurrent, ResNet, randomised
 from sklearn.base import clone
 from torch import nn
 
@@ -27,6 +27,8 @@ BUILDERS = {
     "rnn": lambda: Recurrent("rnn_tanh", 6, levels=2),
     "lstm": lambda: Recurrent("lstm", 6, bidirectional=True, projection=4, readout="mean"),
     "gru": lambda: Recurrent("gru", 6, loop=True),
+    "transformer": lambda: Encoder(2, 3, 5),
+    "cnn in groups": lambda: Grouped(2, 3, 2, 2),
 }
 
 

@@ -289,7 +289,10 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+QUICK = "bert_classifier gpt2_tied vit convnext resnet mobilenet_v2 llama t5_encoder swin wav2vec2".split()
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
 def case(request):
     return CASES[request.param]
 
