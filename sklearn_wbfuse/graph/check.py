@@ -290,7 +290,8 @@ def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor, copie
         array = take(tensor, before)
         for axis, (span, wider) in enumerate(zip(before.axes, after.axes, strict=True)):
             array = array.index_select(axis, torch.as_tensor(copies[span.group]))
-            array = array * (len(span.index) / len(wider.index)) if span.role == "in" else array
+            if span.role == "in":
+                array = array * (len(span.index) / len(wider.index)) * (wide.diagonal / labels.diagonal)
         put(result, after, array)
     return wide.fold(result)
 
