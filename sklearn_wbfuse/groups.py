@@ -230,6 +230,12 @@ class Graph:
         return {name: group.size for name, group in self.groups.items()}
 
     @property
+    def cardinal(self) -> set[str]:
+        """Groups of blocks whose number stays when widths change by a factor: the groups of a convolution."""
+        spans = (span for t in self.tensors.values() if t.diagonal > 1 for axis in t.spans for span in axis)
+        return {within for within in (self.groups[span.group].within for span in spans) if within is not None}
+
+    @property
     def families(self) -> list[list[str]]:
         """Groups that can only be moved together: each without blocks, or blocks before the groups within them."""
         inside = [g for g in self.groups.values() if g.within is not None]

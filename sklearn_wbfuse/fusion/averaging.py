@@ -66,15 +66,16 @@ class VanillaAveraging(BaseFusion):
         self.device = device
         self.verbose = verbose
 
-    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
-        for position, sizes in enumerate(parents):
-            for name, size in sizes.items():
-                if size != parents[0][name]:
+    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
+        first = parents[0].sizes
+        for position, graph in enumerate(parents):
+            for name, size in graph.sizes.items():
+                if size != first[name]:
                     raise WidthError(
-                        f"Plain averaging needs equal widths. Group {name!r} has {parents[0][name]} neurons in model 0 "
+                        f"Plain averaging needs equal widths. Group {name!r} has {first[name]} neurons in model 0 "
                         f"and {size} in model {position}; WassersteinFusion fuses different widths."
                     )
-        return parents[0]
+        return first
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
@@ -84,5 +85,5 @@ class VanillaAveraging(BaseFusion):
         return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {}, value)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
-        self._sizes([fused.graph.sizes, network.graph.sizes])
+        self._sizes([fused.graph, network.graph])
         return self._align([network], fused.graph, [1.0])

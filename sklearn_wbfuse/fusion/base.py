@@ -103,7 +103,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         self._log_progress()
         lambda_ = self._lambda(len(parents))
         architectures = self._architectures(parents, data)
-        sizes = self._sizes([a.graph.sizes for a in architectures])
+        sizes = self._sizes([a.graph for a in architectures])
         target = self._target(architectures, sizes)
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
         networks = [self._network(m, a.graph) for m, a in zip(parents, architectures, strict=True)]
@@ -181,7 +181,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         return score_outputs(outputs(self.fused_model_, data), y)
 
     @abstractmethod
-    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
+    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
         """Sizes of the target's groups."""
 
     @abstractmethod

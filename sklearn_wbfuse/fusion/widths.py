@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 
 from ..exceptions import GroupNameError, WidthError
+from ..groups import Graph
 
 __all__ = ["target_sizes"]
 
 
-def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]:
     """Size of each group of the target.
+
+    A factor, and "sum", multiply the number of attention heads and of the groups of a norm, and keep the neurons in each; of a
+    convolution in groups they keep the number of groups and multiply the channels in each.
 
     Parameters
     ----------
     target_widths : None, float, "sum", dict or sequence
         As in `WassersteinFusion`.
-    parents : list of dict
-        Sizes of each parent's groups, in the order of `graph_`.
+    parents : list of Graph
 
     Raises
     ------
@@ -30,17 +33,19 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
 
     Examples
     --------
-    >>> target_sizes(1.5, [{"a": 4, "b": 2}, {"a": 6, "b": 2}])
+    >>> from sklearn_wbfuse.groups import Group
+    >>> parents = [Graph({"a": Group("a", n), "b": Group("b", 2)}, {}) for n in (4, 6)]
+    >>> target_sizes(1.5, parents)
     {'a': 9, 'b': 3}
     """
-    names = list(parents[0])
-    widest = {n: max(p[n] for p in parents) for n in names}
+    names = list(parents[0].groups)
+    widest = {n: max(p.sizes[n] for p in parents) for n in names}
     if isinstance(target_widths, np.ndarray):
         target_widths = target_widths.tolist()
     if target_widths is None:
         return widest
     if isinstance(target_widths, str) and target_widths == "sum":
-        return {n: sum(p[n] for p in parents) for n in names}
+        return _scaled(parents[0], widest, {n: sum(p.sizes[n] for p in parents) for n in names})
     if isinstance(target_widths, numbers.Integral):
         raise WidthError(
             f"target_widths={target_widths} is ambiguous: "
@@ -49,7 +54,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
     if isinstance(target_widths, numbers.Real):
         if not np.isfinite(float(target_widths)):
             raise WidthError(f"target_widths must be finite. Got {target_widths}.")
-        return {n: _positive(round(float(target_widths) * size), n) for n, size in widest.items()}
+        return _scaled(parents[0], widest, {n: _positive(round(float(target_widths) * size), n) for n, size in widest.items()})
     if isinstance(target_widths, Mapping):
         for name in target_widths:
             if name not in widest:
@@ -62,6 +67,17 @@ def target_sizes(target_widths: Any, parents: Sequence[Mapping[str, int]]) -> di
             raise WidthError(f"target_widths has {len(target_widths)} entries, but the network has {len(names)} groups: {names}.")
         return {n: _positive(w, n) for n, w in zip(names, target_widths, strict=True)}
     raise WidthError(f"target_widths must be None, a float, 'sum', a dict or a list. Got {target_widths!r}.")
+
+
+def _scaled(graph: Graph, widest: Mapping[str, int], sizes: dict[str, int]) -> dict[str, int]:
+    """Sizes in which blocks hold equally many neurons: either their number stays, or what each of them holds."""
+    blocks = {n: widest[n] if n in graph.cardinal else size for n, size in sizes.items()}
+    for group in graph.groups.values():
+        if group.within in graph.cardinal:
+            sizes[group.name] = blocks[group.within] * max(round(sizes[group.name] / blocks[group.within]), 1)
+        elif group.within is not None:
+            sizes[group.name] = blocks[group.within] * (widest[group.name] // widest[group.within])
+    return {n: blocks[n] if graph.groups[n].within is None else size for n, size in sizes.items()}
 
 
 def _positive(width: Any, name: str) -> int:

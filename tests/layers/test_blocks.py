@@ -33,7 +33,7 @@ def channels(operation, groups, width=8, scalable=None, within=None, signable=()
 def grouped(layer, width, blocks, **options):
     within = {"first": "operation.blocks", "operation": "operation.blocks"}
     groups = {"operation.blocks": blocks, "first": 8, "operation": width}
-    return channels(layer, groups, width, within=within, widens=False, **options)
+    return channels(layer, groups, width, within=within, **options)
 
 
 class TestConvolutions(AdapterConformance):
@@ -74,7 +74,6 @@ class TestConvolutions(AdapterConformance):
             {"2.blocks": 2, "0": 6, "2": 4},
             {"0", "2"},
             within={"0": "2.blocks", "2": "2.blocks"},
-            widens=False,
         ),
     }
 
