@@ -10,7 +10,7 @@ PYTHON      ?= python3
 PIP_EXTRA   ?=
 PYTEST_ARGS ?=
 SPHINXOPTS  ?=
-BENCH       ?= $(sort $(wildcard benchmarks/bench_*.py))
+BENCH       ?= $(sort $(wildcard benchmarks/bench_*.py benchmarks/speed/bench_*.py))
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -54,7 +54,7 @@ lint: $(LINT) ## check style, types and the order of imports
 check: test lint ## test and lint
 
 bench: $(BASE) ## run the benchmarks, or one of them: BENCH=benchmarks/bench_x.py
-	@test -n "$(BENCH)" || echo "No benchmarks/bench_*.py to run."
+	@test -n "$(BENCH)" || echo "No benchmarks/bench_*.py or benchmarks/speed/bench_*.py to run."
 	@set -e; for b in $(BENCH); do echo "== $$b"; $(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python "$$b"; done
 
 doc: $(DOC) ## build the documentation in doc/_build/html

@@ -500,9 +500,10 @@ def grouped(draw):
     )
 
 
-def networks():
-    """Any of the families, random values."""
-    seeds = st.integers(0, 2**31 - 1)
-    return st.tuples(st.one_of(mlps(), cnns(), resnets(), recurrents(), encoders(), grouped()), seeds).map(
-        lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1]))
+def networks(blocks=True):
+    """Any of the families, random values; without blocks every width may be any number."""
+    seeds, families = (
+        st.integers(0, 2**31 - 1),
+        [mlps(), cnns(), resnets(), recurrents(), *([encoders(), grouped()] if blocks else [])],
     )
+    return st.tuples(st.one_of(families), seeds).map(lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1])))

@@ -13,18 +13,21 @@ from sklearn_wbfuse.groups import put, relabel, take
 def test_blocks_tile_every_tensor(model):
     graph = discover(model, (model.example,))
     for name, tensor in floating_state(model).items():
-        rebuilt = torch.full_like(tensor, float("nan"))
-        for block in graph.tensors[name].blocks():
-            array = take(tensor, block)
+        labels = graph.tensors[name]
+        whole = labels.unfold(tensor)
+        rebuilt = torch.full_like(whole, float("nan"))
+        for block in labels.blocks():
+            array = take(whole, block)
             assert array.shape[:-1] == tuple(len(s.index) for s in block.axes)
             put(rebuilt, block, array)
-        torch.testing.assert_close(rebuilt, tensor, rtol=0, atol=0)
+        torch.testing.assert_close(rebuilt, whole, rtol=0, atol=0)
+        torch.testing.assert_close(labels.fold(rebuilt), tensor, rtol=0, atol=0)
 
 
 @given(networks(), st.integers(0, 1000))
 def test_relabelling_and_back_is_the_identity(model, seed):
     graph, rng = discover(model, (model.example,)), np.random.default_rng(seed)
-    order = {n: rng.permutation(s) for n, s in graph.sizes.items()}
+    order = graph.orders(rng.permutation)
     scale = {n: rng.uniform(0.5, 2, s) for n, s in graph.sizes.items()}
     back = {n: np.argsort(p) for n, p in order.items()}
     for name, tensor in floating_state(model).items():

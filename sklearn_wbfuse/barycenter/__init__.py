@@ -1,8 +1,10 @@
 """The energy over couplings and target, its costs and closed forms, and the schedules that lower it."""
 
-from .carry import carry_state, mean_scales, mean_state
+from .carry import carry_state, check_blocks, mean_scales, mean_state
 from .gauge import balance, scaled
-from .schedules import Problem, Solution, joint, layerwise, match, match_all, random_start
+from .problem import Problem, Solution, random_start
+from .schedules import layerwise, match, match_all
+from .sweeps import joint
 from .view import features
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "Solution",
     "balance",
     "carry_state",
+    "check_blocks",
     "features",
     "joint",
     "layerwise",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
+from ..exceptions import WidthError
 from ..groups import Block, Graph, along, put, relabel, take
 from .energy import carried_along
 
-__all__ = ["carry_state", "mean_scales", "mean_state"]
+__all__ = ["carry_state", "check_blocks", "mean_scales", "mean_state"]
 
 Scales = Mapping[str, np.ndarray]
 
@@ -30,7 +31,13 @@ def carry_state(
 
     Output axes average and input axes split; units are first multiplied by `source_scales` and then divided by
     `target_scales`, each to the axis' exponent.
+
+    Raises
+    ------
+    WidthError
+        See `check_blocks`.
     """
+    check_blocks(source, target)
     if source is target and all(c.is_permutation for c in couplings.values()):
         order = {name: c.index for name, c in couplings.items() if c.index is not None}
         factor = {name: source_scales[name][order[name]] / target_scales[name] for name in source_scales}
@@ -40,14 +47,33 @@ def carry_state(
         return {name: relabel(tensor, source.tensors[name], order, factor) for name, tensor in state.items()}
     result = {}
     for name, tensor in state.items():
-        out = torch.zeros(target.tensors[name].shape, dtype=tensor.dtype, device=tensor.device)
-        for before, after in zip(source.tensors[name].blocks(), target.tensors[name].blocks(), strict=True):
-            array = _times(take(tensor, before), before, source_scales, 1)
+        labels, wanted = source.tensors[name], target.tensors[name]
+        whole = labels.unfold(tensor)
+        out = torch.zeros(wanted.shape, dtype=tensor.dtype, device=tensor.device)
+        for before, after in zip(labels.blocks(), wanted.blocks(), strict=True):
+            array = _times(take(whole, before), before, source_scales, 1)
             for axis, span in enumerate(before.axes):
                 array = carried_along(array, axis, couplings[span.group], span.role, span.odd)
             put(out, after, _times(array, after, target_scales, -1))
-        result[name] = out
+        result[name] = wanted.fold(out)
     return result
+
+
+def check_blocks(source: Graph, target: Graph) -> None:
+    """A tensor of diagonal blocks keeps their number: a copy of a block would read the inputs of its own copy only.
+
+    Raises
+    ------
+    WidthError
+        If it does not.
+    """
+    for name, labels in source.tensors.items():
+        wanted = target.tensors[name].diagonal
+        if labels.diagonal != wanted:
+            raise WidthError(
+                f"Parameter {name!r} holds {labels.diagonal} diagonal blocks in a model and {wanted} in the target "
+                "(a convolution in groups); fuse models of equal numbers of groups into a target with as many."
+            )
 
 
 def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:

@@ -13,6 +13,7 @@ It is minimal at :math:`T_p = \sum_i \lambda_i A^i_p` (eqs. 9, 45, 46), and line
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ..groups import along
 from ..transport import Term
 from .view import Feature
 
-__all__ = ["carried", "carried_along", "cost", "energy", "kappa", "mean_target", "quadratic_term"]
+__all__ = ["add_product", "carried", "carried_along", "cost", "energy", "kappa", "mean_target", "products", "quadratic_term"]
 
 
 def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:
@@ -96,7 +97,8 @@ def energy(
 
 
 def _squares(array: Tensor) -> float:
-    return float(array.pow(2).sum(dtype=torch.float64))
+    """The sum of squares; norms of rows are fast in single precision, and their squares are summed in double."""
+    return float(torch.linalg.vector_norm(array.flatten(1), dim=1).double().square().sum())
 
 
 def cost(
@@ -128,38 +130,55 @@ def cost(
     S : Tensor of shape (n, n^i) or None
         None where no axis changes sign with the group.
     """
-    total: Tensor | None = None
-    signed: Tensor | None = None
+    even, odd = products(group, described, targets, source, couplings)
+    rows: Any = 0.0  # the quadratic terms
+    columns: Any = 0.0
     for feature, t, own in zip(described, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
-                offsets, products = _axis_cost(feature, axis, t, own, couplings)
-                if feature.odd[axis]:
-                    signed = feature.alpha * products + (0 if signed is None else signed)
-                else:
-                    offsets = offsets - products
-                total = feature.alpha * offsets + (0 if total is None else total)
-    if total is None:
+                n, n_source = t.shape[axis], own.shape[axis]
+                others = [a for a in range(t.dim()) if a != axis]
+                factor = kappa(feature, t.shape, own.shape, skip=axis)
+                # on input axes n^i kappa = n^i (n^i / n) times the ratios of the other axes
+                factor *= n if feature.roles[axis] == "out" else n_source * (n_source / n)
+                rows = rows + feature.alpha * n * t.pow(2).sum(others)
+                columns = columns + feature.alpha * factor * own.pow(2).sum(others)
+    total = rows[:, None] + columns[None, :]
+    return total if even is None else total - even, odd
+
+
+def products(
+    group: str,
+    described: Sequence[Feature],
+    targets: Sequence[Tensor],
+    source: Sequence[Tensor],
+    couplings: Mapping[str, Coupling],
+) -> tuple[Tensor | None, Tensor | None]:
+    """What costs subtract from their quadratic terms: of the axes that stay and of those that change sign with the group.
+
+    Between permutations the quadratic terms are offsets of rows and columns, and these products are all that matters.
+    """
+    total: list[Tensor | None] = [None, None]
+    for feature, t, own in zip(described, targets, source, strict=True):
+        for axis, name in enumerate(feature.groups):
+            if name == group:
+                moved = carried(feature, own, couplings, skip=[axis])
+                cross = 2 * feature.alpha * (t if feature.roles[axis] == "out" else own).shape[axis]
+                add_product(total, feature, axis, t, moved, cross)
+    if total[0] is None and total[1] is None:
         raise LookupError(group)
-    return total, signed
+    return total[0], total[1]
 
 
-def _axis_cost(
-    feature: Feature, axis: int, target: Tensor, source: Tensor, couplings: Mapping[str, Coupling]
-) -> tuple[Tensor, Tensor]:
-    """The quadratic terms of a cost, and the products that are subtracted from them."""
-    n, n_source = target.shape[axis], source.shape[axis]
-    moved = carried(feature, source, couplings, skip=[axis])
-    left = target.movedim(axis, 0).reshape(n, -1)
-    right = moved.movedim(axis, 0).reshape(n_source, -1)
-    own = source.movedim(axis, 0).reshape(n_source, -1).pow(2).sum(1)
-    if feature.roles[axis] == "out":
-        rows, columns, cross = n * left.pow(2).sum(1), n * kappa(feature, target.shape, source.shape, skip=axis) * own, n
+def add_product(total: list[Tensor | None], feature: Feature, axis: int, target: Tensor, source: Tensor, factor: float) -> None:
+    """Add the products of all neurons of an axis to the matrix of those that stay, or of those that change sign."""
+    left, right = (a.movedim(axis, 0).reshape(a.shape[axis], -1) for a in (target, source))
+    odd = int(feature.odd[axis])
+    own = total[odd]
+    if own is None:
+        total[odd] = (left @ right.T).mul_(factor)
     else:
-        # n^i kappa = n^i (n^i / n) times the ratios of the other axes
-        factor = n_source * (n_source / n) * kappa(feature, target.shape, source.shape, skip=axis)
-        rows, columns, cross = n * left.pow(2).sum(1), factor * own, n_source
-    return rows[:, None] + columns[None, :], 2 * cross * (left @ right.T)
+        own.addmm_(left, right.T, alpha=factor)
 
 
 def quadratic_term(

@@ -8,6 +8,7 @@ differ by scales become equal.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ def balance(
     keep: Collection[str] = (),
     *,
     max_iter: int = 1000,
-    tol: float = 1e-13,
 ) -> dict[str, Tensor]:
     r"""Scales :math:`c_u` per unit of every scalable group, float64, that minimise :math:`\sum_p \kappa_p \|T_p\|^2`.
 
@@ -43,53 +43,66 @@ def balance(
     keep : collection of str
         Groups that are left as they are.
     """
-    norms = []
-    for feature, array in zip(described, arrays, strict=True):
-        target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
-        norms.append(kappa(feature, target, array.shape) * array.to(torch.float64).pow(2).sum(-1))
+    places: dict[str, list[_Place]] = {}
     logs: dict[str, Tensor] = {}
-    places: dict[str, list[tuple[int, int]]] = {}
-    for p, feature in enumerate(described):
-        for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
-            if exponent and group not in keep:
-                places.setdefault(group, []).append((p, axis))
-                logs[group] = torch.zeros(norms[p].shape[axis], dtype=torch.float64, device=norms[p].device)
+    precise = 0.0
+    for feature, array in zip(described, arrays, strict=True):
+        scale = [bool(e) and g not in keep for g, e in zip(feature.groups, feature.exponents, strict=True)]
+        if any(scale):
+            target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
+            norm = kappa(feature, target, array.shape) * torch.linalg.vector_norm(array, dim=-1).square()
+            fixed = [axis for axis, free in enumerate(scale) if not free]
+            place = _place(feature, norm.sum(fixed) if fixed else norm, [axis for axis, free in enumerate(scale) if free])
+            precise = max(precise, torch.finfo(array.dtype).eps)
+            for axis, group in enumerate(place.groups):
+                places.setdefault(group, []).append(place)
+                logs[group] = torch.zeros(place.norms.shape[axis], dtype=torch.float64, device=array.device)
+    before = float("inf")
     for _ in range(max_iter):
         largest = 0.0
         for group, where in places.items():
-            step = _step(group, where, described, norms, logs)
+            step = _step(group, list(dict.fromkeys(where)), logs)
             logs[group] = logs[group] + step
             largest = max(largest, float(step.abs().max()))
-        if largest < tol:
+        if largest < 8 * precise or before <= largest < 1e4 * precise:  # as close as sums in this precision come
             break
+        before = largest
     return {group: log.exp() for group, log in logs.items()}
 
 
-def _step(
-    group: str,
-    where: Sequence[tuple[int, int]],
-    described: Sequence[Feature],
-    norms: Sequence[Tensor],
-    logs: Mapping[str, Tensor],
-) -> Tensor:
-    size = logs[group].shape
-    up, down, curvature = (torch.zeros(size, dtype=torch.float64, device=logs[group].device) for _ in range(3))
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Squared norms of a tensor along the axes that scale, and their groups and exponents."""
+
+    norms: Tensor
+    groups: tuple[str, ...]
+    exponents: tuple[float, ...]
+
+
+def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
+    groups = tuple(feature.groups[a] for a in axes)
+    if norms.dim() == 2 and groups[0] == groups[1]:
+        norms = norms.clone().fill_diagonal_(0)  # the diagonal of a group on both sides does not change
+    return _Place(norms, groups, tuple(feature.exponents[a] for a in axes))
+
+
+def _step(group: str, where: Sequence[_Place], logs: Mapping[str, Tensor]) -> Tensor:
+    up, down, curvature = (torch.zeros_like(logs[group]) for _ in range(3))
     exponents = set()
-    for p, axis in where:
-        feature = described[p]
-        weighted = norms[p]
-        for a, (name, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
-            if exponent and name in logs:
-                weighted = weighted * along((2 * exponent * logs[name]).exp(), a, weighted.dim())
-        if feature.groups.count(group) > 1:  # the diagonal of a group on both sides does not change
-            weighted = weighted - torch.diag_embed(torch.diagonal(weighted, dim1=0, dim2=1)) if weighted.dim() == 2 else weighted
-        total = weighted.sum([a for a in range(weighted.dim()) if a != axis]) if weighted.dim() > 1 else weighted
-        exponent = feature.exponents[axis]
-        exponents.add(abs(exponent))
-        (up if exponent > 0 else down).add_(abs(exponent) * total)
-        curvature += exponent**2 * total
+    for place in where:
+        factors = [(2 * e * logs[g]).exp() for g, e in zip(place.groups, place.exponents, strict=True)]
+        for axis, (name, exponent) in enumerate(zip(place.groups, place.exponents, strict=True)):
+            if name == group:
+                total = place.norms
+                for a in reversed(range(total.dim())):
+                    if a != axis:
+                        total = torch.tensordot(total, factors[a].to(total.dtype), dims=([a], [0]))
+                total = total.double() * factors[axis]
+                exponents.add(abs(exponent))
+                (up if exponent > 0 else down).add_(abs(exponent) * total)
+                curvature += exponent**2 * total
     alive = (up > 0) & (down > 0)
-    if len(exponents) == 1 and all(described[p].groups.count(group) == 1 for p, _ in where):
+    if len(exponents) == 1 and all(place.groups.count(group) == 1 for place in where):
         step = (down / up).log() / (4 * exponents.pop())
     else:
         step = ((down - up) / (4 * curvature)).clamp(-1, 1)

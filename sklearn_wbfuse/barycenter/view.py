@@ -80,6 +80,7 @@ def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float) -> tuple
     """Descriptions and arrays of all blocks in which a group stands."""
     described, arrays = [], []
     for labels, value in matching_view(graph, state):
+        whole = labels.unfold(value)
         for block in labels.blocks():
             axes = block.axes
             if axes:
@@ -94,5 +95,5 @@ def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float) -> tuple
                         alpha,
                     )
                 )
-                arrays.append(take(value, block))
+                arrays.append(take(whole, block))
     return described, arrays

@@ -19,6 +19,7 @@ from ..barycenter import (
     Problem,
     Solution,
     balance,
+    check_blocks,
     features,
     joint,
     layerwise,
@@ -56,7 +57,8 @@ class WassersteinFusion(BaseFusion):
         Sizes of the target's groups: the widest parent's, a factor of them, the sum of the parents', a dict by group name
         (others as in the widest parent), or a list in the order of `graph_`.
     reg : float, default=0.0
-        Entropic regularisation :math:`\varepsilon` relative to the largest cost; 0 is exact.
+        Entropic regularisation :math:`\varepsilon` relative to the largest cost, the means of rows and columns subtracted; 0 is
+        exact.
     alpha_h : float, default=1.0
         Weight of recurrent tensors (W_hh) in the energy; the paper's :math:`\alpha_H` is this times the layer's hidden units
         over its inputs. 0 leaves them out, the paper's WB variant.
@@ -93,7 +95,7 @@ class WassersteinFusion(BaseFusion):
         Where to compute; the models' own by default. Assignments run on the host.
     random_state : int, RandomState or None, default=None
     n_jobs : int, optional
-        Starts that run side by side.
+        Starts that run side by side; models of a layer where there is one start.
     verbose : int, default=0
         Log progress with the logger ``sklearn_wbfuse``.
 
@@ -209,11 +211,11 @@ class WassersteinFusion(BaseFusion):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def _sizes(self, parents: list[dict[str, int]]) -> dict[str, int]:
+    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
         check_not_built("cost", self.cost, ["weight"])
         check_not_built("correction", self.correction, [None])
         sizes = target_sizes(self.target_widths, parents)
-        wider = [n for n, size in sizes.items() if size > max(p[n] for p in parents)]
+        wider = [n for n, size in sizes.items() if size > max(p.sizes[n] for p in parents)]
         if wider and len(parents) > 1 and self.merge == "auto":
             raise NotImplementedError(
                 f"merge='auto' for several models into a target wider than every parent (groups {wider}) "
@@ -222,6 +224,8 @@ class WassersteinFusion(BaseFusion):
         return sizes
 
     def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+        for network in networks:
+            check_blocks(network.graph, target)
         pinned, scaled_alike = _pinned(networks, target)
         given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
@@ -234,8 +238,10 @@ class WassersteinFusion(BaseFusion):
             weights,
             self.reg,
             pinned,
+            _within(target),
             max_iter=self.max_iter,
             tol=self.tol,
+            n_jobs=self.n_jobs if self.n_init == 1 else 1,
         )
         closest = sorted(range(len(networks)), key=lambda i: (_distance(problem, i), -weights[i], i))
         rng = check_random_state(self.random_state)
@@ -288,6 +294,7 @@ class WassersteinFusion(BaseFusion):
             [1.0],
             self.reg,
             pinned,
+            _within(fused.graph),
             max_iter=self.max_iter,
             tol=self.tol,
         )
@@ -318,18 +325,29 @@ def _pinned(networks: list[Network], target: Graph) -> tuple[dict[str, Coupling]
     scaled_alike: set[str] = set()
     if len(networks) < 2:
         return pinned, scaled_alike
-    first = networks[0]
+    first, within = networks[0], _within(target)
     for name, labels in first.graph.tensors.items():
         tensor = first.state[name]
         if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
             continue
+        whole = labels.unfold(tensor)
         for axis, spans in enumerate(labels.spans):
             for span in spans:
-                rows = tensor.movedim(axis, 0)[torch.as_tensor(span.index.ravel(), device=tensor.device)].reshape(
+                blocks = within.get(span.group)
+                if blocks and any(n.graph.sizes[blocks] != target.sizes[blocks] for n in networks):
+                    continue
+                rows = whole.movedim(axis, 0)[torch.as_tensor(span.index.ravel(), device=tensor.device)].reshape(
                     len(span.index), -1
                 )
                 if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
                     pinned[span.group] = Coupling.identity(len(rows))
+                    if blocks:  # they stay with their neurons
+                        pinned[blocks] = Coupling.identity(target.sizes[blocks])
                     if span.exponent:
                         scaled_alike.add(span.group)
     return pinned, scaled_alike
+
+
+def _within(graph: Graph) -> dict[str, str]:
+    """The group of blocks of each group that lies in some."""
+    return {name: group.within for name, group in graph.groups.items() if group.within is not None}

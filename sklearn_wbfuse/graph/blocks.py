@@ -13,11 +13,11 @@ from ..layers import FIXED, Record
 __all__ = ["refined", "units_and_blocks"]
 
 
-def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, set[int]]]:
-    """Units, the movable block of each, and the labels of the fixed blocks in which they lie.
+def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, tuple]]:
+    """Units, the movable block of each, and where in which blocks they lie.
 
-    Blocks of the same units are one. A block of which a unit is fixed is fixed, and so are blocks that overlap: their units
-    move within what they have in common.
+    Blocks of the same units are one, and so are those of two operations that match one to one. A block of which a unit is
+    fixed is fixed, and so are blocks that overlap otherwise: their units move within what they have in common.
 
     Returns
     -------
@@ -25,18 +25,21 @@ def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, 
         For each label, the number of its class.
     block_of : ndarray
         For each unit the unit that is its block, -1 where it has none that can move.
-    fixed_blocks : dict of int to set of int
+    slots : dict of int to tuple
+        For each unit, what tells it from other units in its blocks: which operations have put it there, and the fixed blocks.
     """
     pairs = list(record.pairs)
     block, inside = (np.concatenate([np.zeros(0, int), *(pair[k] for pair in record.enclosed)]) for k in (0, 1))
+    operation = np.repeat(np.arange(len(record.enclosed)), [len(pair[0]) for pair in record.enclosed])
     while True:
         unit_of = _classes(pairs, record.count)
         fixed = unit_of[FIXED]
-        links = np.unique(np.stack([unit_of[block], unit_of[inside]]), axis=1)
+        links = np.unique(np.stack([unit_of[block], unit_of[inside], operation]), axis=1)
         links = links[:, (links[0] != fixed) & (links[0] != links[1])]
-        same = _same_units(links)
-        held = np.unique(links[0, links[1] == fixed])
-        overlapping = np.zeros(0, int) if same or len(held) else _overlapping(links)
+        plain = np.unique(links[:2], axis=1)
+        same = _same_units(plain) or _matching(links)
+        held = np.unique(plain[0, plain[1] == fixed])
+        overlapping = np.zeros(0, int) if same or len(held) else _overlapping(plain)
         stuck = np.concatenate([held, overlapping])
         if not same and not len(stuck):
             break
@@ -46,12 +49,21 @@ def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, 
             record.frozen.append((label[overlapping], "blocks of neurons that overlap with other blocks"))
         pairs.append((label[list(same)], label[list(same.values())]) if same else (label[stuck], np.full(len(stuck), FIXED)))
     block_of = np.full(unit_of.max() + 1, -1)
-    block_of[links[1]] = links[0]
-    fixed_blocks: dict[int, set[int]] = {}
-    for b, u in zip(block[unit_of[block] == fixed].tolist(), unit_of[inside[unit_of[block] == fixed]].tolist(), strict=True):
-        if u != fixed:
-            fixed_blocks.setdefault(u, set()).add(b)
-    return unit_of, block_of, fixed_blocks
+    block_of[plain[1]] = plain[0]
+    return unit_of, block_of, _slots(operation, block, unit_of[block], unit_of[inside], fixed)
+
+
+def _slots(operation: np.ndarray, block: np.ndarray, class_of: np.ndarray, unit: np.ndarray, fixed: int) -> dict[int, tuple]:
+    """Of each unit, for every operation that has put it into a block: which of the united blocks that was, or which fixed one."""
+    keys = np.stack([operation, class_of, block])
+    distinct, which = np.unique(keys, axis=1, return_inverse=True)
+    starts = np.flatnonzero(np.append(True, (distinct[:2, 1:] != distinct[:2, :-1]).any(0)))[: distinct.shape[1]]
+    rank = np.arange(distinct.shape[1]) - np.repeat(starts, np.diff(np.append(starts, distinct.shape[1])))
+    slot = np.where(distinct[1] == fixed, -1 - distinct[2], rank)[which.ravel()]
+    slots: dict[int, list[tuple[int, int]]] = {}
+    for u, k, s in np.unique(np.stack([unit, operation, slot]), axis=1).T.tolist():
+        slots.setdefault(u, []).append((k, s))
+    return {u: tuple(own) for u, own in slots.items()}
 
 
 def _classes(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
@@ -83,27 +95,44 @@ def _same_units(links: np.ndarray) -> dict[int, int]:
     return same
 
 
-def refined(
-    signatures: Mapping[int, tuple], block_of: np.ndarray, fixed_blocks: Mapping[int, set[int]]
-) -> dict[tuple, np.ndarray]:
+def _matching(links: np.ndarray) -> dict[int, int]:
+    """Blocks of two operations that share units with one block of the other each -> that block.
+
+    The heads in which queries and keys are normalised are those in which they are multiplied, though these hold values as well.
+    """
+    links = links[:, np.argsort(links[1], kind="stable")]
+    edges = [np.zeros((4, 0), int)]
+    for shift in range(1, links.shape[1]):
+        near = links[1, shift:] == links[1, :-shift]
+        if not near.any():
+            break
+        (b, _, k), (c, _, m) = links[:, :-shift][:, near], links[:, shift:][:, near]
+        edges += [np.stack([k, m, b, c]), np.stack([m, k, c, b])]
+    found = np.unique(np.concatenate(edges, axis=1), axis=1)
+    _, which, counts = np.unique(found[:3], axis=1, return_inverse=True, return_counts=True)
+    once = {
+        edge for edge, n in zip(found.T.tolist(), counts[which.ravel()].tolist(), strict=True) if n == 1 for edge in [tuple(edge)]
+    }
+    return {b: c for k, m, b, c in sorted(once) if k != m and b != c and (m, k, c, b) in once}
+
+
+def refined(signatures: Mapping[int, tuple], block_of: np.ndarray, slots: Mapping[int, tuple]) -> dict[tuple, np.ndarray]:
     """Units that can be exchanged: of equal signatures, in blocks whose units can be exchanged for one another.
 
     Parameters
     ----------
     signatures : mapping of int to tuple
         What each movable unit or block is without regard to blocks.
-    block_of, fixed_blocks
+    block_of, slots
         See `units_and_blocks`.
     """
-    colour: dict[int, tuple | int] = {
-        u: (signature, tuple(sorted(fixed_blocks.get(u, ())))) for u, signature in signatures.items()
-    }
+    colour: dict[int, tuple] = {u: (signature, slots.get(u, ())) for u, signature in signatures.items()}
     members: dict[int, list[int]] = {}
     for u in signatures:
         if block_of[u] >= 0:
             members.setdefault(int(block_of[u]), []).append(u)
     for b in members:
-        colour.setdefault(b, ((), tuple(sorted(fixed_blocks.get(b, ())))))
+        colour.setdefault(b, ((), slots.get(b, ())))
     classes = len(set(colour.values()))
     while members:
         number = {c: k for k, c in enumerate(dict.fromkeys(colour.values()))}
@@ -121,5 +150,5 @@ def refined(
         classes = len(set(colour.values()))
     found: dict[tuple, list[int]] = {}
     for u, c in colour.items():
-        found.setdefault(c if isinstance(c, tuple) else (c,), []).append(u)
+        found.setdefault(c, []).append(u)
     return {c: np.array(units) for c, units in found.items()}

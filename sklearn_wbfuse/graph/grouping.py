@@ -35,7 +35,7 @@ def group_units(
     diagonal : mapping of str to int
         See `LabelledTensor`.
     """
-    unit_of, block_of, fixed_blocks = units_and_blocks(record)
+    unit_of, block_of, slots = units_and_blocks(record)
     keys = list(axes)
     owner = np.concatenate([np.full(len(axes[k]), i) for i, k in enumerate(keys)]) if keys else np.zeros(0, int)
     position = np.concatenate([np.arange(len(axes[k])) for k in keys]) if keys else np.zeros(0, int)
@@ -43,7 +43,7 @@ def group_units(
     free = (unit != unit_of[FIXED]) & ~_mere_broadcast(record, unit_of, axes)[unit]
     owner, position, unit = owner[free], position[free], unit[free]
 
-    members = refined(_signatures(unit, owner, [unit_of[ids] for ids in record.seen]), block_of, fixed_blocks)
+    members = refined(_signatures(unit, owner, [unit_of[ids] for ids in record.seen]), block_of, slots)
     order, names = _order_and_names(record, unit_of, block_of, members, axes)
     group_of_unit = np.full(unit_of.max() + 1, -1)
     for g, signature in enumerate(order):
@@ -138,7 +138,8 @@ def _order_and_names(
     parameter_of_unit[unit_of[parameter_of >= 0]] = parameter_of[parameter_of >= 0]
     order: list[tuple] = []
     first: dict[tuple, str] = {}
-    block_names = {int(u): name for ids, name in reversed(record.block_names) for u in unit_of[ids]}
+    named = sorted(record.block_names[::-1], key=lambda entry: entry[1].endswith("heads"))  # heads are more telling
+    block_names = {int(u): name for ids, name in named for u in unit_of[ids]}
     leftover = [np.asarray(ids) for ids in axes.values()]
     for ids in [*record.computers, *leftover]:
         for u, label in zip(unit_of[ids].tolist(), ids.tolist(), strict=True):

@@ -12,7 +12,7 @@ from ..groups import along
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__ = ["combine", "is_zero", "varies"]
+__all__ = ["combine", "is_zero", "row_blocks", "varies"]
 
 IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
 LINEAR = [*IDENTITIES, "neg", "native_dropout"]
@@ -77,6 +77,8 @@ def _merge(
             merged.append(_scaled(record, a, b, kind))
         elif (b := _nested_in(a, unmatched)) is not None:
             merged.append(_nested(record, a, b, kind))
+        elif (b := _beside(a, left, unmatched)) is not None:
+            merged += _side_by_side(record, a, b, kind)
         else:
             merged += _alone(record, operation, a, [value], shape, kind, weight=_only_weights(left_values))
         unmatched = [r for r in unmatched if r is not b]
@@ -123,6 +125,28 @@ def _nested_in(layer: Layer, others: Sequence[Layer]) -> Layer | None:
     mine = set(layer.dims)
     found = [o for o in others if mine and o.dims and (set(o.dims) < mine or mine < set(o.dims))]
     return found[0] if len(found) == 1 else None
+
+
+def _beside(layer: Layer, own: Sequence[Layer], others: Sequence[Layer]) -> Layer | None:
+    """The other layer that shares some dimensions, if there is just one, and no third."""
+    found = [o for o in [*own, *others] if o is not layer and set(o.dims) & set(layer.dims)]
+    return found[0] if len(found) == 1 and all(found[0] is not o for o in own) else None
+
+
+def _side_by_side(record: Record, a: Layer, b: Layer, kind: str) -> list[Layer]:
+    """An outer product of units within each position of the dimensions that they share: these are blocks of both."""
+    shared = set(a.dims) & set(b.dims)
+    blocks = [row_blocks(record, layer, [d for d in layer.dims if d not in shared]) for layer in (a, b)]
+    record.unite(blocks[0].core, blocks[1].core)
+    if kind != "product":
+        record.rigid(a, b)
+    return [a, b]
+
+
+def row_blocks(record: Record, layer: Layer, inner: Sequence[int]) -> Layer:
+    """The blocks of units that lie along `inner`, one for each position of the layer's other dimensions."""
+    rows, place = layer.rows(inner)
+    return Layer(record.enclose(rows, "blocks")[place].expand(layer.ids.shape))
 
 
 def _nested(record: Record, a: Layer, b: Layer, kind: str) -> Layer:

@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..groups import Norm
-from .elementwise import combine
+from .elementwise import combine, row_blocks
 from .labels import Layer, Record, Value
 from .linear import opaque
-from .reduction import row_blocks
 from .registry import Blocks, register_rule, register_sizes
 
 for _module in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

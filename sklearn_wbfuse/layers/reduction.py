@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .elementwise import combine
+from .elementwise import combine, row_blocks
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__ = ["row_blocks"]
+__all__: list[str] = []
 
 
 def _dims(value: Value, dims: Any) -> tuple[int, ...]:
@@ -36,12 +36,6 @@ def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind
         layers.append(Layer(ids))
     shape = tuple(1 if d in dims else s for d, s in enumerate(x.shape) if keepdim or d not in dims)
     return Value(shape, tuple(layers), is_weight=x.is_weight)
-
-
-def row_blocks(record: Record, layer: Layer, inner: Sequence[int]) -> Layer:
-    """The blocks of units that lie along `inner`, one for each position of the layer's other dimensions."""
-    rows, place = layer.rows(inner)
-    return Layer(record.enclose(rows, "blocks")[place].expand(layer.ids.shape))
 
 
 def _register() -> None:

@@ -1,6 +1,21 @@
 """Transport problems: cost arrays in, couplings out. The only place that imports POT and scipy.optimize."""
 
 from .linear import exact, largest, round_to_marginals, solve
+from .nested import Tie, assemble, check_multiple, solve_nested
 from .quadratic import Quadratic, Term, solve_quadratic
+from .sinkhorn import Potentials
 
-__all__ = ["Quadratic", "Term", "exact", "largest", "round_to_marginals", "solve", "solve_quadratic"]
+__all__ = [
+    "Potentials",
+    "Quadratic",
+    "Term",
+    "Tie",
+    "assemble",
+    "check_multiple",
+    "exact",
+    "largest",
+    "round_to_marginals",
+    "solve",
+    "solve_nested",
+    "solve_quadratic",
+]

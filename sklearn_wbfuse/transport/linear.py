@@ -6,10 +6,12 @@ import warnings
 
 import numpy as np
 import ot
-from scipy.optimize import linear_sum_assignment
+import torch
 
 from ..couplings import Coupling
 from ..exceptions import FusionWarning, TransportError
+from .assignment import assignment, centred
+from .sinkhorn import Potentials, sinkhorn
 
 __all__ = ["entropic", "exact", "round_to_marginals", "solve"]
 
@@ -17,11 +19,18 @@ MARGINAL_TOL = 1e-3
 """Entropic plans are iterated until their L1 marginal error is below this."""
 
 
-def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, *, epsilon: float | None = None) -> Coupling:
+def solve(
+    cost: np.ndarray,
+    reg: float = 0.0,
+    signed: np.ndarray | None = None,
+    *,
+    epsilon: float | None = None,
+    start: Potentials | None = None,
+) -> Coupling:
     r"""Coupling of two uniform measures of least cost.
 
     .. math:: \min_{\Pi \in \Gamma(1/n, 1/m)} \langle C, \Pi \rangle + \varepsilon \sum_{ts} \Pi_{ts} \log \Pi_{ts},
-        \qquad \varepsilon = \mathrm{reg} \cdot \max |C|
+        \qquad \varepsilon = \mathrm{reg} \cdot \max |C - \text{means of its rows and columns}|
 
     With a signed part S each source is there twice, :math:`\{v, -v\}`, at the costs :math:`C - S` and :math:`C + S`: an exact
     plan takes the better of the two signs, an entropic one both in their proportion.
@@ -30,10 +39,13 @@ def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, 
     ----------
     cost : ndarray of shape (n, m)
     reg : float
-        Entropic regularisation relative to the largest cost; 0 is exact.
+        Entropic regularisation relative to the largest cost after the means of rows and columns are subtracted, which say
+        nothing of which neurons belong together; 0 is exact.
     signed : ndarray of shape (n, m), optional
     epsilon : float, optional
         The regularisation itself instead of `reg`.
+    start : Potentials, optional
+        Of the last similar problem with `reg` > 0; replaced by those of this one.
 
     Returns
     -------
@@ -52,28 +64,25 @@ def solve(cost: np.ndarray, reg: float = 0.0, signed: np.ndarray | None = None, 
     array([1, 0])
     """
     if epsilon is None:
-        epsilon = reg * largest(cost, signed)
+        scale = largest(cost, signed)
+        epsilon = reg * scale
+        if reg > 0 and signed is None and scale <= 1e-14 * np.abs(cost).max():
+            return Coupling(np.full(cost.shape, 1 / cost.size))  # all are equally good
     if signed is None:
-        return entropic(cost, epsilon) if epsilon > 0 else exact(cost)
+        return entropic(cost, epsilon, start) if epsilon > 0 else exact(cost)
     size = np.abs(signed)
     if not epsilon > 0:
         found = exact(cost - size)
         if found.index is not None:
             return Coupling(index=found.index, signs=_sign(signed[np.arange(len(cost)), found.index]))
         return Coupling(found.plan * _sign(signed), found.plan)
-    found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon)
+    found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon, start)
     return Coupling(found.plan * np.tanh(signed / epsilon), found.plan)
 
 
 def largest(cost: np.ndarray, signed: np.ndarray | None = None) -> float:
-    """The largest cost, of either sign, to which `reg` is relative."""
-    return float((np.abs(cost) + (0 if signed is None else np.abs(signed))).max())
-
-
-def centred(cost: np.ndarray) -> np.ndarray:
-    """Without row and column offsets, which say nothing of which neurons belong together."""
-    cost = cost - cost.mean(1, keepdims=True)
-    return cost - cost.mean(0, keepdims=True)
+    """The largest cost, of either sign and less the means of its row and column, to which `reg` is relative."""
+    return float((np.abs(centred(cost)) + (0 if signed is None else np.abs(signed))).max())
 
 
 def _sign(values: np.ndarray) -> np.ndarray:
@@ -83,21 +92,26 @@ def _sign(values: np.ndarray) -> np.ndarray:
 def _shifted(cost: np.ndarray) -> np.ndarray:
     """Costs in [0, 1]: subtracting a constant and dividing by one moves no optimum, and the solvers need it."""
     cost = np.asarray(cost, dtype=np.float64)
-    if not np.isfinite(cost).all():
-        raise TransportError(
-            f"The cost matrix of shape {cost.shape} has NaN or infinite entries; look for huge weights in the models."
-        )
+    _check_finite(cost)
     cost = cost - cost.min()
     top = cost.max()
     return cost / top if top > 0 else cost
 
 
+def _check_finite(cost: np.ndarray) -> None:
+    if not np.isfinite(cost).all():
+        raise TransportError(
+            f"The cost matrix of shape {cost.shape} has NaN or infinite entries; look for huge weights in the models."
+        )
+
+
 def exact(cost: np.ndarray) -> Coupling:
     """Assignment for equal sizes, network simplex otherwise; see `solve`."""
-    cost = _shifted(cost)
     rows, columns = cost.shape
     if rows == columns:
-        return Coupling(index=linear_sum_assignment(centred(cost))[1])  # strong offsets slow the assignment down tenfold
+        _check_finite(cost)
+        return Coupling(index=assignment(cost))
+    cost = _shifted(cost)
     # Integer masses: vertices of the polytope are then integer, and no source is split without need.
     common = np.gcd(rows, columns)
     supply, demand = np.full(rows, columns / common), np.full(columns, rows / common)
@@ -113,42 +127,21 @@ def exact(cost: np.ndarray) -> Coupling:
     return coupling
 
 
-def entropic(cost: np.ndarray, epsilon: float) -> Coupling:
-    """Stabilised Sinkhorn with epsilon scaling, stopped at an L1 marginal error of 1e-3 and rounded; see `solve`."""
-    span = float(np.ptp(cost))
-    scaled = _shifted(cost)
-    rows, columns = scaled.shape
-    if not span:
-        return Coupling(np.full(scaled.shape, 1 / scaled.size))
-    target = epsilon / span
-    a, b = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
-    stop = MARGINAL_TOL / columns**0.5  # POT stops on the L2 error of the columns; rows are exact after each iteration
-    eps, potentials = max(target, 1.0), None
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        while True:
-            limit = 20_000 if eps == target else 100
-            plan, log = ot.bregman.sinkhorn_stabilized(
-                a, b, scaled, eps, numItermax=limit, stopThr=stop, warmstart=potentials, print_period=10, log=True
-            )
-            if eps == target or not np.isfinite(plan).all():
-                break
-            eps, potentials = max(target, eps / 4), log["warmstart"]
-        if not _fits(plan):  # the kernel underflowed: the log domain is slow and sure
-            plan = ot.bregman.sinkhorn_log(a, b, scaled, target, numItermax=100_000, stopThr=stop)
-    if not _fits(plan):
+def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) -> Coupling:
+    """Sinkhorn's plan, stopped at an L1 marginal error of 1e-3 and rounded to both marginals; see `solve`."""
+    _check_finite(cost)
+    if not float(np.ptp(cost)):
+        return Coupling(np.full(cost.shape, 1 / cost.size))
+    plan, error = sinkhorn(torch.as_tensor(cost, dtype=torch.float64), epsilon, start or Potentials(), MARGINAL_TOL)
+    if not error <= MARGINAL_TOL:
         warnings.warn(
-            f"Sinkhorn at an epsilon of {target:.1e} of the largest difference of costs did not reach a marginal error of "
-            f"{MARGINAL_TOL:g} on a cost of shape {scaled.shape}; its plan was rounded to the marginals. A larger reg, or reg=0, "
-            "is safer.",
+            f"Sinkhorn at an epsilon of {epsilon / float(np.ptp(cost)):.1e} of the largest difference of costs did not reach a "
+            f"marginal error of {MARGINAL_TOL:g} on a cost of shape {cost.shape}; its plan was rounded to the marginals. "
+            "A larger reg, or reg=0, is safer.",
             FusionWarning,
             stacklevel=2,
         )
-    return Coupling(round_to_marginals(np.nan_to_num(plan)))
-
-
-def _fits(plan: np.ndarray) -> bool:
-    return bool(np.isfinite(plan).all()) and Coupling(plan).marginal_error() <= MARGINAL_TOL
+    return Coupling(round_to_marginals(np.nan_to_num(plan.cpu().numpy())))
 
 
 def round_to_marginals(plan: np.ndarray) -> np.ndarray:

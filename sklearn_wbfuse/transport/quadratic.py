@@ -18,7 +18,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..couplings import Coupling
-from .linear import centred, exact, solve
+from .assignment import centred
+from .linear import exact, solve
+from .sinkhorn import Potentials
 
 __all__ = ["Quadratic", "Term", "solve_quadratic"]
 
@@ -68,12 +70,21 @@ class Quadratic:
     terms : sequence of Term
     signed : ndarray of shape (n, m) or None
         None where no sign may change.
+    potentials : Potentials, optional
+        Of the last vertex with an entropy.
     """
 
-    def __init__(self, cost: np.ndarray, terms: Sequence[Term], signed: np.ndarray | None = None):
+    def __init__(
+        self,
+        cost: np.ndarray,
+        terms: Sequence[Term],
+        signed: np.ndarray | None = None,
+        potentials: Potentials | None = None,
+    ):
         self.terms = terms
         self.signable = signed is not None
         self.linear = (cost, -signed) if signed is not None else (cost,)
+        self.potentials = potentials or Potentials()
 
     def products(self, coupling: Coupling, axes: Sequence[int] = (0, 1)) -> tuple[np.ndarray, ...]:
         r"""Gradient of the subtracted sum with respect to M and the signed plan: one part for each of the two axes."""
@@ -113,7 +124,7 @@ class Quadratic:
 
     def assigned(self, costs: Sequence[np.ndarray], epsilon: float = 0.0) -> Coupling:
         """The coupling of least linear cost, given as for M and the signed plan: on the better of the two signs."""
-        return solve(costs[0], signed=-costs[1] if self.signable else None, epsilon=epsilon)
+        return solve(costs[0], signed=-costs[1] if self.signable else None, epsilon=epsilon, start=self.potentials)
 
     def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
         """The linear oracle: one assignment (or transport problem)."""

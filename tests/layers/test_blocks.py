@@ -231,6 +231,40 @@ def written_out(blocks=2, units=4, values=3, **options):
     )
 
 
+class Linear(nn.Module):
+    """Attention without a softmax: keys with values first; queries and keys perhaps of length 1."""
+
+    def __init__(self, cosine=False):
+        super().__init__()
+        self.first, self.qkv, self.out, self.last = nn.Linear(5, 8), nn.Linear(8, 22), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.gain = nn.Parameter(torch.ones(2, 1, 1)) if cosine else None
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(self.first(x)).split([8, 8, 6], -1))
+        if self.gain is not None:
+            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+            y = (scores * self.gain).softmax(-1) @ v
+        else:
+            y = torch.sigmoid(q) @ (torch.sigmoid(k).transpose(-2, -1) @ v)
+        return self.last(self.out(y.transpose(1, 2).flatten(2)))
+
+
+def of_heads(build, scalable, signable):
+    groups = {"first": 8, "heads": 2, "qkv.0": 8, "qkv.1": 6, "out": 8}
+    return Case(build, (2, 4, 5), groups, scalable, signable, {"qkv.0": "heads", "qkv.1": "heads"}, widens=False)
+
+
+class Maxout(nn.Module):
+    """The larger of two neighbours, of which one half gates the other: four rows of two, of two kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.last(F.glu(self.first(x).unflatten(1, (4, 2)).amax(2)))
+
+
 class Masked(nn.Module):
     """Multi-head attention with a mask of padding, which torch expands and reshapes to the heads."""
 
@@ -253,6 +287,17 @@ class TestAttention(AdapterConformance):
         "multi-head with biases for keys": attention(functools.partial(Attention, add_bias_kv=True, add_zero_attn=True)),
         "multi-head across": attention(Cross, extra={"second": 6}),
         "multi-head with a mask": attention(Masked),
+        "without a softmax": of_heads(Linear, {"first", "qkv.1", "out"}, {"first", "qkv.1", "out"}),
+        "of normalised queries and keys": of_heads(
+            functools.partial(Linear, True), {"first", "qkv.1", "out"}, {"first", "qkv.1", "out"}
+        ),
+        "the larger of two, gated": Case(
+            Maxout,
+            (6, 3),
+            {"blocks": 2, "first.0": 4, "first.1": 4},
+            within={"first.0": "blocks", "first.1": "blocks"},
+            widens=False,
+        ),
         "fused": written_out(),
         "by matrix products": written_out(kind="products"),
         "by einsum": written_out(kind="einsum"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.exceptions import TransportError
-from sklearn_wbfuse.transport import exact, round_to_marginals, solve
+from sklearn_wbfuse.transport import Potentials, exact, round_to_marginals, solve
 
 
 class TestExact(SolverConformance):
@@ -32,16 +32,47 @@ class TestEntropic(SolverConformance):
         cost = np.random.default_rng(0).random((20, 20))
         np.testing.assert_allclose(solve(cost, 0.1).plan, solve(1e6 * cost, 0.1).plan, atol=1e-6)
 
-    @pytest.mark.parametrize("reg", [0.01, 0.1, 1.0])
-    def test_the_objective_is_that_of_pot_in_the_log_domain(self, reg):
-        cost = np.random.default_rng(1).random((30, 20))
+    def test_reg_does_not_see_offsets_of_rows_and_columns(self):
+        rng = np.random.default_rng(0)
+        cost = rng.random((20, 15))
+        moved = cost + 5 * rng.random((20, 1)) + 5 * rng.random(15)
+        assert np.abs(solve(cost, 0.1).plan - solve(moved, 0.1).plan).sum() < 5e-3
+
+    @pytest.mark.parametrize("epsilon", [0.003, 0.01, 0.1, 1.0])
+    @pytest.mark.parametrize("kind", ["uniform", "offsets", "permuted"])
+    def test_the_objective_is_that_of_pot_in_the_log_domain(self, epsilon, kind):
+        rng = np.random.default_rng(1)
+        cost = rng.random((30, 20))
+        if kind == "offsets":
+            cost = cost + 3 * rng.random((30, 1))
+        elif kind == "permuted":
+            cost = ((rng.normal(size=(30, 1, 4)) - rng.normal(size=(20, 4))) ** 2).sum(2)
+            cost /= np.ptp(cost)
         a, b = (np.full(n, 1 / n) for n in cost.shape)
 
         def objective(plan):
-            return (plan * cost).sum() + reg * cost.max() * np.sum(plan * np.log(np.maximum(plan, 1e-300)))
+            return (plan * cost).sum() + epsilon * np.sum(plan * np.log(np.maximum(plan, 1e-300)))
 
-        best = ot.bregman.sinkhorn_log(a, b, cost, reg * cost.max(), numItermax=100_000, stopThr=1e-12)
-        assert objective(solve(cost, reg).plan) <= objective(best) + 1e-3 * cost.max()
+        best = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=100_000, stopThr=1e-12)
+        found = solve(cost, epsilon=epsilon)
+        assert found.marginal_error() < 1e-9
+        # what is missing of the marginals is added as a product, at mean costs
+        assert abs(objective(found.plan) - objective(best)) <= 1e-3 * cost.mean()
+
+    def test_the_potentials_of_a_similar_problem_are_a_start(self):
+        rng = np.random.default_rng(0)
+        cost = rng.random((40, 30))
+        other, known = cost + 0.01 * rng.random((40, 30)), Potentials()
+        solve(other, epsilon=0.01, start=known)
+        warm, cold = solve(cost, epsilon=0.01, start=known), solve(cost, epsilon=0.01)
+        assert np.abs(warm.plan - cold.plan).sum() < 0.02
+        assert (warm.plan * cost).sum() == pytest.approx((cold.plan * cost).sum(), rel=1e-3)
+
+    def test_potentials_of_another_problem_do_no_harm(self):
+        rng, known = np.random.default_rng(0), Potentials()
+        solve(1e3 * rng.random((30, 30)), epsilon=0.1, start=known)
+        cost = rng.random((30, 30))
+        assert np.abs(solve(cost, epsilon=0.01, start=known).plan - solve(cost, epsilon=0.01).plan).sum() < 0.02
 
     def test_a_small_reg_comes_close_to_the_exact_plan(self):
         cost = np.random.default_rng(2).random((15, 15))

@@ -1,0 +1,172 @@
+"""What is to be fused, as arrays; couplings that keep or shuffle the order; and what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from ..couplings import Coupling
+from ..transport import check_multiple
+from .energy import carried, energy, mean_target
+from .view import Feature
+
+__all__ = ["Plans", "Problem", "Solution", "random_start", "spread", "unchanged"]
+
+Plans = dict[str, Coupling]
+
+
+@dataclass(eq=False)
+class Problem:
+    r"""Models to be fused, as arrays.
+
+    Attributes
+    ----------
+    described : list of Feature
+    models : list of list of Tensor
+        :math:`T^i_p`, one list per model.
+    sizes : dict of str to int
+        Sizes n_g of the target, in the order of computation.
+    source_sizes : list of dict
+        Sizes n_g^i.
+    weights : list of float
+        :math:`\lambda_i`, sum 1.
+    reg : float
+    pinned : dict of str to Coupling
+        Groups whose coupling is known beforehand.
+    within : dict of str to str
+        The group of blocks that a group's neurons lie in, see `Group.within`; blocks come first in `sizes`.
+    reference : int
+        The model whose neuron order the target starts from.
+    start : {"linear", "propagated", "uniform", "perturbed"}
+        Where the coupling of a recurrent group starts; see `couple`.
+    n_jobs : int or None
+        Models of a layer that are matched side by side.
+    """
+
+    described: list[Feature]
+    models: list[list[Tensor]]
+    sizes: dict[str, int]
+    source_sizes: list[dict[str, int]]
+    weights: list[float]
+    reg: float = 0.0
+    pinned: Plans = field(default_factory=dict)
+    within: dict[str, str] = field(default_factory=dict)
+    reference: int = 0
+    start: str = "linear"
+    random_state: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(0))
+    max_iter: int = 100
+    tol: float = 1e-6
+    n_jobs: int | None = None
+
+    def carry(self, model: int, plans: Mapping[str, Coupling]) -> list[Tensor]:
+        """All arrays of a model in the target's neurons."""
+        return [carried(f, a, plans) for f, a in zip(self.described, self.models[model], strict=True)]
+
+    def energy(self, targets: Sequence[Tensor], moved: Sequence[Sequence[Tensor]]) -> float:
+        """The full energy; see `barycenter.energy.energy`."""
+        return energy(self.described, targets, self.models, moved, self.weights)
+
+    def solution(self, plans: list[Plans], n_iter: int = 0) -> Solution:
+        """Couplings with their energy at the best target."""
+        plans = [{g: own[g] for g in self.sizes} for own in plans]
+        moved = [self.carry(i, p) for i, p in enumerate(plans)]
+        value = self.energy(mean_target(moved, self.weights), moved)
+        return Solution(plans, value, n_iter, [value])
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether a group stands twice in a tensor that counts."""
+        return any(f.alpha and f.groups.count(g) > 1 for f in self.described for g in f.groups)
+
+    def alone(self, model: int) -> bool:
+        """Whether a model has all the weight, so that there are no others to be matched to."""
+        return 1 - self.weights[model] < 1e-12
+
+    def touching(self, groups: Collection[str]) -> list[int]:
+        """Features in which one of some groups stands."""
+        return [p for p, f in enumerate(self.described) if any(g in f.groups for g in groups)]
+
+    def members(self, blocks: str) -> list[str]:
+        """The groups that lie in the same blocks."""
+        return [g for g, b in self.within.items() if b == blocks]
+
+    def keep(self, group: str, model: int, plans: Plans) -> Coupling:
+        """The coupling of a group that keeps the order of neurons, and of blocks unless these are coupled already."""
+        own, n = self.source_sizes[model], self.sizes
+        blocks = self.within.get(group)
+        if blocks is None:
+            if group in self.within.values():
+                check_multiple((n[group], own[group]), group)
+            return spread(own[group], n[group])
+        if blocks not in plans:
+            plans[blocks] = self.keep(blocks, model, plans)
+        return nest(plans[blocks], spread(own[group] // own[blocks], n[group] // n[blocks]))
+
+
+@dataclass(eq=False)
+class Solution:
+    """Couplings of every model, the energy, and how it was reached."""
+
+    plans: list[Plans]
+    energy: float
+    n_iter: int
+    history: list[float]
+
+
+def spread(source: int, target: int) -> Coupling:
+    """The coupling that keeps the order: repeats sources where the target is wider, merges neighbours where narrower."""
+    if source == target:
+        return Coupling.identity(source)
+    rows, columns = np.arange(target + 1) / target, np.arange(source + 1) / source
+    low = np.maximum(rows[:-1, None], columns[None, :-1])
+    high = np.minimum(rows[1:, None], columns[None, 1:])
+    plan = np.clip(high - low, 0, None)
+    plan[plan < 1e-12] = 0
+    return Coupling(plan / plan.sum())
+
+
+def nest(blocks: Coupling, inner: Coupling) -> Coupling:
+    """The same coupling of neurons within every pair of blocks that are coupled."""
+    if blocks.index is not None and inner.index is not None:
+        return Coupling(index=(blocks.index[:, None] * len(inner.index) + inner.index).ravel())
+    return Coupling(np.kron(blocks.plan, inner.plan))
+
+
+def random_start(problem: Problem) -> Solution:
+    """Random couplings: permutations where sizes agree, the order-keeping plan of shuffled neurons otherwise."""
+    plans: list[Plans] = []
+    for model, sizes in enumerate(problem.source_sizes):
+        own: Plans = {}
+        for group in problem.sizes:
+            if group in problem.pinned:
+                own[group] = problem.pinned[group]
+            elif group in problem.within:
+                own[group] = _shuffled_within(problem, group, model, own)
+            else:
+                shuffled = problem.random_state.permutation(sizes[group])
+                kept = problem.keep(group, model, own)
+                own[group] = Coupling(index=shuffled) if kept.index is not None else Coupling(kept.plan[:, shuffled])
+        plans.append(own)
+    return problem.solution(plans)
+
+
+def _shuffled_within(problem: Problem, group: str, model: int, plans: Plans) -> Coupling:
+    """Neurons shuffled within their blocks, which are coupled already."""
+    kept, sizes = problem.keep(group, model, plans), problem.source_sizes[model]
+    count = sizes[problem.within[group]]
+    d = sizes[group] // count
+    order = np.concatenate([b * d + problem.random_state.permutation(d) for b in range(count)])
+    return Coupling(index=order[kept.index]) if kept.index is not None else Coupling(kept.plan[:, order])
+
+
+def unchanged(old: Coupling, new: Coupling, tol: float) -> bool:
+    """Whether two couplings move less than `tol` of the mass differently; permutations are compared without their plans."""
+    if old.index is None or new.index is None:
+        return new.same_as(old, tol)
+    if old.index.shape != new.index.shape:
+        return False
+    signs = [1.0 if c.signs is None else c.signs for c in (old, new)]
+    return 2 * float(np.mean((old.index != new.index) | (signs[0] != np.asarray(signs[1])))) <= tol

@@ -1,0 +1,231 @@
+r"""Sweeps over incoming and outgoing tensors, each model against the weighted mean of the others, until nothing changes.
+
+At reg=0 and equal widths a step needs the products of one group with its neighbours alone: the arrays of a model are kept in
+the target's neurons, so that a coupling is looked for relative to the current one, nothing but the axis that moves is
+gathered, and the energy falls by :math:`2 \lambda_i \alpha_p \langle \sum_{j \ne i} \lambda_j A^j_p, \Delta A^i_p \rangle`, a
+difference of products.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..couplings import Coupling
+from ..groups import along
+from ..transport import Potentials
+from .energy import carried, carried_along, mean_target
+from .matching import assigned
+from .problem import Plans, Problem, Solution, unchanged
+from .products import Products
+from .steps import Step, sweep_steps
+from .view import Feature
+
+__all__ = ["Sweeps", "joint"]
+
+log = logging.getLogger("sklearn_wbfuse")
+
+_FEW = 0.25
+"""Products are updated, not computed anew, when at most this share of a group's neurons has changed."""
+
+
+def joint(problem: Problem, start: Solution) -> Solution:
+    """Sweep over groups and models until no coupling changes or the energy stops falling.
+
+    At reg=0 a step is taken only if the energy falls (for permutations it always does; for plans between unequal widths it
+    need not). Entropic sweeps take every step; they stop as well when the energy, which leaves the entropy out, stops falling,
+    and the sweep with the lowest energy is kept. At a large `reg` that is the start.
+    """
+    state = Sweeps(problem, start.plans, sweep_steps(problem))
+    history, best = [start.energy], [dict(p) for p in state.plans]
+    sweep = 0
+    for sweep in range(1, problem.max_iter + 1):
+        fall = state.sweep()
+        value = history[-1] if fall == 0 else history[-1] - fall if fall is not None else state.energy()
+        log.info("joint sweep %d: energy %.6g", sweep, value)
+        if value <= min(history):
+            best = [dict(p) for p in state.plans]
+        history.append(value)
+        if fall == 0 or (history[-2] - value <= problem.tol * abs(history[-2]) and sweep > 1):
+            break
+    if history[-1] <= min(history):  # free of the rounding of the falls
+        history[-1] = min(state.energy(), history[-2])
+    return Solution(best, min(history), sweep, history)
+
+
+class Sweeps:
+    """Couplings of all models, and their arrays in the target's neurons."""
+
+    def __init__(self, problem: Problem, start: Sequence[Plans], steps: Sequence[Step]):
+        self.problem = problem
+        self.plans = [dict(p) for p in start]
+        self.moved = [problem.carry(i, p) for i, p in enumerate(self.plans)]
+        self.steps = steps
+        self.pending = _Pending(problem, self.steps)
+        self.products = Products(problem, self.moved)
+        self.potentials: dict[tuple[int, str], Potentials] = {}
+
+    def energy(self) -> float:
+        """At the best target."""
+        return self.problem.energy(mean_target(self.moved, self.problem.weights), self.moved)
+
+    def sweep(self) -> float | None:
+        """One step for every group and model that may find something new; how much the energy fell, None if not known."""
+        fall: float | None = 0.0
+        for k, step in enumerate(self.steps):
+            for i in self._moving(step):
+                if self.pending.take(i, k):
+                    gain = self._step(step, i)
+                    if gain != 0:
+                        self.pending.changed(i, k)
+                        fall = None if fall is None or gain is None else fall + gain
+        return fall
+
+    def _moving(self, step: Step) -> Collection[int]:
+        """The models whose coupling of a group is looked for: of two that are permuted, one may stay where it is."""
+        problem, count = self.problem, len(self.plans)
+        if count > 2 or problem.reg > 0 or not all(own[g].is_permutation for own in self.plans for g in step.all):
+            return range(count)
+        stays = problem.reference if problem.weights[problem.reference] > 0 else 1 - problem.reference
+        return [1 - stays] if count == 2 else [0]
+
+    def _step(self, step: Step, i: int) -> float | None:
+        """Match the groups of a step of one model to the mean of the others.
+
+        Returns how much the energy fell, 0 if no coupling changed, None if it is not known.
+        """
+        permuted = self.problem.reg == 0 and all(self.plans[i][g].is_permutation for g in step.all)
+        if permuted and self.problem.alone(i):
+            return 0.0
+        if permuted and step.blocks is None and self.products.linear(step.groups[0]):
+            return self._exchange(step.groups[0], i)
+        return None if self._replace(step, i) else 0.0
+
+    def _exchange(self, group: str, i: int) -> float | None:
+        """Permute the neurons of a group that stands once in every tensor, relative to where they are."""
+        even, odd = self.products.of(i, group)
+        found = assigned(even, odd)
+        gain, size = 0.0, 0.0
+        for matrix, signs in ((even, None), (odd, found.signs)):
+            if matrix is not None:
+                here = matrix.diagonal().double().cpu().numpy()
+                there = matrix[torch.arange(len(here)), torch.as_tensor(found.index)].double().cpu().numpy()
+                gain += float(((there if signs is None else signs * there) - here).sum())
+                size += float(np.abs(here).sum())
+        if gain <= 1e-9 * size:
+            return 0.0
+        assert found.index is not None
+        self.plans[i] = {**self.plans[i], group: _after(self.plans[i][group], found)}
+        moved = found.index != np.arange(len(found.index))
+        units = torch.as_tensor(np.flatnonzero(moved if found.signs is None else moved | (found.signs < 0)))
+        few = len(units) <= _FEW * len(moved)
+        for matrix, changes_sign in self.products.columns(i, group):
+            _exchanged(matrix, 1, found, units, changes_sign)
+        changes: dict[int, Tensor] = {}
+        for p in self.problem.touching([group]):
+            feature = self.problem.described[p]
+            for axis, name in enumerate(feature.groups):
+                if name == group and few:
+                    changes[p] = _exchanged(self.moved[i][p], axis, found, units, feature.odd[axis])
+                elif name == group:
+                    self.moved[i][p] = carried_along(self.moved[i][p], axis, found, feature.roles[axis], feature.odd[axis])
+        self.products.changed(i, group, units if few else None, changes)
+        return 2 * self.problem.weights[i] * self.products.weight(i) * gain or None  # nothing for a model of weight 0
+
+    def _replace(self, step: Step, i: int) -> bool:
+        """Look for couplings of any kind, and take them if the energy falls or has an entropy."""
+        problem, weight = self.problem, self.problem.weights[i]
+        alone = problem.alone(i)
+        at = problem.touching(step.all)
+        described = [problem.described[p] for p in at]
+        targets = []
+        for p in at:
+            mean: Tensor = sum(w * m[p] for w, m in zip(problem.weights, self.moved, strict=True))  # type: ignore[assignment]
+            targets.append(mean if alone else (mean - weight * self.moved[i][p]) / (1 - weight))
+        source = [problem.models[i][p] for p in at]
+        found = step.solve(problem, i, at, targets, source, self.plans[i], self.potentials)
+        if all(unchanged(c, self.plans[i][g], problem.tol) for g, c in found.items()):
+            return False
+        trial = {**self.plans[i], **found}
+        arrays = [carried(f, a, trial) for f, a in zip(described, source, strict=True)]
+        old = [self.moved[i][p] for p in at]
+        if problem.reg == 0 and _gain(described, targets, old, arrays, weight, alone) <= 0:
+            return False
+        self.plans[i] = trial
+        for p, a in zip(at, arrays, strict=True):
+            self.moved[i][p] = a
+        for group in found:
+            self.products.changed(i, group)
+        return True
+
+
+def _exchanged(array: Tensor, axis: int, by: Coupling, units: Tensor, odd: bool) -> Tensor:
+    """Permute a few units of one axis in place; returns by how much they changed."""
+    units = units.to(array.device)
+    old = array.index_select(axis, units)
+    new = array.index_select(axis, torch.as_tensor(by.index, device=array.device)[units])
+    if odd and by.signs is not None:
+        new = new * along(torch.as_tensor(by.signs, dtype=array.dtype, device=array.device)[units], axis, array.dim())
+    array.index_copy_(axis, units, new)
+    return new.sub_(old)
+
+
+def _after(current: Coupling, found: Coupling) -> Coupling:
+    """A permutation that was found relative to the current one."""
+    assert current.index is not None and found.index is not None
+    signs = np.ones(len(found.index)) if current.signs is None else current.signs[found.index]
+    return Coupling(index=current.index[found.index], signs=signs if found.signs is None else signs * found.signs)
+
+
+class _Pending:
+    """Which steps of a sweep may find something new: those in whose tensors something else has moved since the last time."""
+
+    def __init__(self, problem: Problem, steps: Sequence[Step]):
+        self.models = range(len(problem.models))
+        self.alone = problem.alone
+        self.near: list[set[int]] = []
+        self.settled = []
+        for step in steps:
+            at = problem.touching(step.all)
+            touched = {g for p in at for g in problem.described[p].groups}
+            self.near.append({k for k, other in enumerate(steps) if touched & set(other.all)})
+            most = max((problem.described[p].groups.count(g) for p in at for g in step.all), default=0)
+            plain = step.blocks is None or not step.free
+            self.settled.append(plain and (most < 2 or (most == 2 and problem.reg == 0 and step.blocks is None)))
+        self.steps = {(i, k) for i in self.models for k in range(len(steps))}
+
+    def take(self, model: int, step: int) -> bool:
+        """Whether a step is due; it counts as done."""
+        due = (model, step) in self.steps
+        self.steps.discard((model, step))
+        return due
+
+    def changed(self, model: int, step: int) -> None:
+        """A coupling has changed: every other step that sees it is due, and the same one where its problem depends on it."""
+        self.steps |= {(i, k) for i in self.models for k in self.near[step]}
+        if self.settled[step] and not self.alone(model):
+            self.steps.discard((model, step))
+
+
+def _gain(
+    described: Sequence[Feature],
+    others: Sequence[Tensor],
+    old: Sequence[Tensor],
+    new: Sequence[Tensor],
+    weight: float,
+    alone: bool,
+) -> float:
+    r"""How much the energy at its best target falls: :math:`E = const - \|\sum_j \lambda_j A^j\|^2`, to a relative 1e-9."""
+    gain, scale = 0.0, 0.0
+    weight = max(weight, 1e-3)  # a model of weight 0 is matched all the same
+    for feature, t, a, b in zip(described, others, old, new, strict=True):
+        rest = torch.zeros_like(t) if alone else (1 - weight) * t
+        before = (rest + weight * a).pow(2).sum(dtype=torch.float64)
+        after = (rest + weight * b).pow(2).sum(dtype=torch.float64)
+        gain += feature.alpha * float(after - before)
+        scale += feature.alpha * float(before)
+    return gain - 1e-9 * scale

@@ -1,0 +1,192 @@
+"""Groups in blocks, on networks that are given as data: attention and convolutions in groups."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_wbfuse.barycenter import Problem, carry_state, features, joint, layerwise, match, match_all, random_start
+from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.exceptions import WidthError
+from sklearn_wbfuse.groups import Graph, Group, LabelledTensor, Span, relabel
+
+
+def axis(group, size, role, odd=False):
+    return (Span(group, np.arange(size)[:, None], role, odd=odd),)
+
+
+def attention(heads=3, d=4, d_value=3, e=6, bias_table=False):
+    """Query and key dims, value dims, and the heads that both lie in; signs go with both."""
+    qk, v = heads * d, heads * d_value
+    tensors = [
+        LabelledTensor("q", (qk, e), (axis("qk", qk, "out", True), ())),
+        LabelledTensor("k", (qk, e), (axis("qk", qk, "out", True), ())),
+        LabelledTensor("v", (v, e), (axis("v", v, "out", True), ())),
+        LabelledTensor("o", (5, v), ((), axis("v", v, "in", True))),
+    ]
+    if bias_table:
+        tensors.append(LabelledTensor("table", (7, heads), ((), axis("heads", heads, "out"))))
+    groups = [Group("heads", heads), Group("qk", qk, signable=True, within="heads"), Group("v", v, signable=True, within="heads")]
+    return Graph({g.name: g for g in groups}, {t.name: t for t in tensors})
+
+
+def grouped_convolution(blocks=3, d=4, d_out=5):
+    """A convolution in groups between two others."""
+    a, b = blocks * d, blocks * d_out
+    tensors = [
+        LabelledTensor("one", (a, 3), (axis("a", a, "out"), ())),
+        LabelledTensor("two", (b, a, 3), (axis("b", b, "out"), axis("a", a, "in"), ()), diagonal=blocks),
+        LabelledTensor("bias", (b,), (axis("b", b, "out"),)),
+        LabelledTensor("three", (6, b), ((), axis("b", b, "in"))),
+    ]
+    groups = [Group("blocks", blocks), Group("a", a, within="blocks"), Group("b", b, within="blocks")]
+    return Graph({g.name: g for g in groups}, {t.name: t for t in tensors})
+
+
+def state(graph, rng):
+    return {
+        n: t.fold(torch.as_tensor(rng.normal(size=t.shape))) if t.diagonal > 1 else torch.as_tensor(rng.normal(size=t.shape))
+        for n, t in graph.tensors.items()
+    }
+
+
+def shuffled(graph, rng):
+    """A permutation of blocks and within blocks, and signs."""
+    order, sign = {}, {}
+    for name, group in graph.groups.items():
+        if group.within is None:
+            order[name] = rng.permutation(group.size)
+            continue
+        d = group.size // graph.sizes[group.within]
+        order[name] = np.concatenate([b * d + rng.permutation(d) for b in order[group.within]])
+        if group.signable:
+            sign[name] = rng.choice([-1.0, 1.0], group.size)
+    return order, sign
+
+
+def problem_of(graph, states, weights=None, **options):
+    both = [features(graph, s, 1.0) for s in states]
+    within = {n: g.within for n, g in graph.groups.items() if g.within}
+    weights = weights or [1 / len(states)] * len(states)
+    options = {"sizes": graph.sizes, "source_sizes": [graph.sizes] * len(states), **options}
+    return Problem(both[0][0], [arrays for _, arrays in both], weights=weights, within=within, **options)
+
+
+def keeps_blocks(problem, plans):
+    for name, blocks in problem.within.items():
+        n, m = plans[blocks].shape
+        c = plans[name]
+        mass = c.mass.reshape(n, c.shape[0] // n, m, c.shape[1] // m).sum((1, 3))
+        np.testing.assert_allclose(mass, plans[blocks].mass, atol=1e-9)
+
+
+GRAPHS = [attention(), attention(bias_table=True), grouped_convolution(), grouped_convolution(4, 1, 2)]
+
+
+@given(st.sampled_from(range(len(GRAPHS))), st.integers(0, 2**31 - 1), st.sampled_from([2, 3]))
+def test_permuted_copies_are_found(which, seed, count):
+    graph, rng = GRAPHS[which], np.random.default_rng(seed)
+    first = state(graph, rng)
+    moves = [shuffled(graph, rng) for _ in range(count - 1)]
+    copies = [{n: relabel(t, graph.tensors[n], *move) for n, t in first.items()} for move in moves]
+    problem = problem_of(graph, [first, *copies])
+    for start in (layerwise(problem), match_all(problem, problem.models[0])):
+        found = joint(problem, start)
+        assert start.energy < 1e-12 and found.energy < 1e-12
+        for own in found.plans:
+            keeps_blocks(problem, own)
+        for own, (order, _), copy in zip(found.plans[1:], moves, copies, strict=True):
+            blocks = next(iter(graph.groups))
+            np.testing.assert_array_equal(order[blocks][own[blocks].index], np.arange(graph.sizes[blocks]))
+            carried = carry_state(copy, graph, graph, own, {}, {})
+            for n, t in first.items():
+                torch.testing.assert_close(carried[n], t)
+
+
+@given(st.sampled_from(range(len(GRAPHS))), st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.01]))
+def test_sweeps_keep_blocks_and_lower_the_energy(which, seed, reg):
+    graph, rng = GRAPHS[which], np.random.default_rng(seed)
+    problem = problem_of(graph, [state(graph, rng) for _ in range(3)], reg=reg, random_state=np.random.RandomState(0))
+    for start in (layerwise(problem), random_start(problem)):
+        found = joint(problem, start)
+        assert found.energy <= start.energy * (1 + 1e-9)
+        for own in (*start.plans, *found.plans):
+            keeps_blocks(problem, own)
+
+
+@pytest.mark.parametrize("pin", ["heads", "qk"])
+def test_pinned_blocks_stay(pin):
+    graph, rng = attention(), np.random.default_rng(0)
+    problem = problem_of(graph, [state(graph, rng) for _ in range(2)])
+    pinned = {"heads": Coupling.identity(3)} | ({"qk": Coupling.identity(12)} if pin == "qk" else {})
+    problem = replace(problem, pinned=pinned)
+    for start in (layerwise(problem), random_start(problem)):
+        for own in joint(problem, start).plans:
+            keeps_blocks(problem, own)
+            assert all(np.array_equal(own[g].index, c.index) for g, c in pinned.items())
+
+
+@pytest.mark.parametrize(("heads", "d", "d_value"), [(6, 4, 3), (3, 6, 5), (6, 2, 2)])
+def test_targets_of_other_sizes(heads, d, d_value):
+    graph, wide = attention(), attention(heads, d, d_value)
+    rng = np.random.default_rng(0)
+    states = [state(graph, rng) for _ in range(2)]
+    problem = problem_of(graph, states, sizes=wide.sizes)
+    for start in (layerwise(problem), random_start(problem)):
+        found = joint(problem, start)
+        assert found.energy <= start.energy * (1 + 1e-9)
+        for s, own in zip(states, found.plans, strict=True):
+            keeps_blocks(problem, own)
+            moved = carry_state(s, graph, wide, own, {}, {})
+            assert {n: t.shape for n, t in moved.items()} == {n: torch.Size(t.shape) for n, t in wide.tensors.items()}
+
+
+def test_heads_that_do_not_divide_have_their_error():
+    rng = np.random.default_rng(0)
+    problem = problem_of(attention(), [state(attention(), rng) for _ in range(2)], sizes=attention(4).sizes)
+    for schedule in (layerwise, random_start):
+        with pytest.raises(WidthError, match=r"'heads' has 3 blocks .*multiple of 3"):
+            schedule(problem)
+
+
+def test_a_convolution_keeps_its_number_of_groups():
+    graph, other, rng = grouped_convolution(), grouped_convolution(6), np.random.default_rng(0)
+    with pytest.raises(WidthError, match="'two' holds 3 diagonal blocks in a model and 6 in the target"):
+        carry_state(state(graph, rng), graph, other, {}, {}, {})
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_a_group_in_blocks_that_stands_twice_in_a_tensor(seed):
+    """A residual stream under a group norm: x + W x."""
+    rng, blocks, d = np.random.default_rng(seed), 3, 4
+    n = blocks * d
+    tensors = [
+        LabelledTensor("a", (n, 5), (axis("x", n, "out"), ())),
+        LabelledTensor("w", (n, n), (axis("x", n, "out"), axis("x", n, "in"))),
+        LabelledTensor("b", (3, n), ((), axis("x", n, "in"))),
+    ]
+    graph = Graph({g.name: g for g in (Group("g", blocks), Group("x", n, within="g"))}, {t.name: t for t in tensors})
+    first, (order, _) = state(graph, rng), shuffled(graph, rng)
+    copy = {k: relabel(t, graph.tensors[k], order, {}) for k, t in first.items()}
+    problem = problem_of(graph, [first, copy])
+    found = joint(problem, layerwise(problem))
+    assert found.energy < 1e-12
+    other = problem_of(graph, [first, state(graph, rng), state(graph, rng)])
+    start = layerwise(other)
+    found = joint(other, start)
+    assert found.energy <= start.energy * (1 + 1e-9)
+    for own in found.plans:
+        keeps_blocks(other, own)
+
+
+def test_match_respects_blocks():
+    graph, rng = attention(), np.random.default_rng(0)
+    one, two = state(graph, rng), state(graph, rng)
+    problem = problem_of(graph, [one])
+    targets = features(graph, two, 1.0)[1]
+    own = match(problem, targets)
+    keeps_blocks(problem, own)
+    assert list(own) == ["heads", "qk", "v"]

@@ -1,0 +1,129 @@
+"""Sweeps that keep products against plain ones: every cost built anew, every assignment by scipy."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from sklearn_wbfuse.barycenter import Problem, joint, layerwise, random_start
+from sklearn_wbfuse.barycenter.energy import cost
+from sklearn_wbfuse.barycenter.view import Feature
+from sklearn_wbfuse.couplings import Coupling
+
+SIZES = {"a": 9, "b": 7, "c": 8}
+
+
+def network(signable, skip):
+    """Three layers, biases, and a skip; groups that change sign stand on an axis that does not."""
+    odd = signable
+    features = [
+        Feature("1", ("a",), ("out",), (1.0,), (odd,)),
+        Feature("1b", ("a",), ("out",), (1.0,), (odd,)),
+        Feature("gain", ("a",), ("out",), (0.0,), (False,)),
+        Feature("2", ("b", "a"), ("out", "in"), (1.0, -1.0), (odd, odd), 0.7),
+        Feature("2b", ("b",), ("out",), (1.0,), (odd,)),
+        Feature("3", ("c", "b"), ("out", "in"), (1.0, -1.0), (False, odd)),
+        Feature("4", ("c",), ("in",), (-1.0,), (False,)),
+    ]
+    return features + ([Feature("skip", ("c", "a"), ("out", "in"), (1.0, -1.0), (False, odd))] if skip else [])
+
+
+def random_problem(seed, count, signable, skip, weights):
+    rng, described = np.random.default_rng(seed), network(signable, skip)
+    draw = {"1b": 1, "2b": 1, "gain": 1}
+    models = [
+        [torch.as_tensor(rng.normal(size=(*[SIZES[g] for g in f.groups], draw.get(f.name, 5)))) for f in described]
+        for _ in range(count)
+    ]
+    proportions = rng.dirichlet(np.ones(count)).tolist() if weights else [1 / count] * count
+    return Problem(described, models, SIZES, [SIZES] * count, proportions, random_state=np.random.RandomState(seed))
+
+
+def plain_sweeps(problem, start):
+    """As `joint`, step for step, without anything kept from one to the next."""
+    plans, history = [dict(p) for p in start.plans], [start.energy]
+    count = len(plans)
+    moving = range(count) if count > 2 else [1 - problem.reference]
+    for sweep in range(1, problem.max_iter + 1):
+        changed = False
+        for group in problem.sizes:
+            for i in moving:
+                at = problem.touching([group])
+                arrays = [problem.carry(j, p) for j, p in enumerate(plans)]
+                others = [sum(problem.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in at]
+                described, source = [problem.described[p] for p in at], [problem.models[i][p] for p in at]
+                even, odd = cost(group, described, others, source, plans[i])
+                matrix = even.numpy() - (0 if odd is None else np.abs(odd.numpy()))
+                index = linear_sum_assignment(matrix)[1]
+                signs = None if odd is None else np.where(odd.numpy()[np.arange(len(index)), index] < 0, -1.0, 1.0)
+                trial = [dict(p) for p in plans]
+                trial[i][group] = Coupling(index=index, signs=signs)
+                if problem.solution(trial).energy < problem.solution(plans).energy * (1 - 1e-12):
+                    plans, changed = trial, True
+        history.append(problem.solution(plans).energy)
+        if not changed or (history[-2] - history[-1] <= problem.tol * abs(history[-2]) and sweep > 1):
+            break
+    return plans, history
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3, 4]), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_couplings_and_energies_are_those_of_plain_sweeps(seed, count, signable, skip, weights, layers):
+    problem = random_problem(seed, count, signable, skip, weights)
+    start = layerwise(problem) if layers else random_start(problem)
+    found, (plans, history) = joint(problem, start), plain_sweeps(problem, start)
+    np.testing.assert_allclose(found.history, history, rtol=1e-9)
+    for ours, theirs in zip(found.plans, plans, strict=True):
+        for group in SIZES:
+            np.testing.assert_allclose(ours[group].plan, theirs[group].plan)
+    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_few_neurons_that_move_are_updated_well(count):
+    """Networks of 40 neurons a layer that differ by little but for a few neurons: most steps move a few."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": 40, "b": 40}
+    described = [
+        Feature("1", ("a",), ("out",), (1.0,), (True,)),
+        Feature("2", ("b", "a"), ("out", "in"), (1.0, -1.0), (False, True)),
+        Feature("3", ("b",), ("in",), (-1.0,), (False,)),
+    ]
+    base = [rng.normal(size=(*[sizes[g] for g in f.groups], 6)) for f in described]
+    models = [[torch.as_tensor(b + 0.8 * rng.normal(size=b.shape)) for b in base] for _ in range(count)]
+    problem = Problem(described, models, sizes, [sizes] * count, [1 / count] * count, tol=0)
+    order = np.arange(40)
+    order[:4] = [1, 2, 3, 0]
+    plans = [{g: Coupling(index=order if i else np.arange(40)) for g in sizes} for i in range(count)]
+    start = problem.solution(plans)
+    found, (_, history) = joint(problem, start), plain_sweeps(problem, start)
+    np.testing.assert_allclose(found.history, history, rtol=1e-9)
+    assert found.energy < start.energy
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4, 0.0]])
+def test_a_model_of_weight_0_is_matched_all_the_same(weights):
+    problem = replace(random_problem(3, len(weights), False, True, False), weights=weights)
+    i = weights.index(0.0)
+    start = random_start(problem)
+    found = joint(problem, start)
+    others = [w for w in weights if w]
+
+    def distance(plans):
+        arrays = [problem.carry(j, own) for j, own in enumerate(plans)]
+        mean = [sum(w * arrays[j][p] for j, w in enumerate(weights)) / sum(others) for p in range(len(arrays[0]))]
+        return sum(f.alpha * float((m - a).pow(2).sum()) for f, m, a in zip(problem.described, mean, arrays[i], strict=True))
+
+    assert distance(found.plans) < 0.9 * distance(start.plans)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_results_do_not_depend_on_the_number_of_jobs(count):
+    problem = random_problem(0, count, True, True, False)
+    one, many = (layerwise(replace(problem, n_jobs=n)) for n in (1, 3))
+    assert one.energy == many.energy
+    for a, b in zip(one.plans, many.plans, strict=True):
+        assert all(np.array_equal(a[g].plan, b[g].plan) for g in SIZES)
