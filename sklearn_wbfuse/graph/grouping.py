@@ -138,8 +138,10 @@ def _order_and_names(
     parameter_of_unit[unit_of[parameter_of >= 0]] = parameter_of[parameter_of >= 0]
     order: list[tuple] = []
     first: dict[tuple, str] = {}
-    named = sorted(record.block_names[::-1], key=lambda entry: entry[1].endswith("heads"))  # heads are more telling
-    block_names = {int(u): name for ids, name in named for u in unit_of[ids]}
+    block_names: dict[int, str] = {}
+    for ids, name in sorted(record.block_names, key=lambda entry: not entry[1].endswith("heads")):  # the more telling name
+        for u in unit_of[ids].tolist():
+            block_names.setdefault(u, name)
     leftover = [np.asarray(ids) for ids in axes.values()]
     for ids in [*record.computers, *leftover]:
         for u, label in zip(unit_of[ids].tolist(), ids.tolist(), strict=True):
