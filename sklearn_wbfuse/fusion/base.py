@@ -214,8 +214,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
         for a in architectures[1:]:  # parents of several widths: each must widen without loss
-            if a.graph.sizes != architectures[0].graph.sizes:
-                a.check_widening()
+            a.check_widening(sizes)
         return architectures[0].resized(sizes)
 
     def _network(self, model: nn.Module, graph: Graph) -> Network:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..exceptions import ArchitectureMismatchError, FusionWarning, SelfCheckError
+from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
 from ..groups import Graph, Group, LabelledTensor, Span, put, relabel, take
 from .modules import floating_state, plain_copy
 from .states import on_states
@@ -24,6 +24,7 @@ Change = Callable[[Tensor, LabelledTensor], Tensor]
 
 _CAST = re.compile(r"aten::(to|_to_copy)\b.*torch\.(b?float16|float32)")  # code that leaves double precision on its way
 _CONTROLS = 32  # groups that the negative control tries out
+_SMALL = 0.3  # gain of weights that keep what a network computes in the range where it is nearly linear
 _ROUNDING = 1e-12  # of an output that is the same but for the order of sums
 _DRAWS = 3  # further draws of parameters for those of which the output seemed not to depend
 
@@ -49,6 +50,12 @@ class SelfCheck:
         self.twin, self.inputs, self.tol = self._runnable(model, inputs)
         self.state = self._random_state(self.twin)
         self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+        if not self._finite():  # a random mask may leave out a whole row: take the masks of the examples
+            self.inputs = [pytree.tree_map(_kept, x, tuple(inputs)) for x in self.inputs[:1]]
+            self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point())
 
     def _runnable(self, model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, list[tuple[Any, ...]], float]:
         casts = [o for o in self.graph.operations if _CAST.match(o)]
@@ -82,6 +89,8 @@ class SelfCheck:
                 return torch.as_tensor(self.rng.normal(size=shape), dtype=dtype)
             if leaf.dtype == torch.bool:
                 return torch.as_tensor(self.rng.random(shape) < 0.5)
+            if leaf.is_complex():
+                raise DiscoveryError(f"An input of shape {tuple(leaf.shape)} is complex; only real ones can be checked.")
             low, high = int(leaf.min()), int(leaf.max())
             drawn = torch.as_tensor(self.rng.integers(low, high + 1, shape), dtype=leaf.dtype)
             falling = leaf.dim() == 1 and bool((leaf.diff() <= 0).all())  # lengths of sequences that are to be packed
@@ -89,10 +98,13 @@ class SelfCheck:
 
         return pytree.tree_map(draw, tuple(inputs))
 
-    def _random_state(self, twin: nn.Module) -> dict[str, Tensor]:
+    def _random_state(self, twin: nn.Module, gain: float = 1.5) -> dict[str, Tensor]:
         """Random values for every tensor: defaults such as zeros and ones hide errors."""
         state = {}
         for name, tensor in floating_state(twin).items():
+            if not bool(torch.isfinite(tensor).all()):
+                state[name] = tensor  # a mask
+                continue
             fan_in = max(int(np.prod(tensor.shape[1:])), 1)
             drawn = torch.empty(tensor.shape)  # single precision is drawn four times as fast
             if tensor.dim() <= 1 and bool((tensor >= 0).all()) and bool((tensor > 0).any()):
@@ -100,7 +112,7 @@ class SelfCheck:
             elif tensor.dim() <= 1:
                 drawn.normal_(0.4 * tensor.dim(), 0.5, generator=self.generator)  # positive biases keep most ReLUs alive
             else:
-                drawn.normal_(0, 1.5 / fan_in**0.5, generator=self.generator)
+                drawn.normal_(0, gain / fan_in**0.5, generator=self.generator)
             state[name] = drawn.to(tensor.dtype)
         return state
 
@@ -145,7 +157,7 @@ class SelfCheck:
         SelfCheckError
             If permuting a group changes the output, if no permutation could, or if outputs are not finite.
         """
-        if not all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point()):
+        if not self._finite():
             raise SelfCheckError("The network's outputs are not finite for random parameters, so its groups can't be verified.")
         groups = self.graph.groups.values()
         order = self.graph.orders(self._cycle)
@@ -276,10 +288,19 @@ class SelfCheck:
             Of `wide`.
         """
         copies = self.graph.copies(graph)
-        state = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in self.state.items()}
         wider = {id(old.labels): new.labels for old, new in zip(self.graph.states, graph.states, strict=True)}
-        wide = wide.to(next(iter(state.values())).dtype)
-        return self._same(wide, state, lambda tensor, labels: _repeated_rows(tensor, labels, wider[id(labels)], copies))
+        wide = wide.to(next(iter(self.state.values())).dtype)
+        own = self.state, self.expected
+        try:
+            for state in (self.state, self._random_state(self.twin, _SMALL)):  # a softmax that is one-hot hides its temperature
+                self.state = state
+                self.expected = own[1] if state is own[0] else [self._run(self.twin, state, x) for x in self.inputs]
+                larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in state.items()}
+                if not self._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies)):
+                    return False
+        finally:
+            self.state, self.expected = own
+        return True
 
 
 def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor, copies: Mapping[str, np.ndarray]) -> Tensor:
@@ -320,6 +341,11 @@ def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
         n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
     }
     return dataclasses.replace(graph, groups=groups, tensors=tensors)
+
+
+def _kept(drawn: Any, example: Any) -> Any:
+    """Random numbers, but integers and truth values of the example."""
+    return drawn if not isinstance(example, Tensor) or example.is_floating_point() else example
 
 
 def _clone(leaf: Any) -> Any:

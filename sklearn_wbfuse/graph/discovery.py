@@ -67,6 +67,11 @@ class Architecture:
     def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
         """Discover one model; see `discover`."""
         plain = plain_copy(model).to("cpu")
+        for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+            if tensor.is_complex():
+                raise DiscoveryError(
+                    f"{name!r} of {type(model).__name__} is complex; only networks of real tensors can be fused."
+                )
         if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
             plain = plain.float()
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
@@ -106,9 +111,9 @@ class Architecture:
         """
         if dict(sizes) == self.graph.sizes:
             return self
-        self.check_widening()
-        self._check_blocks(sizes)
         wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
+        self.check_widening(sizes)
+        self._check_blocks(sizes)
         try:
             graph = _trace(wide, inputs)
         except DiscoveryError as error:
@@ -120,19 +125,27 @@ class Architecture:
             )
         return Architecture(wide, graph, inputs, self.check)
 
-    def check_widening(self) -> None:
-        """Doubling every group must keep the function, or widths can't change.
+    def check_widening(self, sizes: Mapping[str, int]) -> None:
+        """Doubling the groups that are to have other sizes must keep the function; those of one factor at a time.
 
         Raises
         ------
         WidthError
             Naming the groups that do not widen.
         """
-        why = self._doubling_fails(list(self.graph.groups))
-        if why:
-            wrong = [name for family in self.graph.families if self._doubling_fails(family) for name in family]
-            wrong = wrong or list(self.graph.groups)
-            raise WidthError(f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes.")
+        by_factor: dict[frozenset[float], list[list[str]]] = {}
+        for family in self.graph.families:
+            factors = frozenset(sizes[n] / self.graph.sizes[n] for n in family) - {1.0}
+            if factors:
+                by_factor.setdefault(factors, []).append(family)
+        for families in by_factor.values():
+            why = self._doubling_fails([name for family in families for name in family])
+            if why:
+                wrong = [name for family in families if self._doubling_fails(family) for name in family]
+                wrong = wrong or [name for family in families for name in family]
+                raise WidthError(
+                    f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes."
+                )
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:
         """Blocks hold equally many neurons, and others than before only if they may."""
@@ -155,7 +168,10 @@ class Architecture:
         sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
         try:
             wide = resize(self.plain, self.graph, sizes)
-            same = self.check.widens(wide, _trace(wide, resized_inputs(self.inputs, self.graph, sizes)))
+            graph = _trace(wide, resized_inputs(self.inputs, self.graph, sizes))
+            if graph.sizes != sizes:
+                return "its groups come out otherwise"
+            same = self.check.widens(wide, graph)
         except Exception as error:  # it does not run, or its blocks come out otherwise
             return f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
         return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
@@ -133,9 +134,10 @@ def _padded() -> Iterator[None]:
             sequence = torch.where(sequence == sequence, sequence, padding_value)
         return sequence, torch.full((batch,), steps)
 
-    originals = [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
+    detect, originals = transformer._detect_is_causal_mask, [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
     bodies = [f.__code__ for f in originals]
     _tracing.on = True
+    transformer._detect_is_causal_mask = _is_said_to_be_causal
     for original, padded in zip(originals, (pack_padded_sequence, pad_packed_sequence), strict=True):
         original.__code__ = padded.__code__
     try:
@@ -143,7 +145,13 @@ def _padded() -> Iterator[None]:
     finally:
         for original, body in zip(originals, bodies, strict=True):
             original.__code__ = body
+        transformer._detect_is_causal_mask = detect
         _tracing.on = False
+
+
+def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """What nn.Transformer asks of a mask, a hint for speed, without a look at its values, which can't be traced."""
+    return bool(is_causal)
 
 
 def _first_line(error: Exception) -> str:

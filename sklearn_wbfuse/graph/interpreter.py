@@ -23,7 +23,22 @@ from .states import Declared
 __all__ = ["Interpreter"]
 
 _TALLY = 1 << 22  # constants larger than this are not computed
-_SIZED = ("view", "reshape", "expand", "zeros", "ones", "full", "split", "slice", "repeat", "arange")
+_SIZED = (
+    "view",
+    "reshape",
+    "expand",
+    "zeros",
+    "ones",
+    "full",
+    "split",
+    "slice",
+    "repeat",
+    "arange",
+    "unflatten",
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+)
 
 
 class Interpreter:
@@ -154,8 +169,13 @@ class Interpreter:
             return _without_labels(node)
         if rule.__module__ != movement.__name__:
             self.record.sees([layer for v in read for layer in v.layers])
-        result = rule(self.record, *arguments, **named)
-        return _completed(node, result)
+        try:
+            return _completed(node, rule(self.record, *arguments, **named))
+        except DiscoveryError:
+            raise
+        except Exception as error:  # a case that the rule does not know
+            self.record.freeze([layer for v in read for layer in v.layers], f"no rule ({type(error).__name__}: {error})")
+            return _without_labels(node)
 
     def _constant(self, node: Node, arguments: Any, named: Any) -> Any:
         """A value that depends on neither inputs nor parameters is computed."""
@@ -246,4 +266,10 @@ def _options(node: Node, position: Mapping[Node, int]) -> str:
             return [shown(a) for a in argument]
         return "" if sized and isinstance(argument, int) else argument
 
-    return repr([shown(a) for a in node.args] + [(k, shown(a)) for k, a in node.kwargs.items()])
+    arguments = list(node.args)
+    if re.search(r"aten\.conv(_transpose)?\d", str(node.target)) and len(arguments) > 6:
+        weight = arguments[1].meta["val"]  # type: ignore[union-attr]
+        arguments[6] = (
+            "depthwise" if is_depthwise(weight.shape, int(str(arguments[6])), "transpose" in str(node.target)) else arguments[6]
+        )
+    return repr([shown(a) for a in arguments] + [(k, shown(a)) for k, a in node.kwargs.items()])

@@ -64,9 +64,16 @@ def validate_models(models: Any) -> list[nn.Module]:
         raise InvalidModelError(f"All models must be on one device. Got {shown}; move them with .to(device).")
     for position, model in enumerate(checked):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not _may_be(tensor, dict(checked[0].named_buffers()).get(name)):
                 raise NonFiniteError(f"Model {position}: {name!r} of shape {tuple(tensor.shape)} has NaN or infinite values.")
     return checked
+
+
+def _may_be(tensor: Tensor, mask: Tensor | None) -> bool:
+    """Whether the values are finite, or infinite in a buffer that is the same in all models (a mask of attention)."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return True
+    return mask is not None and not bool(tensor.isnan().any()) and torch.equal(mask, tensor)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -163,8 +170,7 @@ def resized_shape(labels: LabelledTensor, graph: Graph, sizes: Mapping[str, int]
         shape[axis] += sum((sizes[s.group] - s.index.shape[0]) * s.index.shape[1] for s in spans)
         within = {graph.groups[s.group].within for s in spans} - {None}
         if labels.diagonal > 1 and within:
-            (name,) = within
-            blocks = labels.diagonal * sizes[str(name)] // graph.sizes[str(name)]
+            blocks = labels.diagonal * sum(sizes[str(b)] for b in within) // sum(graph.sizes[str(b)] for b in within)
     shape[1:2] = [n // blocks for n in shape[1:2]]
     return tuple(shape)
 

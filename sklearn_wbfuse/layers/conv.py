@@ -39,12 +39,15 @@ def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
         depthwise = is_depthwise(weight.shape, groups, transposed)
         if groups > 1 and not depthwise and weight.diagonal == 1:
             return opaque(record, "a convolution in groups with computed weights", x, weight, bias)
-        x = _out_of_space(record, x, space)
+        pointwise = groups == 1 and not transposed and _is_pointwise(weight.shape[2:], options)
+        x = x if pointwise else _out_of_space(record, x, space)
         record.fix(*(weight.layer(d) for d in range(1 if depthwise else 2, 2 + space)))
         shape = _shape_after(operation, x, weight, options)
         kept = [k for k in x.layers if k is not x.layer(channel)] if depthwise else read(record, x, channel, weight, in_axis)
         layers = [
-            Layer(_stretch(layer.ids, shape, channel), layer.dims) for layer in kept if max(layer.dims, default=0) < channel
+            Layer(layer.ids.narrow(channel, 0, 1).expand(shape) if pointwise else _stretch(layer.ids, shape, channel))
+            for layer in kept
+            if pointwise or max(layer.dims, default=0) < channel
         ]
         out_dim = 0 if depthwise else out_axis
         axis = weight.layer(out_dim)
@@ -59,6 +62,12 @@ def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
         return add_bias(record, Value(shape, tuple(layers)), bias, channel)
 
     return convolve
+
+
+def _is_pointwise(kernel: Sequence[int], options: Sequence[Any]) -> bool:
+    """Whether a convolution does the same at every position, so that units may lie in space (a mixer of tokens)."""
+    stride, padding = [*options, *([1], [0])[len(options) :]][:2]
+    return all(k == 1 for k in kernel) and all(n == 1 for n in stride) and (padding == "same" or all(n == 0 for n in padding))
 
 
 def is_depthwise(shape: Sequence[int], groups: int, transposed: bool) -> bool:

@@ -75,8 +75,9 @@ def _merge(
         if b is not None:
             record.unite(a.core, b.core)
             merged.append(_scaled(record, a, b, kind))
-        elif (b := _nested_in(a, unmatched)) is not None:
-            merged.append(_nested(record, a, b, kind))
+        elif nested := _nested_in(a, unmatched):
+            merged.append(_nested_all(record, a, nested, kind))
+            unmatched = [r for r in unmatched if all(r is not n for n in nested)]
         elif (b := _beside(a, left, unmatched)) is not None:
             merged += _side_by_side(record, a, b, kind)
         else:
@@ -102,7 +103,7 @@ def _alone(
     right: bool = False,
 ) -> list[Layer]:
     """Units with no partner in the other operands: those may not vary along them, or the units are tied to their positions."""
-    tied = [d for d in layer.dims if varies(others, [d], shape)]
+    tied = [d for d in layer.dims if varies(others, [d], shape) and not _same_within_period(layer, others, d, shape)]
     if tied and weight:
         record.fix(layer)  # a weight for each position of what is no unit
         return []
@@ -120,11 +121,23 @@ def _alone(
     return [layer]
 
 
-def _nested_in(layer: Layer, others: Sequence[Layer]) -> Layer | None:
-    """The single other layer that varies along some of the layer's dimensions only, or along more, if there is just one."""
+def _nested_in(layer: Layer, others: Sequence[Layer]) -> list[Layer]:
+    """The other layers that vary along some of the layer's dimensions only, or the single one that varies along more."""
     mine = set(layer.dims)
-    found = [o for o in others if mine and o.dims and (set(o.dims) < mine or mine < set(o.dims))]
-    return found[0] if len(found) == 1 else None
+    inside = [o for o in others if o.dims and set(o.dims) < mine]
+    around = [o for o in others if mine and mine < set(o.dims)]
+    return inside if inside and not around else around if len(around) == 1 and not inside else []
+
+
+def _nested_all(record: Record, layer: Layer, nested: Sequence[Layer], kind: str) -> Layer:
+    """Units with several layers nested in theirs, such as a weight for each head and dimension; inner dimensions come first."""
+    for other in sorted(nested, key=lambda o: -max(o.dims)):
+        if other.dims == layer.dims:
+            record.unite(layer.core, other.core)
+            layer = _scaled(record, layer, other, kind)
+        else:
+            layer = _nested(record, layer, other, kind)
+    return layer
 
 
 def _beside(layer: Layer, own: Sequence[Layer], others: Sequence[Layer]) -> Layer | None:
@@ -186,6 +199,25 @@ def varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -
             if known is None or bool((known != known.narrow(dim, 0, 1)).any()):
                 return True
     return False
+
+
+def _same_within_period(layer: Layer, values: Sequence[Value], dim: int, shape: Sequence[int]) -> bool:
+    """Whether labels repeat along `dim` (heads of each sample of a batch) and the values are equal within each period."""
+    ids = layer.core.movedim(dim, 0).flatten(1)
+    n, period = len(ids), len(torch.unique(ids, dim=0))
+    if period == n or n % period or bool((ids != ids[:period].repeat(n // period, 1)).any()):
+        return False
+    for value in values:
+        own = dim - len(shape) + len(value.shape)
+        if own < 0 or value.shape[own] == 1 or own in value.uniform:
+            continue
+        known = value.constant if value.constant is not None else value.pattern
+        if known is None:
+            return False
+        rows = known.movedim(own, 0).reshape(n // period, period, -1)
+        if bool((rows != rows[:, :1]).any()):
+            return False
+    return True
 
 
 def is_zero(value: Value) -> bool:

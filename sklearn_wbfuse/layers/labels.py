@@ -200,6 +200,8 @@ class Record:
         """These units stay in place because no rule covers what is done to them; reported to the user."""
         for layer in layers:
             self.fix(layer)
+            if not layer.dims:
+                continue  # a single unit, or an axis of size 1: nothing could be exchanged
             self.frozen.append((_flat(layer.core), f"{why} in {self.where}" if self.where else why))
 
     def enclose(self, rows: Tensor, name: str) -> Tensor:

@@ -141,6 +141,8 @@ def embedding_bag(
 ) -> tuple[Value, ...]:
     """Sums, means or maxima of rows of a table."""
     rows = embedding(record, weight, index)
+    if per_sample_weights is not None:
+        record.fix(*per_sample_weights.layers)
     if mode == 2:
         record.no_sign(*rows.layers)
     shape = (offsets.shape[0] - include_last_offset, weight.shape[1])

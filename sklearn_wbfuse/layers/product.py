@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .elementwise import combine, varies
@@ -14,6 +14,7 @@ from .registry import Blocks, register_rule, register_sizes
 
 __all__ = ["contraction", "product"]
 
+register_sizes(nn.Transformer, d_model=lambda m: next(p.shape[1] for p in m.parameters() if p.dim() == 2))
 register_sizes(
     nn.MultiheadAttention,
     embed_dim=("out_proj.weight", 0),
@@ -43,10 +44,11 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
     summed = list(dict.fromkeys(c for c in of_a + of_b if c not in out))
     inner = [v.touching([own.index(c) for c in summed if c in own]) for v, own in sides]
     blocks: list[Layer] = []
-    if len(inner[0]) == len(inner[1]) == 1 and all(c in of_a and c in of_b for c in summed):
+    if partners := _partners(sides, inner, summed):
         batch = [c for c in out if c in of_a and c in of_b]
-        laid = [(v, own, layers[0]) for (v, own), layers in zip(sides, inner, strict=True)]
-        blocks = _summed(record, laid, batch, summed, out, name)
+        for pair in partners:
+            laid = [(v, own, layer) for (v, own), layer in zip(sides, pair, strict=True)]
+            blocks += _summed(record, laid, batch, summed, out, name)
     else:
         for (value, own), (other, others), layers in zip(sides, reversed(sides), inner, strict=True):
             for layer in layers:
@@ -57,6 +59,21 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
         for (v, own), layers, extra in zip(sides, inner, (blocks, []), strict=True)
     ]
     return combine(record, "a product", factors, "product")
+
+
+def _partners(
+    sides: Sequence[tuple[Value, str]], inner: Sequence[Sequence[Layer]], summed: Sequence[str]
+) -> list[tuple[Layer, Layer]]:
+    """Layers of both operands that are summed over together: one of each, or those along the same dimensions."""
+    (_, of_a), (_, of_b) = sides
+    if not all(c in of_a and c in of_b for c in summed) or len(inner[0]) != len(inner[1]):
+        return []
+    if len(inner[0]) == 1:
+        return [(inner[0][0], inner[1][0])]
+    first, second = (
+        {frozenset(own[d] for d in k.dims): k for k in layers} for (_, own), layers in zip(sides, inner, strict=True)
+    )
+    return [(first[k], second[k]) for k in first] if first.keys() == second.keys() else []
 
 
 def _factor(value: Value, own: str, out: str, free: Sequence[Layer], extra: Sequence[Layer], known: set[int]) -> Value:
@@ -139,15 +156,28 @@ def baddbmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
 @register_rule("aten::einsum")
 def einsum(record: Record, equation: str, operands: Sequence[Value], **_: Any) -> Value | None:
     """A sum over letters of two operands; units that the letters of one operand lay out twice stay in place."""
-    inputs, _arrow, out = equation.replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    plain = "." not in equation and "->" in equation and all(len(set(own)) == len(own) for own in letters)
+    letters, out = _letters(equation.replace(" ", ""), [len(v.shape) for v in operands])
+    plain = all(len(set(own)) == len(own) for own in letters)
     if len(operands) == 2 and plain:
         return contraction(record, operands[0], operands[1], (letters[0], letters[1], out))
     if len(operands) == 1 and plain and len(out) == len(letters[0]):
-        return operands[0].map(lambda ids: torch.einsum(equation, ids))
+        return operands[0].map(lambda ids: ids.permute([letters[0].index(c) for c in out]))
     record.freeze([layer for v in operands for layer in v.layers], "an einsum of this form")
     return None
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of the operands and of the result, with those that an ellipsis or a missing result stand for."""
+    inputs, arrow, out = equation.partition("->")
+    spare = [c for c in string.ascii_letters if c not in equation]
+    letters, widest = [], 0
+    for own, rank in zip(inputs.split(","), ranks, strict=True):
+        hidden = rank - len(own.replace("...", ""))
+        letters.append(own.replace("...", "".join(spare[:hidden][::-1])))  # dimensions of an ellipsis are aligned at the right
+        widest = max(widest, hidden)
+    batch = "".join(spare[:widest][::-1])
+    named = sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1)
+    return letters, out.replace("...", batch) if arrow else batch + "".join(named)
 
 
 @register_rule("aten::scaled_dot_product_attention")

@@ -63,11 +63,13 @@ def solve(
     >>> solve(np.array([[3.0, 0.0], [0.0, 3.0]])).index
     array([1, 0])
     """
-    if epsilon is None:
+    if epsilon is None and reg > 0:
+        _check_finite(cost)
         scale = largest(cost, signed)
         epsilon = reg * scale
-        if reg > 0 and signed is None and scale <= 1e-14 * np.abs(cost).max():
+        if signed is None and scale <= 1e-14 * np.abs(cost).max():
             return Coupling(np.full(cost.shape, 1 / cost.size))  # all are equally good
+    epsilon = epsilon or 0.0
     if signed is None:
         return entropic(cost, epsilon, start) if epsilon > 0 else exact(cost)
     size = np.abs(signed)
