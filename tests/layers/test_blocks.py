@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from conformance.adapters import AdapterConformance, Case
 from torch import nn
 
-from sklearn_wbfuse.exceptions import WidthError
+from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.exceptions import DiscoveryError, WidthError
 from sklearn_wbfuse.graph import Architecture
 
 
@@ -254,6 +255,44 @@ def of_heads(build, scalable, signable):
     return Case(build, (2, 4, 5), groups, scalable, signable, {"qkv.0": "heads", "qkv.1": "heads"}, widens=False)
 
 
+class Letters(nn.Module):
+    """Attention by einsum alone, with weights of three axes: the dimensions of all heads move alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(8, 2, d)) for d in (4, 4, 3))
+        self.out = nn.Parameter(torch.randn(2, 3, 8))
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("btd,dhk->bthk", self.first(x), w) for w in (self.q, self.k, self.v))
+        weights = torch.einsum("...qhk,...shk->...hqs", q, k).softmax(-1)
+        return self.last(torch.einsum("bqhd,hdm->bqm", torch.einsum("bhqs,bshd->bqhd", weights, v), self.out))
+
+
+class Mixer(nn.Module):
+    """A pointwise convolution over steps: its units are hidden steps, and units of the stream pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b, self.last = nn.Linear(5, 8), nn.Conv1d(4, 6, 1), nn.Conv1d(6, 4, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.b(F.gelu(self.a(F.relu(self.first(x))))))
+
+
+class Graphs(nn.Module):
+    """A weight for each head and dimension, as in graph attention: heads move, their dimensions keep the order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight, self.last = nn.Linear(5, 8), nn.Parameter(torch.randn(2, 4)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.first(x).unflatten(2, (2, 4))
+        return self.last((h * (h * self.weight).sum(-1).softmax(1)[..., None]).flatten(2))
+
+
 class Maxout(nn.Module):
     """The larger of two neighbours, of which one half gates the other: four rows of two, of two kinds."""
 
@@ -291,6 +330,16 @@ class TestAttention(AdapterConformance):
         "of normalised queries and keys": of_heads(
             functools.partial(Linear, True), {"first", "qkv.1", "out"}, {"first", "qkv.1", "out"}
         ),
+        "by einsum with weights of three axes": Case(
+            Letters,
+            (2, 4, 5),
+            {"first": 8, "q.0": 2, "q.1": 4, "v": 3, "out": 8},
+            {"first", "q.1", "v", "out"},
+            {"first", "q.1", "v", "out"},
+            widens=False,
+        ),
+        "over steps": Case(Mixer, (2, 4, 5), {"first": 8, "a": 6}, {"first"}),
+        "of nodes of a graph": Case(Graphs, (2, 4, 5), {"first": 2}, widens=False),
         "the larger of two, gated": Case(
             Maxout,
             (6, 3),
@@ -416,6 +465,109 @@ def test_blocks_of_a_group_norm_may_grow_where_heads_may_not():
     with pytest.raises(WidthError, match=r"'a\.0' lie in 2 blocks"):
         attention.resized(sizes)
     assert attention.resized(sizes | {"a.heads": 4}).plain.a.num_heads == 4
+
+
+class Ratio(nn.Module):
+    """Two sums over units; twice as many units in both leave their ratio, in one of them double it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.last(self.a(x).exp().sum(-1, keepdim=True) / self.b(x).exp().sum(-1, keepdim=True))
+
+
+class Saturated(nn.Module):
+    """Attention behind large activations: for some parameters its weights are 0 and 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.last = nn.Linear(5, 8), nn.MultiheadAttention(8, 1, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = 1e3 * self.first(x)
+        return self.last(h + self.a(h, h, h, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(("network", "shape", "sizes"), [(Ratio, (4, 5), {"a": 16}), (Saturated, (2, 4, 5), 2.0)])
+def test_widths_that_change_the_function_are_refused(network, shape, sizes):
+    with pytest.raises(WidthError, match="can't change"):
+        WassersteinFusion(sizes, example_inputs=(torch.randn(shape),)).fit([network()])
+
+
+def parents_of_two_widths(name):
+    if name == "layer norm":
+        return [nn.Sequential(nn.Linear(5, n), nn.LayerNorm(n), nn.ReLU(), nn.Linear(n, 3)) for n in (8, 16)], (4, 5)
+    if name == "attention":
+        build = lambda n: nn.Sequential(
+            nn.Linear(5, n), nn.TransformerEncoderLayer(n, n // 4, n, batch_first=True), nn.Linear(n, 3)
+        )  # noqa: E731
+        return [build(n) for n in (8, 16)], (2, 4, 5)
+    if name == "depthwise":
+        build = lambda n: nn.Sequential(
+            nn.Conv2d(3, n, 1), nn.ReLU(), nn.Conv2d(n, n, 3, groups=n), nn.ReLU(), nn.Conv2d(n, 2, 1)
+        )  # noqa: E731
+    else:
+        build = lambda n: nn.Sequential(nn.Conv2d(3, n, 1), nn.GroupNorm(n // 2, n), nn.ReLU(), nn.Conv2d(n, 2, 1))  # noqa: E731
+    return [build(n) for n in (4, 8)], (2, 3, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["layer norm", "attention", "depthwise", "group norm"])
+def test_parents_of_two_widths_keep_their_functions(name):
+    torch.manual_seed(0)
+    models, shape = parents_of_two_widths(name)
+    models, x = [m.double().eval() for m in models], torch.randn(shape, dtype=torch.float64)
+    for model, moved in zip(models, WassersteinFusion(example_inputs=(x,)).fit(models).transform(models), strict=True):
+        torch.testing.assert_close(moved(x), model(x))
+
+
+def test_a_hidden_layer_widens_where_heads_can_not():
+    class Block(Heads):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.down(F.relu(self.up(super().forward(x))))
+
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(2, 4, 5)
+    assert torch.allclose(WassersteinFusion({"up": 12}, example_inputs=(x,)).fit([model]).fused_model_(x), model(x), atol=1e-5)
+    with pytest.raises(WidthError, match="'heads'"):
+        WassersteinFusion(2.0, example_inputs=(x,)).fit([model])
+
+
+class Causal(nn.Module):
+    """An encoder with a mask that it keeps as a buffer of infinities, and one of padding that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.first, self.layers, self.last = nn.Linear(5, 8), nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+
+    def forward(self, x, padding):
+        return self.last(self.layers(self.first(x), mask=self.mask, src_key_padding_mask=padding))
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_masks_of_infinities_and_of_padding():
+    torch.manual_seed(0)
+    models = [Causal().eval() for _ in range(2)]
+    inputs = torch.randn(2, 4, 5), torch.tensor([[False] * 4, [False, False, True, True]])
+    fusion = WassersteinFusion(example_inputs=inputs).fit(models)
+    assert fusion.graph_.sizes["layers.layers.0.self_attn.heads"] == 2
+    assert torch.equal(fusion.fused_model_.mask, models[0].mask)
+    for model, moved in zip(models, fusion.transform(models), strict=True):
+        torch.testing.assert_close(moved(*inputs)[:, :2], model(*inputs)[:, :2], rtol=1e-4, atol=1e-5)
+
+
+def test_complex_tensors_are_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    with pytest.raises(DiscoveryError, match="'phase' of Sequential is complex"):
+        Architecture.of(model)
 
 
 def test_the_table_shows_blocks():
