@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..groups import along
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__ = ["combine", "is_zero", "row_blocks", "varies"]
+__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "varies"]
+
+TRACKED = 1 << 20
+"""Of larger values it is not remembered which elements are equal."""
 
 IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
 LINEAR = [*IDENTITIES, "neg", "native_dropout"]
@@ -46,11 +51,22 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
     if forbid is not None:
         forbid(*total)
     bias = values[0].bias if operation in IDENTITIES else None
-    spread = [v for v in values if any(n > 1 for n in v.shape)]
-    pattern = spread[0].pattern.expand(shape) if len(spread) == 1 and spread[0].pattern is not None else None
+    pattern = _pattern(values, shape)
     free = set(range(len(shape))) - {d for layer in total for d in layer.dims}
     uniform = tuple(d for d in free if shape[d] > 1 and not varies(values, [d], shape))
     return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias, pattern=pattern, uniform=uniform)
+
+
+def _pattern(values: Sequence[Value], shape: tuple[int, ...]) -> Tensor | None:
+    """Which elements of the result are known to be equal, where that is known of an operand; see `Value.pattern`."""
+    spread = [v for v in values if any(n > 1 for n in v.shape)]
+    if all(v.pattern is None for v in spread) or math.prod(shape) > TRACKED:
+        return None
+    found = torch.zeros(shape, dtype=torch.long)
+    for value in spread:
+        own = torch.arange(math.prod(value.shape)).view(value.shape) if value.pattern is None else value.pattern
+        found = torch.unique(found * (int(own.max()) + 1) + own, return_inverse=True)[1]
+    return found
 
 
 def _only_weights(values: Sequence[Value]) -> bool:

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .elementwise import is_zero, varies
+from .elementwise import TRACKED, is_zero, varies
 from .labels import FIXED, Layer, Record, Value
 from .registry import register_rule
 
 __all__: list[str] = []
-
-_TRACKED = 1 << 20  # of larger values it is not remembered which elements an expansion has made equal
 
 MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze slice select narrow
 roll flip repeat tile movedim unfold swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
@@ -75,7 +73,7 @@ def assertion(record: Record, *_: Any, **__: Any) -> None:
 @register_rule("aten::expand", "aten::expand_copy")
 def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
     """A value repeated along a dimension does not vary along it."""
-    if x.pattern is None and x.constant is None and math.prod(x.shape) <= _TRACKED:
+    if x.pattern is None and x.constant is None and math.prod(x.shape) <= TRACKED:
         x = replace(x, pattern=torch.arange(math.prod(x.shape)).view(x.shape))
     moved = x.map(lambda ids: ids.expand(tuple(size)))
     shift = len(moved.shape) - len(x.shape)

@@ -53,6 +53,10 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
         for (value, own), (other, others), layers in zip(sides, reversed(sides), inner, strict=True):
             for layer in layers:
                 _alone(record, value, layer, own, other, others, summed)
+    for (value, _), layers in zip(sides, inner, strict=True):
+        for layer in value.layers if value.is_weight else ():
+            if all(layer is not k for k in layers):
+                record.computes(layer.core.reshape(-1))
     known = {d for layer in blocks for d in layer.dims}
     factors = [
         _factor(v, own, out, [layer for layer in v.layers if all(layer is not k for k in layers)], extra, known)
