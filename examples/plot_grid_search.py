@@ -35,7 +35,7 @@ print(f"Accuracy on the test rows: {search.score(digits.X_test, digits.y_test.nu
 # %%
 # Score over regularisation
 # -------------------------
-# ``reg`` is relative to the largest cost; at 0 the couplings are exact. Bars
+# ``reg`` is relative to the largest (centred) cost; at 0 the couplings are exact. Bars
 # are the standard errors over the folds. The same networks are scored on other
 # rows in each fold, so differences within a bar mean little: on these networks
 # a little regularisation neither helps nor harms. Far more does harm (try

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import warnings
@@ -44,12 +45,12 @@ class SelfCheck:
         Example inputs: shapes, dtypes and the range of integers are taken from them.
     """
 
+    inputs: list[tuple[Any, ...]]
+
     def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
         self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         self.graph = graph
-        self.twin, self.inputs, self.tol = self._runnable(model, inputs)
-        self.state = self._random_state(self.twin)
-        self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+        self._choose_precision(model, inputs)
         if not self._finite():  # a random mask may leave out a whole row: take the masks of the examples
             self.inputs = [pytree.tree_map(_kept, x, tuple(inputs)) for x in self.inputs[:1]]
             self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
@@ -57,23 +58,24 @@ class SelfCheck:
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point())
 
-    def _runnable(self, model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, list[tuple[Any, ...]], float]:
+    def _choose_precision(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        """The twin, its parameters, inputs of one or two batch sizes, and what it computes of them."""
         casts = [o for o in self.graph.operations if _CAST.match(o)]
         for dtype, tol in ((torch.float64, 1e-4 if casts else 1e-8), (torch.float32, 1e-3)):
-            twin = plain_copy(model).to(dtype)
-            batches = [self._random_inputs(inputs, dtype, extra) for extra in (0, 1)]
+            self.twin, self.tol = plain_copy(model).to(dtype), tol
+            self.state = self._random_state(self.twin)
+            self.inputs = [self._random_inputs(inputs, dtype, 0)]
             try:
-                twin(*batches[0])
+                self.expected = [self._run(self.twin, self.state, self.inputs[0])]
             except RuntimeError:
                 if dtype == torch.float32:
                     raise
                 continue  # code that creates float32 tensors itself
-            try:
-                twin(*batches[1])
-            except Exception:
-                batches = batches[:1]  # the batch size is written into the code
-            return twin, batches, tol
-        raise AssertionError
+            larger = self._random_inputs(inputs, dtype, 1)
+            with contextlib.suppress(Exception):  # the batch size may be written into the code
+                self.expected.append(self._run(self.twin, self.state, larger))
+                self.inputs.append(larger)
+            return
 
     def _random_inputs(self, inputs: Sequence[Any], dtype: torch.dtype, extra: int) -> tuple[Any, ...]:
         tensors = [t for t in pytree.tree_leaves(tuple(inputs)) if isinstance(t, Tensor) and t.dim()]
