@@ -144,7 +144,8 @@ class Architecture:
                 wrong = [name for family in families if self._doubling_fails(family) for name in family]
                 wrong = wrong or [name for family in families for name in family]
                 raise WidthError(
-                    f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes."
+                    f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes; widths that "
+                    "depend on each other can only change together, as a float for target_widths does."
                 )
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:

@@ -85,6 +85,12 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             program = torch.export.export(model, tuple(inputs), strict=False)
             return program if _is_functional(program) else program.run_decompositions({})
     except Exception as error:
+        if "not a known type" in str(error):
+            raise DiscoveryError(
+                f"{type(model).__name__} returns something else than tensors in tuples, lists and dicts: "
+                f"{_first_line(error).partition(' If this')[0]} Switch it off (a cache: config.use_cache = False), or register "
+                "its type with torch.utils._pytree."
+            ) from error
         raise DiscoveryError(
             f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}. Branches that depend on values must "
             "be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
