@@ -13,7 +13,7 @@ from ..transport import check_multiple
 from .energy import carried, energy, mean_target
 from .view import Feature
 
-__all__ = ["Plans", "Problem", "Solution", "random_start", "spread", "unchanged"]
+__all__ = ["Plans", "Problem", "Solution", "random_start", "spread"]
 
 Plans = dict[str, Coupling]
 
@@ -160,13 +160,3 @@ def _shuffled_within(problem: Problem, group: str, model: int, plans: Plans) -> 
     d = sizes[group] // count
     order = np.concatenate([b * d + problem.random_state.permutation(d) for b in range(count)])
     return Coupling(index=order[kept.index]) if kept.index is not None else Coupling(kept.plan[:, order])
-
-
-def unchanged(old: Coupling, new: Coupling, tol: float) -> bool:
-    """Whether two couplings move less than `tol` of the mass differently; permutations are compared without their plans."""
-    if old.index is None or new.index is None:
-        return new.same_as(old, tol)
-    if old.index.shape != new.index.shape:
-        return False
-    signs = [1.0 if c.signs is None else c.signs for c in (old, new)]
-    return 2 * float(np.mean((old.index != new.index) | (signs[0] != np.asarray(signs[1])))) <= tol

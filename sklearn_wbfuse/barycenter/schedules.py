@@ -21,7 +21,7 @@ from ..couplings import Coupling
 from ..transport import Potentials, solve
 from .energy import carried, mean_target
 from .matching import fit
-from .problem import Plans, Problem, Solution, unchanged
+from .problem import Plans, Problem, Solution
 from .steps import Step, sweep_steps
 from .sweeps import Sweeps
 
@@ -105,7 +105,7 @@ def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) 
         old = plans[i]
         found = step.solve(problem, i, at, target, sources[i], old, potentials)
         plans[i] = {**old, **found}
-        return not all(g in old and unchanged(old[g], c, problem.tol) for g, c in found.items())
+        return not all(g in old and c.same_as(old[g], problem.tol) for g, c in found.items())
 
     def first(i: int) -> None:
         if i == problem.reference and problem.reg == 0 and _repeats(problem, step, i):
@@ -202,7 +202,7 @@ def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:
             at = problem.touching(step.all)
             parts = [(problem.described[p], targets[p], source[p]) for p in at]
             found = proposal(step, at, own)
-            if all(unchanged(c, own[g], problem.tol) for g, c in found.items()):
+            if all(c.same_as(own[g], problem.tol) for g, c in found.items()):
                 continue
             before = fit(parts, own)
             if problem.reg > 0 or fit(parts, {**own, **found}) > before + 1e-9 * abs(before):

@@ -20,7 +20,7 @@ from ..groups import along
 from ..transport import Potentials
 from .energy import carried, carried_along, mean_target
 from .matching import assigned
-from .problem import Plans, Problem, Solution, unchanged
+from .problem import Plans, Problem, Solution
 from .products import Products
 from .steps import Step, sweep_steps
 from .view import Feature
@@ -148,7 +148,7 @@ class Sweeps:
             targets.append(mean if alone else (mean - weight * self.moved[i][p]) / (1 - weight))
         source = [problem.models[i][p] for p in at]
         found = step.solve(problem, i, at, targets, source, self.plans[i], self.potentials)
-        if all(unchanged(c, self.plans[i][g], problem.tol) for g, c in found.items()):
+        if all(c.same_as(self.plans[i][g], problem.tol) for g, c in found.items()):
             return False
         trial = {**self.plans[i], **found}
         arrays = [carried(f, a, trial) for f, a in zip(described, source, strict=True)]

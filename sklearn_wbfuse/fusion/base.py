@@ -213,9 +213,11 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         return data.cache[key][0]
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
-        for a in architectures[1:]:  # parents of several widths: each must widen without loss
-            a.check_widening(sizes)
-        return architectures[0].resized(sizes)
+        first = architectures[0]
+        for a in dict.fromkeys(architectures):  # parents of several widths: each must widen without loss
+            if a is not first:
+                a.check_widening(sizes)
+        return first.resized(sizes)
 
     def _network(self, model: nn.Module, graph: Graph) -> Network:
         device = torch.device(self.device) if self.device is not None else device_of(model)

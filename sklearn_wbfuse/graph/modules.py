@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import InvalidModelError, NonFiniteError, WidthError
-from ..groups import Graph, LabelledTensor
+from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
 from .parametrized import computed_tensors, materialise, parametrized_names, write_parametrized
 
@@ -62,9 +62,10 @@ def validate_models(models: Any) -> list[nn.Module]:
     if len(set(devices.values())) > 1:
         shown = ", ".join(f"model {p} on {d}" for p, d in devices.items())
         raise InvalidModelError(f"All models must be on one device. Got {shown}; move them with .to(device).")
+    masks = dict(checked[0].named_buffers())
     for position, model in enumerate(checked):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not _may_be(tensor, dict(checked[0].named_buffers()).get(name)):
+            if not _may_be(tensor, masks.get(name)):
                 raise NonFiniteError(f"Model {position}: {name!r} of shape {tuple(tensor.shape)} has NaN or infinite values.")
     return checked
 
@@ -165,13 +166,12 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
 
 def resized_shape(labels: LabelledTensor, graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a parameter in other group sizes."""
-    shape, blocks = list(labels.shape), labels.diagonal
+    shape = list(labels.shape)
     for axis, spans in enumerate(labels.spans):
-        shape[axis] += sum((sizes[s.group] - s.index.shape[0]) * s.index.shape[1] for s in spans)
-        within = {graph.groups[s.group].within for s in spans} - {None}
-        if labels.diagonal > 1 and within:
-            blocks = labels.diagonal * sum(sizes[str(b)] for b in within) // sum(graph.sizes[str(b)] for b in within)
-    shape[1:2] = [n // blocks for n in shape[1:2]]
+        shape[axis] += _grown(spans, sizes)
+    if labels.diagonal > 1:
+        blocks = _multiplied(labels.diagonal, [s for spans in labels.spans for s in spans], graph, sizes)
+        shape[1] //= blocks
     return tuple(shape)
 
 
@@ -200,10 +200,20 @@ def _blocks(number: int, entry: Blocks, path: str, graph: Graph, sizes: Mapping[
     labels = graph.tensors.get(f"{path}.{entry.parameter}".lstrip("."))
     if labels is None or number == 1:
         return number
-    groups = {s.group for s in labels.spans[entry.axis]}
+    spans = labels.spans[entry.axis]
     if number == labels.shape[entry.axis]:
-        return number + sum((sizes[s.group] - len(s.index)) * s.index.shape[1] for s in labels.spans[entry.axis])
-    within = {graph.groups[g].within for g in groups} - {None}
+        return number + _grown(spans, sizes)
+    return _multiplied(number, spans, graph, sizes)
+
+
+def _grown(spans: Sequence[Span], sizes: Mapping[str, int]) -> int:
+    """By how many positions an axis grows."""
+    return sum((sizes[s.group] - len(s.index)) * s.index.shape[1] for s in spans)
+
+
+def _multiplied(number: int, spans: Sequence[Span], graph: Graph, sizes: Mapping[str, int]) -> int:
+    """A number of blocks, as many times as there are more of the blocks in which the units of an axis lie."""
+    within = {graph.groups[s.group].within for s in spans} - {None}
     return number * sum(sizes[str(b)] for b in within) // sum(graph.sizes[str(b)] for b in within) if within else number
 
 

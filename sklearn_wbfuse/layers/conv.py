@@ -23,7 +23,6 @@ for _transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
     register_sizes(
         _transposed, in_channels=("weight", 0), groups=Blocks("weight", 0), out_channels=lambda m: m.weight.shape[1] * m.groups
     )
-register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
 
 def _convolution(space: int, transposed: bool) -> Callable[..., Value]:

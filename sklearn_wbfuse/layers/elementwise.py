@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..groups import along
 from .labels import Layer, Record, Value
-from .registry import register_rule
+from .registry import register_rule, register_sizes
 
 __all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "varies"]
+
+register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
 TRACKED = 1 << 20
 """Of larger values it is not remembered which elements are equal."""
@@ -89,8 +91,7 @@ def _merge(
     for a in left:
         b = next((r for r in unmatched if r.dims == a.dims), None)
         if b is not None:
-            record.unite(a.core, b.core)
-            merged.append(_scaled(record, a, b, kind))
+            merged.append(_matched(record, a, b, kind))
         elif nested := _nested_in(a, unmatched):
             merged.append(_nested_all(record, a, nested, kind))
             unmatched = [r for r in unmatched if all(r is not n for n in nested)]
@@ -128,8 +129,7 @@ def _alone(
         return []
     inner = set(layer.dims) - set(tied)
     if tied and max(tied) < min(inner):
-        rows, _ = layer.rows(sorted(inner))
-        record.fix(Layer(record.enclose(rows, "blocks")))  # each block stays in place, units move within it
+        record.fix(row_blocks(record, layer, sorted(inner)))  # each block stays in place, units move within it
     elif tied:
         layer = layer.united(record, tied)  # one unit, with its parts in a fixed order
     if (kind in ("sum", "homogeneous") and not all(map(is_zero, others))) or (kind == "quotient" and right):
@@ -148,11 +148,8 @@ def _nested_in(layer: Layer, others: Sequence[Layer]) -> list[Layer]:
 def _nested_all(record: Record, layer: Layer, nested: Sequence[Layer], kind: str) -> Layer:
     """Units with several layers nested in theirs, such as a weight for each head and dimension; inner dimensions come first."""
     for other in sorted(nested, key=lambda o: -max(o.dims)):
-        if other.dims == layer.dims:
-            record.unite(layer.core, other.core)
-            layer = _scaled(record, layer, other, kind)
-        else:
-            layer = _nested(record, layer, other, kind)
+        unite = _matched if other.dims == layer.dims else _nested
+        layer = unite(record, layer, other, kind)
     return layer
 
 
@@ -172,10 +169,10 @@ def _side_by_side(record: Record, a: Layer, b: Layer, kind: str) -> list[Layer]:
     return [a, b]
 
 
-def row_blocks(record: Record, layer: Layer, inner: Sequence[int]) -> Layer:
+def row_blocks(record: Record, layer: Layer, inner: Sequence[int], name: str = "blocks") -> Layer:
     """The blocks of units that lie along `inner`, one for each position of the layer's other dimensions."""
     rows, place = layer.rows(inner)
-    return Layer(record.enclose(rows, "blocks")[place].expand(layer.ids.shape))
+    return Layer(record.enclose(rows, name)[place].expand(layer.ids.shape))
 
 
 def _nested(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
@@ -191,7 +188,9 @@ def _nested(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
     return large.united(record, small.dims)
 
 
-def _scaled(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
+def _matched(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
+    """Units of two operands along the same dimensions are one."""
+    record.unite(a.core, b.core)
     if kind in ("sum", "homogeneous"):
         record.same_factor(a.core, b.core)
     elif kind in ("product", "quotient"):
@@ -206,15 +205,8 @@ def _scaled(record: Record, a: Layer, b: Layer, kind: str) -> Layer:
 
 def varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -> bool:
     """Whether any value, which has no labels there, may differ along `dims` of the broadcast shape."""
-    for value in values:
-        shift = len(shape) - len(value.shape)
-        for dim in (d - shift for d in dims):
-            if dim < 0 or value.shape[dim] == 1 or dim in value.uniform:
-                continue
-            known = value.constant if value.constant is not None else value.pattern
-            if known is None or bool((known != known.narrow(dim, 0, 1)).any()):
-                return True
-    return False
+    known = [entry for dim in dims for entry in _known_along(values, dim, shape)]
+    return any(numbers is None or bool((numbers != numbers.narrow(own, 0, 1)).any()) for numbers, own in known)
 
 
 def _same_within_period(layer: Layer, values: Sequence[Value], dim: int, shape: Sequence[int]) -> bool:
@@ -223,17 +215,21 @@ def _same_within_period(layer: Layer, values: Sequence[Value], dim: int, shape: 
     n, period = len(ids), len(torch.unique(ids, dim=0))
     if period == n or n % period or bool((ids != ids[:period].repeat(n // period, 1)).any()):
         return False
-    for value in values:
-        own = dim - len(shape) + len(value.shape)
-        if own < 0 or value.shape[own] == 1 or own in value.uniform:
-            continue
-        known = value.constant if value.constant is not None else value.pattern
-        if known is None:
+    for numbers, own in _known_along(values, dim, shape):
+        if numbers is None:
             return False
-        rows = known.movedim(own, 0).reshape(n // period, period, -1)
+        rows = numbers.movedim(own, 0).reshape(n // period, period, -1)
         if bool((rows != rows[:, :1]).any()):
             return False
     return True
+
+
+def _known_along(values: Sequence[Value], dim: int, shape: Sequence[int]) -> Iterator[tuple[Tensor | None, int]]:
+    """Of the values that may vary along a dimension of the broadcast shape: what is known of them, and their own dimension."""
+    for value in values:
+        own = dim - len(shape) + len(value.shape)
+        if own >= 0 and value.shape[own] > 1 and own not in value.uniform:
+            yield (value.constant if value.constant is not None else value.pattern), own
 
 
 def is_zero(value: Value) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .elementwise import combine, varies
+from .elementwise import combine, row_blocks, varies
 from .labels import Layer, Record, Value
 from .registry import Blocks, register_rule, register_sizes
 
@@ -53,15 +53,13 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
         for (value, own), (other, others), layers in zip(sides, reversed(sides), inner, strict=True):
             for layer in layers:
                 _alone(record, value, layer, own, other, others, summed)
-    for (value, _), layers in zip(sides, inner, strict=True):
-        for layer in value.layers if value.is_weight else ():
-            if all(layer is not k for k in layers):
-                record.computes(layer.core.reshape(-1))
     known = {d for layer in blocks for d in layer.dims}
-    factors = [
-        _factor(v, own, out, [layer for layer in v.layers if all(layer is not k for k in layers)], extra, known)
-        for (v, own), layers, extra in zip(sides, inner, (blocks, []), strict=True)
-    ]
+    factors = []
+    for (value, own), layers, extra in zip(sides, inner, (blocks, []), strict=True):
+        free = [layer for layer in value.layers if all(layer is not k for k in layers)]
+        for layer in free if value.is_weight else ():
+            record.computes(layer.core.reshape(-1))
+        factors.append(_factor(value, own, out, free, extra, known))
     return combine(record, "a product", factors, "product")
 
 
@@ -124,9 +122,8 @@ def _summed(
     inner = range(len(batch), len(batch) + len(summed))
     if not all(set(side.dims) - set(inner) for side in laid):
         return []
-    rows, place = laid[0].rows(inner)
-    labels = record.enclose(rows, name)[place]
-    return [Layer(_arranged(labels, "".join(batch + summed), out))]
+    blocks = row_blocks(record, laid[0], inner, name)
+    return [Layer(_arranged(blocks.ids, "".join(batch + summed), out))]
 
 
 def _alone(record: Record, value: Value, layer: Layer, own: str, other: Value, others: str, summed: Sequence[str]) -> None:

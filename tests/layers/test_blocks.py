@@ -317,6 +317,19 @@ class Masked(nn.Module):
         return self.last(self.a(x, x, x, key_padding_mask=padding, need_weights=False)[0])
 
 
+def one_head(**options):
+    free = {"first", "q", "v", "out"}
+    return Case(
+        functools.partial(Heads, shared=1, **options),
+        (2, 4, 5),
+        {"first": 8, "q": 4, "v": 3, "out": 8},
+        free,
+        free,
+        redundant=("k.bias",),
+        widens=False,
+    )
+
+
 class TestAttention(AdapterConformance):
     cases = {
         "multi-head": attention(functools.partial(Attention, batch_first=True)),
@@ -373,24 +386,8 @@ class TestAttention(AdapterConformance):
             redundant=("k.bias",),
             widens=False,
         ),
-        "one head": Case(
-            functools.partial(Heads, heads=1, shared=1),
-            (2, 4, 5),
-            {"first": 8, "q": 4, "v": 3, "out": 8},
-            {"first", "q", "v", "out"},
-            {"first", "q", "v", "out"},
-            redundant=("k.bias",),
-            widens=False,
-        ),
-        "one head for all keys": Case(
-            functools.partial(Heads, shared=1, kind="products"),
-            (2, 4, 5),
-            {"first": 8, "q": 4, "v": 3, "out": 8},
-            {"first", "q", "v", "out"},
-            {"first", "q", "v", "out"},
-            redundant=("k.bias",),
-            widens=False,
-        ),
+        "one head": one_head(heads=1),
+        "one head for all keys": one_head(kind="products"),
     }
 
 
