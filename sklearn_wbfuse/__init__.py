@@ -3,7 +3,7 @@
 from .fusion import VanillaAveraging, WassersteinFusion
 from .graph import discover
 from .layers import declare, register_rule, register_sizes
-from .model_selection import FusionInput
+from .model_selection import FusionInput, compare
 
 __version__ = "0.1.0"
 
@@ -11,6 +11,7 @@ __all__ = [
     "FusionInput",
     "VanillaAveraging",
     "WassersteinFusion",
+    "compare",
     "declare",
     "discover",
     "register_rule",

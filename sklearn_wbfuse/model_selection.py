@@ -1,5 +1,330 @@
-"""Rows of data for scikit-learn's splitters and searches."""
+"""Rows of data for scikit-learn's splitters and searches, and fusions side by side with their controls."""
 
-from .fusion.data import FusionInput
+from __future__ import annotations
 
-__all__ = ["FusionInput"]
+import inspect
+import reprlib
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.base import clone
+from sklearn.utils.multiclass import type_of_target
+from torch import Tensor, nn
+
+from .exceptions import FusionError
+from .fusion import VanillaAveraging, WassersteinFusion
+from .fusion.base import BaseFusion
+from .fusion.data import FusionInput, outputs, score_outputs
+from .graph import validate_models
+
+__all__ = ["FusionInput", "compare"]
+
+LONGEST_NOTE = 60  # characters; longer ones are printed below the table
+
+
+def compare(
+    models: Sequence[nn.Module], X: Any, y: Any, fusions: Any = None, *, X_fit: Any = None, verbose: bool = True
+) -> list[dict[str, Any]]:
+    """Fuse models in several ways and score the results beside their controls.
+
+    The controls are every parent, the best of them, their ensemble (the ceiling), the plain average of their parameters (the
+    floor) and, for each fusion with a `correction`, the same correction of the plain average.
+
+    Parameters
+    ----------
+    models : list of Module
+        The parents. They are not changed.
+    X : array-like or Tensor of shape (n_samples, ...), or tuple of them
+        Rows that everything is scored on; a tuple for networks with several inputs. The fits see the first two rows at most,
+        as example inputs.
+    y : array-like of shape (n_samples, ...)
+        Labels (class k is output k), scored by accuracy, or continuous targets, scored by R2.
+    fusions : estimator or list of estimators, optional
+        What to compare, ``WassersteinFusion()`` by default; an empty list gives the controls alone. The estimators are cloned
+        and stay as they are.
+    X_fit : like X, optional
+        Rows without labels for the fits, other than those of `X`: the fits get ``FusionInput(models, X_fit)``. Without them
+        ``probe="auto"`` means noise.
+    verbose : bool, default=True
+        Print the table.
+
+    Returns
+    -------
+    list of dict
+        One per row of the table, ready for ``pandas.DataFrame``. Keys, None where there is no value:
+
+        - ``name``: that of a fusion shows the parameters that are not at their defaults;
+        - ``score``: accuracy or R2, as `score` of the fusions gives it; that of the ensemble is of the mean softmax output for
+          classes, of the mean output for targets and for single logits;
+        - ``to_parents``: the score less the mean of the parents';
+        - ``parameters``: how many there are; the ensemble has those of all parents;
+        - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it; a fusion with
+          `example_inputs` of its own finds them again;
+        - ``note``: what there is to say, such as "below its best parent". A fusion that raises a FusionError, or that needs
+          what is not built yet, keeps its row: no score, and the message here.
+
+    Raises
+    ------
+    InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError
+        The models can't be fused by anything.
+    FusionError
+        `X`, `y` and `X_fit` do not fit together or have no rows, or a label has no output.
+    TypeError
+        An entry of `fusions` is no estimator.
+
+    Examples
+    --------
+    Two networks that differ in the order of their neurons alone:
+
+    >>> import copy, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> a = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    >>> b, order = copy.deepcopy(a), torch.tensor([3, 0, 4, 2, 1])
+    >>> for of_a, of_b in ((a[0].weight, b[0].weight), (a[0].bias, b[0].bias), (a[2].weight.T, b[2].weight.T)):
+    ...     of_b.data[:] = of_a.data[order]
+    >>> X = torch.randn(50, 4)
+    >>> rows = compare([a, b], X, a(X).argmax(1))
+    2 networks; accuracy on 50 rows. The fits saw no data.
+    <BLANKLINE>
+    network                    accuracy  to parents  parameters  seconds  note
+    -------------------------  --------  ----------  ----------  -------  ------------------
+    parent 0                    100.00%       +0.00          43
+    parent 1                    100.00%       +0.00          43
+    parents, mean               100.00%       +0.00
+    best parent                 100.00%       +0.00          43           parent 0
+    ensemble                    100.00%       +0.00          86
+    finding the neuron groups                                        ...  once, for all fits
+    plain average                74.00%      -26.00          43      ...
+    WassersteinFusion()         100.00%       +0.00          43      ...
+    >>> rows = compare([a, b], X, a(X).argmax(1), verbose=False)
+    >>> [(row["name"], row["score"]) for row in rows[-2:]]
+    [('plain average', 0.74), ('WassersteinFusion()', 1.0)]
+    """
+    parents = validate_models(models)
+    given = _estimators(fusions)
+    rows, y = _labelled(X, y)
+    if X_fit is None:
+        inputs, shared = rows.tensors(parents[0], slice(0, 2)), FusionInput(parents, rows.arrays)[:2]
+    else:
+        inputs, shared = None, FusionInput(parents, _other_rows(X_fit, rows).arrays)
+    start = time.perf_counter()
+    VanillaAveraging(example_inputs=inputs)._architectures(parents, shared)  # kept in shared.cache
+    seconds = time.perf_counter() - start
+    table, mean, best = _of_parents(parents, rows, y)
+    table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
+    for name, estimator, note in _with_controls(given):
+        ready, data = (clone(estimator), shared) if inputs is None else _without_data(estimator, inputs, shared)
+        row = _of_fusion(name, ready, data, rows, y)
+        if row["score"] is not None:
+            row["to_parents"] = row["score"] - mean
+            row["note"] = ("below its best parent" if row["score"] < best else "") if note is None else note
+        table.append(row)
+    if verbose:
+        seen = "no data" if X_fit is None else f"{_count(shared, 'other row')}, without labels"
+        title = f"{_count(parents, 'network')}; {_metric(y)} on {_count(rows, 'row')}. The fits saw {seen}."
+        print(f"{title}\n\n{_text(table, _metric(y))}", flush=True)
+    return table
+
+
+def _row(name: str, **values: Any) -> dict[str, Any]:
+    """One row of the table, None where nothing is given."""
+    return {"name": name, "score": None, "to_parents": None, "parameters": None, "seconds": None, "note": "", **values}
+
+
+def _estimators(fusions: Any) -> list[Any]:
+    """A list of estimators.
+
+    Raises
+    ------
+    TypeError
+        Naming the first entry that is none.
+    """
+    if fusions is None:
+        return [WassersteinFusion()]
+    alone = isinstance(fusions, (type, nn.Module, str)) or not isinstance(fusions, Iterable)
+    given = [fusions] if alone else list(fusions)
+    for position, fusion in enumerate(given):
+        kind = type(fusion).__name__
+        if isinstance(fusion, type):
+            wrong = f"the class {fusion.__name__}; give an instance, {fusion.__name__}()"
+        elif isinstance(fusion, nn.Module):
+            wrong = f"a network, {kind}; networks go first: compare(models, X, y, fusions)"
+        elif not (hasattr(fusion, "fit") and hasattr(fusion, "get_params")):
+            wrong = f"{kind}; give fusions such as WassersteinFusion()"
+        else:
+            continue
+        raise TypeError(f"fusions[{position}] must be an estimator. Got {wrong}.")
+    return given
+
+
+def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
+    """Rows and their labels, as many of the one as of the other."""
+    rows = X if isinstance(X, FusionInput) else FusionInput([], X)
+    labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    if not rows.shape or not len(rows):
+        raise FusionError("There are no rows to score on; X needs at least one.")
+    if not labels.shape or len(labels) != len(rows):
+        got = f"y has {len(labels)}" if labels.shape else f"y is {y!r}"
+        raise FusionError(
+            f"X has {len(rows)} rows but {got}; give one label per row. Several inputs of a network go into a tuple, not a list."
+        )
+    return rows, labels
+
+
+def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
+    """Rows for the fits, which must not be those that are scored."""
+    rows = X_fit if isinstance(X_fit, FusionInput) else FusionInput([], X_fit)
+    if not rows.shape or not len(rows):
+        raise FusionError("X_fit has no rows; leave it out to fuse without data.")
+    if any(own is array for own in rows.arrays for array in scored.arrays):
+        raise FusionError("X_fit is X; give the fits other rows than those they are scored on, or none.")
+    return rows
+
+
+def _of_parents(parents: list[nn.Module], rows: FusionInput, y: np.ndarray) -> tuple[list[dict[str, Any]], float, float]:
+    """Rows of the parents, their mean, the best and the ensemble; the scores of the mean and of the best."""
+    predicted = [outputs(parent, rows) for parent in parents]
+    scores = [_score(own, y, f"parent {i}") for i, own in enumerate(predicted)]
+    sizes = [_size(parent) for parent in parents]
+    mean, best = float(np.mean(scores)), int(np.argmax(scores))
+    stacked = np.stack(predicted).astype(np.float64)
+    if _metric(y) == "accuracy" and stacked.ndim > 2 and stacked.shape[2] > 1:
+        stacked = softmax(stacked, axis=2)
+    table = [_row(f"parent {i}", score=own, parameters=size) for i, (own, size) in enumerate(zip(scores, sizes, strict=True))]
+    table.append(_row("parents, mean", score=mean))
+    table.append(_row("best parent", score=scores[best], parameters=sizes[best], note=f"parent {best}"))
+    table.append(_row("ensemble", score=_score(stacked.mean(0), y, "the ensemble"), parameters=sum(sizes)))
+    for row in table:
+        row["to_parents"] = row["score"] - mean
+    return table, mean, scores[best]
+
+
+def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, y: np.ndarray) -> dict[str, Any]:
+    """Fit and score; an error of this library goes into the note."""
+    row = _row(name)
+    try:
+        start = time.perf_counter()
+        estimator.fit(data)
+        row["seconds"] = time.perf_counter() - start
+        if not hasattr(estimator, "fused_model_"):
+            raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
+        row["parameters"] = _size(estimator.fused_model_)
+        row["score"] = _score(outputs(estimator.fused_model_, rows), y, "the fused network")
+    except (FusionError, NotImplementedError) as error:
+        row["note"] = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _metric(y: np.ndarray) -> str:
+    return "R2" if type_of_target(y).startswith("continuous") else "accuracy"
+
+
+def _score(predicted: np.ndarray, y: np.ndarray, whose: str) -> float:
+    """As `score` of the fusions, but no score where outputs are not numbers or not as many as there are targets."""
+    continuous = _metric(y) == "R2"
+    if continuous and predicted.size != y.size:
+        raise FusionError(
+            f"y holds continuous targets of shape {y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
+            "give classes as whole numbers."
+        )
+    if not np.isfinite(predicted).all() if continuous else np.isnan(predicted).any():
+        raise FusionError(f"The outputs of {whose} hold NaN or infinite values.")
+    return score_outputs(predicted, y)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
+    """Name, estimator and note of everything to be fitted; the note of a fusion, None, depends on its score.
+
+    A correction without alignment is fitted once for all fusions that differ in their alignment alone.
+    """
+    shared = VanillaAveraging().get_params()
+    found: list[tuple[str, Any, str | None]] = [("plain average", VanillaAveraging(), "")]
+    corrected = [_identity(f) for f in fusions if isinstance(f, VanillaAveraging)]
+    for fusion in fusions:
+        found.append((_label(fusion), fusion, None))
+        options = {name: value for name, value in fusion.get_params(deep=False).items() if name in shared}
+        if options.get("correction") is None:  # or plain averages have none
+            continue
+        control = VanillaAveraging(**options)
+        if _identity(control) not in corrected:
+            corrected.append(_identity(control))
+            found.append((_label(control), control, "the same correction without alignment"))
+    seen: Counter[str] = Counter()
+    for position, (name, estimator, note) in enumerate(found):
+        seen[name] += 1
+        if seen[name] > 1:
+            found[position] = (f"{name} #{seen[name]}", estimator, note)
+    return found
+
+
+def _identity(estimator: Any) -> list[Any]:
+    """Parameters, comparable: tensors, arrays and lists by their identity."""
+    values = estimator.get_params(deep=False).values()
+    plain = (type(None), str, int, float)
+    return [
+        v if isinstance(v, plain) or (isinstance(v, tuple) and all(isinstance(e, plain) for e in v)) else id(v) for v in values
+    ]
+
+
+def _label(estimator: Any) -> str:
+    """As scikit-learn's repr, in one line, with long values cut."""
+    short = reprlib.Repr()
+    short.maxother = short.maxstring = 40
+    own, shown = estimator.get_params(deep=False), []
+    for name, parameter in inspect.signature(type(estimator)).parameters.items():
+        if name in own and repr(own[name]) != repr(parameter.default):
+            shown.append(f"{name}={' '.join(short.repr(own[name]).split())}")
+    return f"{type(estimator).__name__}({', '.join(shown)})"
+
+
+def _without_data(estimator: Any, inputs: tuple[Tensor, ...], shared: FusionInput) -> tuple[Any, Any]:
+    """A copy of an estimator, and what to fit it on, such that it sees nothing but the models and example inputs.
+
+    `shared` holds those two rows: an estimator that could take them for data gets the list of models instead.
+    """
+    ready, options = clone(estimator), estimator.get_params(deep=False)
+    if "example_inputs" in options and options["example_inputs"] is None:
+        ready.set_params(example_inputs=inputs)
+    if options.get("probe") == "auto":
+        ready.set_params(probe="noise")
+    takes_none = isinstance(estimator, BaseFusion) and options.get("probe") != "data"
+    return ready, shared if takes_none else list(shared.models)
+
+
+def _count(things: Any, name: str) -> str:
+    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
+
+
+def _text(table: list[dict[str, Any]], metric: str) -> str:
+    """The table in aligned columns, long notes below it."""
+    digits = ".2%" if metric == "accuracy" else ".4f"
+    formats = {"score": digits, "to_parents": "+z" + digits, "parameters": ",d", "seconds": ".2f"}
+    cells = [["network", metric, "to parents", "parameters", "seconds", "note"]]
+    below: dict[str, list[str]] = {}
+    for row in table:
+        numbers = ["" if row[key] is None else format(row[key], how) for key, how in formats.items()]
+        numbers[1] = numbers[1].rstrip("%")  # a difference is in percentage points
+        note = row["note"]
+        if len(note) > LONGEST_NOTE:
+            below.setdefault(note, []).append(row["name"])
+            note = "see below"
+        cells.append([row["name"], *numbers, note])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = []
+    for name, *numbers, note in cells:
+        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded, note]).rstrip())
+    for note, names in below.items():
+        lines += ["", textwrap.fill(f"{', '.join(names)}: {note}", max(len(lines[1]), 80), subsequent_indent="    ")]
+    return "\n".join(lines)

@@ -1,16 +1,18 @@
 """The energy over couplings and target, its costs and closed forms, and the schedules that lower it."""
 
-from .carry import carry_state, check_blocks, mean_scales, mean_state
+from .carry import carry_map, carry_state, check_blocks, mean_scales, mean_state
 from .gauge import balance, scaled
 from .problem import Problem, Solution, random_start
 from .schedules import layerwise, match, match_all
 from .sweeps import joint
-from .view import features
+from .view import Feature, features, with_activations
 
 __all__ = [
+    "Feature",
     "Problem",
     "Solution",
     "balance",
+    "carry_map",
     "carry_state",
     "check_blocks",
     "features",
@@ -22,4 +24,5 @@ __all__ = [
     "mean_state",
     "random_start",
     "scaled",
+    "with_activations",
 ]

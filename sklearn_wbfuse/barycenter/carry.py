@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..exceptions import WidthError
-from ..groups import Block, Graph, along, put, relabel, take
+from ..groups import Block, Graph, LabelledTensor, Span, along, put, relabel, take
 from .energy import carried_along
 
-__all__ = ["carry_state", "check_blocks", "mean_scales", "mean_state"]
+__all__ = ["carry_map", "carry_state", "check_blocks", "mean_scales", "mean_state"]
 
 Scales = Mapping[str, np.ndarray]
 
@@ -57,6 +58,35 @@ def carry_state(
             put(out, after, _times(array, after, target_scales, -1))
         result[name] = wanted.fold(out)
     return result
+
+
+def carry_map(
+    spans: Sequence[Span],
+    size: int,
+    wanted: Sequence[Span],
+    wanted_size: int,
+    graphs: tuple[Graph, Graph],
+    couplings: Mapping[str, Coupling],
+    source_scales: Scales,
+    target_scales: Scales,
+) -> Tensor:
+    """How activations along an axis are carried to the target's: a matrix of shape (wanted_size, size).
+
+    Parameters
+    ----------
+    spans, wanted : sequence of Span
+        What stands on the axis in source and target.
+    size, wanted_size : int
+    graphs : (Graph, Graph)
+        Of source and target.
+    couplings, source_scales, target_scales
+        As in `carry_state`.
+    """
+    both = []
+    for graph, own, n in ((graphs[0], spans, size), (graphs[1], wanted, wanted_size)):
+        both.append(replace(graph, tensors={"": LabelledTensor("", (n, size), (tuple(own), ()))}))
+    eye = {"": torch.eye(size, dtype=torch.float64)}
+    return carry_state(eye, both[0], both[1], couplings, source_scales, target_scales)[""]
 
 
 def check_blocks(source: Graph, target: Graph) -> None:

@@ -5,7 +5,7 @@ Blocks of tensors without any group carry nothing to match and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..groups import Graph, LabelledTensor, take
 
-__all__ = ["Feature", "features", "matching_view"]
+__all__ = ["Feature", "features", "matching_view", "with_activations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +97,43 @@ def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float) -> tuple
                 )
                 arrays.append(take(whole, block))
     return described, arrays
+
+
+def with_activations(
+    described: Sequence[Feature],
+    arrays: Sequence[Sequence[Tensor]],
+    activations: Sequence[Feature],
+    values: Sequence[Sequence[Tensor]],
+    share: float,
+) -> tuple[list[Feature], list[list[Tensor]]]:
+    r"""Features of which a share are activations, :math:`(1 - s) E_{weights} + s \sum_g c_g E_{activations, g}`.
+
+    :math:`c_g` gives the activations of a group the squared norm of the tensors that it stands in. With a share of 1 tensors
+    remain where a group has no activations.
+
+    Parameters
+    ----------
+    described : list of Feature
+        Of tensors.
+    arrays : list of list of Tensor
+        Of each network.
+    activations : list of Feature
+        One group each.
+    values : list of list of Tensor
+        Of each network.
+    share : float
+        From 0 to 1.
+    """
+    active = {f.groups[0] for f in activations}
+    kept = [p for p, f in enumerate(described) if share < 1 or not active.issuperset(f.groups)]
+    features = [replace(described[p], alpha=described[p].alpha * (1 - share)) if share < 1 else described[p] for p in kept]
+    result = [[own[p] for p in kept] for own in arrays]
+    for group in active:
+        at = [k for k, f in enumerate(activations) if f.groups[0] == group]
+        weights = sum(float(a.square().sum()) for own in arrays for f, a in zip(described, own, strict=True) if group in f.groups)
+        norm = sum(float(own[k].square().sum()) for own in values for k in at)
+        factor = (weights / norm) ** 0.5 if norm else 1.0
+        features += [replace(activations[k], alpha=share) for k in at]
+        for own, value in zip(result, values, strict=True):
+            own += [factor * value[k] for k in at]
+    return features, result

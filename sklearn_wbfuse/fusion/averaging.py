@@ -10,7 +10,9 @@ from ..barycenter.energy import energy, mean_target
 from ..couplings import Coupling
 from ..exceptions import WidthError
 from ..groups import Graph
-from .base import Alignment, BaseFusion, Network
+from .alignment import Alignment, Network
+from .base import BaseFusion
+from .probing import Probing
 
 __all__ = ["VanillaAveraging"]
 
@@ -22,10 +24,16 @@ class VanillaAveraging(BaseFusion):
     ----------
     weights : list of float, optional
         The proportions :math:`\lambda_i`; equal by default.
+    correction : None, str, correction or tuple of them, default=None
+        As in `WassersteinFusion`: what a correction does without alignment.
+    probe : {"auto", "noise", "data"} or Probe, default="auto"
+        Inputs for the correction.
     example_inputs : tuple of Tensor, optional
         Inputs for the discovery, as in `WassersteinFusion`.
     device : str or torch.device, optional
         Where to compute; the models' own by default.
+    random_state : int, RandomState or None, default=None
+        Draws the probe.
     verbose : int
 
     Attributes
@@ -48,8 +56,11 @@ class VanillaAveraging(BaseFusion):
 
     _parameter_constraints: ClassVar[dict] = {
         "weights": ["array-like", None],
+        "correction": "no_validation",
+        "probe": "no_validation",
         "example_inputs": "no_validation",
         "device": "no_validation",
+        "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
@@ -57,13 +68,19 @@ class VanillaAveraging(BaseFusion):
         self,
         *,
         weights: Sequence[float] | None = None,
+        correction: Any = None,
+        probe: Any = "auto",
         example_inputs: Any = None,
         device: Any = None,
+        random_state: Any = None,
         verbose: int = 0,
     ):
         self.weights = weights
+        self.correction = correction
+        self.probe = probe
         self.example_inputs = example_inputs
         self.device = device
+        self.random_state = random_state
         self.verbose = verbose
 
     def _sizes(self, parents: list[Graph]) -> dict[str, int]:
@@ -77,7 +94,7 @@ class VanillaAveraging(BaseFusion):
                     )
         return first
 
-    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+    def _align(self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None) -> Alignment:
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
         both = [features(n.graph, n.state, 1.0) for n in networks]
         arrays = [own for _, own in both]
@@ -86,4 +103,4 @@ class VanillaAveraging(BaseFusion):
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         self._sizes([fused.graph, network.graph])
-        return self._align([network], fused.graph, [1.0])
+        return self._align([network], fused.graph, [1.0], None)

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
-import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..barycenter import carry_state, mean_state
-from ..couplings import Coupling, Couplings
+from ..correction import CORRECTIONS, Probe
+from ..couplings import Couplings
 from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
+from .alignment import Alignment, Network
 from .data import FusionInput, outputs, score_outputs
+from .probing import Probing
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
 
 log = logging.getLogger("sklearn_wbfuse")
-
-
-@dataclass(eq=False)
-class Network:
-    """One parent as data: its tensors in the dtype and on the device of computation."""
-
-    graph: Graph
-    state: dict[str, Tensor]
-
-
-@dataclass(eq=False)
-class Alignment:
-    """How networks are carried to the target: one coupling per group, and scales per unit, for each.
-
-    `source_scales` put a network into the gauge in which it was matched, `target_scales` lead from there to the target's.
-    """
-
-    couplings: list[dict[str, Coupling]]
-    source_scales: list[dict[str, np.ndarray]]
-    target_scales: dict[str, np.ndarray]
-    energy: float = float("nan")
-    n_iter: int = 0
-    history: list[Any] = field(default_factory=list)
 
 
 class BaseFusion(TransformerMixin, BaseEstimator):
@@ -66,6 +46,9 @@ class BaseFusion(TransformerMixin, BaseEstimator):
     weights: Sequence[float] | None
     example_inputs: Any
     device: Any
+    correction: Any
+    probe: Any
+    random_state: Any
     verbose: int
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -108,7 +91,12 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
         networks = [self._network(m, a.graph) for m, a in zip(parents, architectures, strict=True)]
         self._inputs = target.inputs
-        found = self._align(networks, target.graph, lambda_)
+        corrections = self._corrections()
+        probing = None
+        if corrections or self._compares_activations:
+            probe, rng = self._probe(), check_random_state(self.random_state)
+            probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
+        found = self._align(networks, target.graph, lambda_, probing)
         states = [
             carry_state(n.state, n.graph, target.graph, plans, own, found.target_scales)
             for n, plans, own in zip(networks, found.couplings, found.source_scales, strict=True)
@@ -117,7 +105,11 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         self.couplings_ = [Couplings(plans) for plans in found.couplings]
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
         self.n_models_in_ = len(parents)
-        self.fused_model_ = write_back(parents[0], mean_state(states, lambda_), sized=target.plain)
+        fused = mean_state(states, lambda_)
+        for correction in corrections:
+            assert probing is not None
+            fused = probing.corrected(correction, found, target, fused)
+        self.fused_model_ = write_back(parents[0], fused, sized=target.plain)
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
@@ -185,12 +177,46 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         """Sizes of the target's groups."""
 
     @abstractmethod
-    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
-        """Couplings of the parents."""
+    def _align(self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None) -> Alignment:
+        """Couplings of the parents; `probing` runs them where activations are compared."""
 
     @abstractmethod
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         """Couplings of one further network with the fused one."""
+
+    @property
+    def _compares_activations(self) -> bool:
+        return False
+
+    def _probe(self) -> Probe:
+        """The probe that the parameter names or is."""
+        probe = Probe(self.probe) if isinstance(self.probe, str) else self.probe
+        if not isinstance(probe, Probe):
+            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {probe!r}.")
+        probe._validate_params()
+        return probe
+
+    def _corrections(self) -> list[Any]:
+        """The corrections that the parameter names or is, in order."""
+        given = self.correction if isinstance(self.correction, (tuple, list)) else [self.correction]
+        found = []
+        for correction in given:
+            if correction is None:
+                continue
+            if isinstance(correction, str):
+                if correction not in CORRECTIONS:
+                    near = difflib.get_close_matches(correction, CORRECTIONS, 1)
+                    hint = f" Did you mean {near[0]!r}?" if near else ""
+                    raise ValueError(f"correction={correction!r} is unknown; there are {list(CORRECTIONS)}.{hint}")
+                correction = CORRECTIONS[correction]()
+            if isinstance(correction, type) or not hasattr(correction, "correct"):
+                raise TypeError(
+                    f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), or a tuple "
+                    f"of these. Got {correction!r}."
+                )
+            correction._validate_params()
+            found.append(correction)
+        return found
 
     def _lambda(self, n_models: int) -> list[float]:
         if self.weights is None:
@@ -259,9 +285,3 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_not_built(name: str, value: Any, built: Sequence[Any]) -> None:
-    """Raise NotImplementedError for an option that is planned but not built yet."""
-    if not any(value is b or (isinstance(value, (str, numbers.Real)) and value == b) for b in built):
-        raise NotImplementedError(f"{name}={value!r} is not built yet; use one of {list(built)}.")

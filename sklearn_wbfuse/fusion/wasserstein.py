@@ -16,6 +16,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from ..barycenter import (
+    Feature,
     Problem,
     Solution,
     balance,
@@ -28,12 +29,15 @@ from ..barycenter import (
     mean_scales,
     random_start,
     scaled,
+    with_activations,
 )
 from ..couplings import Coupling
 from ..exceptions import FusionError, WidthError
 from ..graph import discover_all, validate_models
 from ..groups import Graph
-from .base import Alignment, BaseFusion, Network, check_not_built
+from .alignment import Alignment, Network
+from .base import BaseFusion
+from .probing import Probing
 from .widths import target_sizes
 
 __all__ = ["WassersteinFusion"]
@@ -155,8 +159,8 @@ class WassersteinFusion(BaseFusion):
         "cost": [StrOptions({"weight", "activation"}), Interval(Real, 0, 1, closed="both")],
         "symmetry": [StrOptions({"auto", "permutation"})],
         "merge": [StrOptions({"auto", "all"})],
-        "correction": [StrOptions({"batchnorm", "repair", "regression"}), tuple, None],
-        "probe": [StrOptions({"auto", "noise", "data"})],
+        "correction": "no_validation",
+        "probe": "no_validation",
         "init": [StrOptions({"auto", "random"}), Interval(Integral, 0, None, closed="left"), nn.Module],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -180,7 +184,7 @@ class WassersteinFusion(BaseFusion):
         symmetry: str = "auto",
         merge: str = "auto",
         correction: Any = None,
-        probe: str = "auto",
+        probe: Any = "auto",
         init: Any = "auto",
         n_init: int = 1,
         max_iter: int = 100,
@@ -212,8 +216,6 @@ class WassersteinFusion(BaseFusion):
         self.verbose = verbose
 
     def _sizes(self, parents: list[Graph]) -> dict[str, int]:
-        check_not_built("cost", self.cost, ["weight"])
-        check_not_built("correction", self.correction, [None])
         sizes = target_sizes(self.target_widths, parents)
         wider = [n for n, size in sizes.items() if size > max(p.sizes[n] for p in parents)]
         if wider and len(parents) > 1 and self.merge == "auto":
@@ -223,12 +225,16 @@ class WassersteinFusion(BaseFusion):
             )
         return sizes
 
-    def _align(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
+    def _align(self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None) -> Alignment:
         for network in networks:
             check_blocks(network.graph, target)
         pinned, scaled_alike = _pinned(networks, target)
         given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
+        if probing is not None and self._activation_share:
+            found = probing.activations([(self.init, n.state, n.graph) for n in given])
+            own, values = self._in_gauge([f for f, _ in found][0], [v for _, v in found], scales)
+            described, arrays = with_activations(described, arrays, own, values, self._activation_share)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
             described,
@@ -252,6 +258,15 @@ class WassersteinFusion(BaseFusion):
         best = min(solutions, key=lambda s: s.energy)
         gauge = mean_scales(scales, best.plans, weights)
         return Alignment(best.plans, scales, gauge, best.energy, best.n_iter, [s.history for s in solutions])
+
+    @property
+    def _activation_share(self) -> float:
+        """The share of activations in what is compared."""
+        return {"weight": 0.0, "activation": 1.0}[self.cost] if isinstance(self.cost, str) else float(self.cost)
+
+    @property
+    def _compares_activations(self) -> bool:
+        return self._activation_share > 0
 
     def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
         """One start: `init` first, then the other parents' orders, then random couplings.
@@ -307,9 +322,18 @@ class WassersteinFusion(BaseFusion):
         both = [features(n.graph, n.state, self.alpha_h) for n in networks]
         auto = self.symmetry == "auto"
         scales = [balance(described, own, sizes, keep) if auto else {} for described, own in both]
-        arrays = [scaled(described, own, c) for (described, own), c in zip(both, scales, strict=True)]
-        described = both[0][0] if auto else [replace(f, odd=(False,) * len(f.odd)) for f in both[0][0]]
-        return described, arrays, [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
+        in_numpy = [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
+        return *self._in_gauge(both[0][0], [own for _, own in both], in_numpy), in_numpy
+
+    def _in_gauge(
+        self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
+    ) -> tuple[list[Feature], list[list[Tensor]]]:
+        """Features after multiplying units by their scales, and without signs if these do not count."""
+        factors = [{name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items()} for own, cs in zip(arrays, scales, strict=True)]
+        arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
+        if self.symmetry != "auto":
+            described = [replace(f, odd=(False,) * len(f.odd)) for f in described]
+        return described, arrays
 
 
 def _distance(problem: Problem, model: int) -> int:

@@ -3,15 +3,20 @@
 from .discovery import Architecture, discover, discover_all
 from .export import as_inputs
 from .modules import device_of, floating_state, plain_copy, unwrap, validate_models, write_back
+from .states import resized_inputs
+from .steps import Steps, program_of
 
 __all__ = [
     "Architecture",
+    "Steps",
     "as_inputs",
     "device_of",
     "discover",
     "discover_all",
     "floating_state",
     "plain_copy",
+    "program_of",
+    "resized_inputs",
     "unwrap",
     "validate_models",
     "write_back",

@@ -1,0 +1,300 @@
+"""Layers as affine maps of rows: what a correction may change.
+
+At every position of its output a layer computes ``y = W x + b`` of a row x: the features of a linear layer, the patch under a
+kernel, a normalised channel. In groups, every group of outputs has rows of its own. A batch norm behind the layer is part of the
+map, so that corrections speak of what comes after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..graph import Steps
+
+__all__ = ["Conv", "Linear", "Norm", "Writer", "channels_last", "operation", "writer_of"]
+
+
+def operation(node: Any) -> str:
+    """The name of what a node computes, such as "linear"; empty for what is no operation."""
+    schema = getattr(getattr(node, "target", None), "_schema", None)
+    return schema.name.removeprefix("aten::") if schema is not None else ""
+
+
+def channels_last(y: Tensor, channel: int) -> Tensor:
+    """Activations as rows, shape (positions, channels)."""
+    return y.movedim(channel, -1).reshape(-1, y.shape[channel])
+
+
+@dataclass(eq=False)
+class Writer:
+    """An operation that computes neurons as an affine map of what it reads.
+
+    Attributes
+    ----------
+    node : Node
+    weight : str
+    bias : str or None
+    norm : Node or None
+        A batch norm that nothing else comes before.
+    norm_names : dict of str to str
+        Its tensors, by "weight", "bias", "mean" and "var".
+    """
+
+    node: Node
+    weight: str
+    bias: str | None
+    norm: Node | None = None
+    norm_names: dict[str, str] = field(default_factory=dict)
+
+    out_axis = 0
+
+    @property
+    def end(self) -> Node:
+        """The layer's output, after the norm."""
+        return self.node if self.norm is None else self.norm
+
+    @property
+    def labelled(self) -> tuple[str, int]:
+        """The tensor and its axis along which the neurons computed are labelled."""
+        name = self.norm_names.get("weight", self.norm_names.get("mean"))
+        return (self.weight, self.out_axis) if name is None else (name, 0)
+
+    @property
+    def channel(self) -> int:
+        """The dimension of the output that holds neurons."""
+        raise NotImplementedError
+
+    def read(self, steps: Steps, batch: int) -> Tensor:
+        """What the operation reads on a batch."""
+        return steps.read(self.node.args[0], batch)
+
+    def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """What some positions of the output are computed from, shape (groups, positions, inputs)."""
+        raise NotImplementedError
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as matrices of shape (groups, outputs, inputs)."""
+        raise NotImplementedError
+
+    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Back from `matrix` to the shape of the weight."""
+        raise NotImplementedError
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether an offset of its own can be written back."""
+        return self.bias is not None or self.norm is not None and ("bias" in self.norm_names or "weight" not in self.norm_names)
+
+    @property
+    def eps(self) -> float:
+        """Of the batch norm."""
+        return float(self.norm.args[7])  # type: ignore[union-attr, arg-type]
+
+    def _gain(self, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
+        """What the norm multiplies the output by, and what it adds."""
+        names = self.norm_names
+        if self.norm is None:
+            return 1.0, 0.0
+        gain = (state[names["var"]] + self.eps).rsqrt()
+        if "weight" in names:
+            gain = gain * state[names["weight"]]
+        shift = -state[names["mean"]] * gain
+        return gain, shift + state[names["bias"]] if "bias" in names else shift
+
+    def affine(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Matrices of shape (groups, outputs, inputs) and offsets of shape (groups, outputs), the norm included."""
+        matrix = self.matrix(state[self.weight])
+        gain, offset = self._gain(state)
+        if self.bias is not None:
+            offset = offset + state[self.bias] * gain
+        if isinstance(gain, Tensor):
+            matrix = matrix * gain.view(len(matrix), -1, 1)
+        offset = torch.zeros(matrix.shape[:2]).to(matrix) + (offset.view(len(matrix), -1) if isinstance(offset, Tensor) else 0)
+        return matrix, offset
+
+    def write(self, state: dict[str, Tensor], matrix: Tensor, offset: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Put a changed map into the tensors.
+
+        Parameters
+        ----------
+        state : dict of str to Tensor
+            Changed; its tensors are not.
+        matrix, offset : Tensor
+            As from `affine`; the offset counts only if `has_offset`.
+        mean, var : Tensor of shape (groups, outputs)
+            Statistics of ``matrix @ x`` over the rows, for the norm.
+        """
+        names = self.norm_names
+        if self.norm is None:
+            state[self.weight] = self.tensor(matrix, state[self.weight])
+            if self.bias is not None:
+                state[self.bias] = offset.flatten()
+            return
+        bias = state[self.bias] if self.bias is not None else 0.0
+        mean, var, offset = mean.flatten(), var.flatten(), offset.flatten()
+        if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
+            state[self.weight] = self.tensor(matrix, state[self.weight])
+            state[names["mean"]], state[names["var"]] = mean + bias, var
+            state[names["weight"]] = (var + self.eps).sqrt()
+            if "bias" in names:
+                state[names["bias"]] = offset + mean
+        else:
+            scale = (state[names["var"]] + self.eps).sqrt()
+            state[self.weight] = self.tensor(matrix * scale.view(len(matrix), -1, 1), state[self.weight])
+            state[names["mean"]] = bias - offset * scale
+
+
+class Linear(Writer):
+    """``aten::linear``."""
+
+    channel = -1
+
+    def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])[chosen][None]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight[None]
+
+    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        return matrix[0].contiguous()
+
+
+class Conv(Writer):
+    """``aten::conv1d`` to ``conv3d``, also in groups and transposed: a transposed convolution is one of its input with zeros between."""
+
+    @property
+    def transposed(self) -> bool:
+        return "transpose" in operation(self.node)
+
+    @property
+    def space(self) -> int:
+        return int(operation(self.node)[-2])
+
+    @property
+    def out_axis(self) -> int:  # type: ignore[override]
+        return int(self.transposed)
+
+    @property
+    def channel(self) -> int:
+        return -self.space - 1
+
+    def _options(self, kernel: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int], int, list[int]]:
+        """Stride, padding at both ends, dilation, groups, and zeros to put between the inputs."""
+        space, names = self.space, ["input", "weight", "bias", "stride", "padding"]
+        names += ["output_padding", "groups", "dilation"] if self.transposed else ["dilation", "groups"]
+        given = {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+
+        def each(name: str, default: int) -> list[int]:
+            value = given.get(name, default)
+            value = list(value) if isinstance(value, (list, tuple)) else [value]  # type: ignore[list-item]
+            return [int(v) for v in (value * space if len(value) == 1 else value)]
+
+        stride, dilation, groups = each("stride", 1), each("dilation", 1), int(given.get("groups", 1))  # type: ignore[call-overload]
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if given.get("padding") == "same":
+            ends = [(r // 2, r - r // 2) for r in reach]
+        else:
+            ends = [(p, p) for p in (each("padding", 0) if given.get("padding") != "valid" else [0] * space)]
+        if not self.transposed:
+            return stride, ends, dilation, groups, [1] * space
+        extra = each("output_padding", 0)
+        ends = [(r - p, r - p + e) for r, (p, _), e in zip(reach, ends, extra, strict=True)]
+        return [1] * space, ends, dilation, groups, stride
+
+    def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        space, kernel = self.space, self.node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+        stride, ends, dilation, groups, spread = self._options(kernel)
+        x = x.reshape(-1, *x.shape[-space - 1 :]).movedim(1, -1)  # batch, space, channels
+        before = list(x.shape[1:-1])
+        size = [(n - 1) * s + 1 + a + b for n, s, (a, b) in zip(before, spread, ends, strict=True)]
+        if any(s > 1 for s in spread) or any(e != (0, 0) for e in ends):
+            padded = x.new_zeros(len(x), *(n + max(-a, 0) + max(-b, 0) for n, (a, b) in zip(size, ends, strict=True)), x.shape[-1])
+            at = [slice(max(a, 0), max(a, 0) + (n - 1) * s + 1, s) for n, s, (a, _) in zip(before, spread, ends, strict=True)]
+            padded[(slice(None), *at)] = x
+            cut = [slice(max(-a, 0), max(-a, 0) + n) for n, (a, _) in zip(size, ends, strict=True)]
+            x = padded[(slice(None), *cut)]
+        out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(size, dilation, kernel, stride, strict=True)]
+        flat, rest, corner = x.reshape(-1, x.shape[-1]), chosen, []
+        for n in reversed(out):
+            corner.insert(0, rest % n)
+            rest = rest // n
+        taps = []
+        for offsets in itertools.product(*(range(k) for k in kernel)):
+            position = rest
+            for c, s, o, d, n in zip(corner, stride, offsets, dilation, size, strict=True):
+                position = position * n + c * s + o * d
+            taps.append(flat[position])
+        rows = torch.stack(taps, 1).unflatten(2, (groups, -1))  # positions, taps, groups, channels
+        return rows.permute(2, 0, 1, 3).flatten(2)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        _, _, _, groups, _ = self._options(weight.shape[2:])
+        if self.transposed:  # (in, out / groups, *kernel) of each group, seen from the output
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flip(list(range(3, weight.dim() + 1)))
+        else:
+            weight = weight.unflatten(0, (groups, -1))
+        return weight.movedim(2, -1).flatten(2)  # groups, outputs, taps x channels
+
+    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        kernel = like.shape[2:]
+        each = matrix.shape[2] // math.prod(kernel)
+        weight = matrix.reshape(*matrix.shape[:2], *kernel, each).movedim(-1, 2)
+        if self.transposed:
+            weight = weight.flip(list(range(3, weight.dim()))).transpose(1, 2)
+        return weight.flatten(0, 1).contiguous()
+
+
+class Norm(Writer):
+    """The weight and bias behind a normalisation: one number per channel."""
+
+    @property
+    def channel(self) -> int:
+        return -1 if operation(self.node) in ("layer_norm", "rms_norm") else 1
+
+    def read(self, steps: Steps, batch: int) -> Tensor:
+        """What is normalised, without weight and bias."""
+        arguments = list(self.node.args)
+        for at in _NORMS[operation(self.node)]:
+            if at is not None and at < len(arguments):
+                arguments[at] = None
+        return steps.compute(self.node, batch, tuple(arguments))
+
+    def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        return channels_last(x, self.channel)[chosen].T[..., None]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight[:, None, None]
+
+    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        return matrix.flatten()
+
+
+_CONVOLUTIONS = {f"conv{transposed}{space}d" for transposed in ("", "_transpose") for space in (1, 2, 3)}
+_NORMS = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3), "batch_norm": (1, 2), "instance_norm": (1, 2)}
+
+
+def writer_of(node: Node, parameters: Mapping[Node, str]) -> Writer | None:
+    """The map that a node computes with parameters of its own, if it is one."""
+    kind = operation(node)
+    if kind in _NORMS:
+        at, then = _NORMS[kind]
+        build: type[Writer] = Norm
+    elif kind == "linear" or kind in _CONVOLUTIONS:
+        at, then, build = 1, 2, Linear if kind == "linear" else Conv
+    else:
+        return None
+    given = [node.args[k] if k is not None and k < len(node.args) else None for k in (at, then)]
+    if given[0] not in parameters or (given[1] is not None and given[1] not in parameters):
+        return None
+    weight, bias = (None if g is None else parameters[g] for g in given)  # type: ignore[index]
+    if build is Norm and node.args[at].meta["val"].dim() > 1:  # type: ignore[union-attr]
+        return None
+    return build(node, str(weight), bias)

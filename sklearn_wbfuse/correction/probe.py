@@ -1,0 +1,187 @@
+r"""The inputs that activations are computed on: rows of data, or noise that knows what the parents know of their inputs.
+
+Noise has the mean and deviation of the example inputs. Its covariance is that of :math:`W_1^\top z` for white z, summed over the
+parents' first layers :math:`W_1`: directions that no parent looks at do not occur. It is computed as a vector-Jacobian product,
+so that it is filtered noise for a convolution; for a recurrent layer z is correlated from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from ..graph import Steps
+from .affine import Norm, operation, writer_of
+from .recurrent import cells_of
+
+__all__ = ["Probe", "coloured", "repeated", "with_tokens"]
+
+_MEMORY = 0.9
+"""Correlation of the noise of a sequence from step to step."""
+
+_WHITE = 0.1
+"""Share of the noise's variance that is white."""
+
+
+class Probe(BaseEstimator):
+    """Which inputs, and how many, costs of activations and corrections are computed on.
+
+    Parameters
+    ----------
+    kind : {"auto", "noise", "data"}, default="auto"
+        Rows of the data if `fit` was given some, else noise; noise; or data, without which `fit` raises.
+    n_samples : int, default=2000
+        Largest number of samples; of more rows so many are drawn. Memory grows with this, not with the rows.
+    batch_size : int, default=250
+        Largest number of samples that a network sees at once.
+
+    Examples
+    --------
+    >>> from sklearn_wbfuse import WassersteinFusion
+    >>> fusion = WassersteinFusion(correction="regression", probe=Probe("noise", n_samples=500))
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "kind": [StrOptions({"auto", "noise", "data"})],
+        "n_samples": [Interval(Integral, 2, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, batch_size: int = 250):
+        self.kind = kind
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+
+
+def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> tuple[Any, ...]:
+    """White noise in the place of floating inputs and copies of all others, for a batch of a size.
+
+    The first dimension of the first tensor is the batch, and of all tensors that share its size.
+    """
+    leaves, tree = pytree.tree_flatten(tuple(examples))
+    batch = next((t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim()), 0)
+    found = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch and batch:
+            leaf = leaf[torch.arange(size) % batch]
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            leaf = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        found.append(leaf)
+    return pytree.tree_unflatten(found, tree)
+
+
+def with_tokens(steps: Steps, inputs: Sequence[Any], generator: torch.Generator) -> tuple[Any, ...]:
+    """The inputs with random strings in the place of tokens, the integers that an embedding reads."""
+    leaves, tree = pytree.tree_flatten(tuple(inputs))
+    for leaf, node in enumerate(steps.inputs):
+        sizes = _vocabularies(node, steps)
+        if sizes and isinstance(leaves[leaf], Tensor) and not leaves[leaf].is_floating_point():
+            leaves[leaf] = torch.randint(min(sizes), leaves[leaf].shape, generator=generator, dtype=leaves[leaf].dtype)
+    return pytree.tree_unflatten(leaves, tree)
+
+
+def _vocabularies(node: Node, steps: Steps) -> list[int]:
+    """How many rows the embeddings have that an input goes into, through views and casts."""
+    found = []
+    for user in node.users:
+        if operation(user) in ("embedding", "embedding_bag") and user.args[0] in steps.parameters and user.args[1] is node:
+            found.append(len(steps.state[steps.parameters[user.args[0]]]))  # type: ignore[index]
+        elif operation(user) in ("view", "reshape", "to", "_to_copy", "transpose", "permute", "slice", "clone", "contiguous"):
+            found += _vocabularies(user, steps)
+    return found
+
+
+def coloured(
+    networks: Sequence[Steps], weights: Sequence[float], examples: Sequence[Any], generator: torch.Generator
+) -> list[tuple[Any, ...]]:
+    """The noise for each batch that networks hold.
+
+    Parameters
+    ----------
+    networks : list of Steps
+        Parents on white noise, at their start; they are consumed.
+    weights : list of float
+        Their proportions.
+    examples : tuple
+        Floating ones give mean and deviation.
+    generator : Generator
+    """
+    first, batches = networks[0], []
+    leaves, tree = pytree.tree_flatten(tuple(examples))
+    white = [first.values[node] for node in first.inputs]
+    seen = [_seen(steps, generator) for steps in networks]
+    for batch in range(first.n_batches):
+        found = list(leaves)
+        for leaf, values in enumerate(white):
+            found[leaf] = value = values[batch]
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if leaf in own]
+            if parts:
+                mixed = sum((w**0.5 * part / part.std() for w, part in parts), torch.zeros_like(value))
+                value = (1 - _WHITE) ** 0.5 * mixed / mixed.std() + _WHITE**0.5 * value
+            deviation = float(leaves[leaf].double().std(correction=0))
+            found[leaf] = float(leaves[leaf].double().mean()) + (deviation or 1.0) * value
+        batches.append(pytree.tree_unflatten(found, tree))
+    return batches
+
+
+def _seen(steps: Steps, generator: torch.Generator) -> dict[int, list[Tensor]]:
+    """For each floating input that a first layer reads, noise in the directions that the layer sees."""
+    waiting = {leaf: node for leaf, node in enumerate(steps.inputs) if _is_floating(steps.values[node][0])}
+    variables = {leaf: [v.detach().clone().requires_grad_() for v in steps.values[node]] for leaf, node in waiting.items()}
+    steps.values.update({node: variables[leaf] for leaf, node in waiting.items()})
+    found: dict[int, list[Tensor]] = {}
+    with torch.enable_grad():
+        for k, node in enumerate(steps.nodes):
+            if len(found) == len(waiting):
+                break
+            steps.run(node)
+            read = _first_layer(node, steps)
+            if read is not None:
+                for batch, (value, memory) in enumerate(read):
+                    if not value.requires_grad:
+                        continue
+                    z = _white(value, memory, generator)
+                    own = [variables[leaf][batch] for leaf in waiting]
+                    for leaf, g in zip(waiting, torch.autograd.grad(value, own, z, allow_unused=True), strict=True):
+                        if g is not None and float(g.std()) > 0:
+                            found.setdefault(leaf, []).append(g)
+            if read is not None and node in steps.values:
+                steps.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, steps.values[node])
+            steps.forget(k)
+    return {leaf: parts for leaf, parts in found.items() if len(parts) == steps.n_batches}
+
+
+def _first_layer(node: Node, steps: Steps) -> list[tuple[Tensor, int | None]] | None:
+    """What a layer with weights computes of its input, batch by batch, and the dimension that holds steps."""
+    writer, cells = writer_of(node, steps.parameters), cells_of(node, steps.parameters)
+    if writer is not None and not isinstance(writer, Norm):
+        return [(value, None) for value in steps.values[node]]
+    if cells:
+        inputs = [steps.read(node.args[0], batch) for batch in range(steps.n_batches)]
+        return [(x @ steps.state[cells[0].w_ih].T, int(bool(node.args[-1]) and x.dim() == 3)) for x in inputs]
+    return None
+
+
+def _white(value: Tensor, memory: int | None, generator: torch.Generator) -> Tensor:
+    """Noise like a value, correlated along a dimension if one is given."""
+    z = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
+    if memory is None:
+        return z
+    steps = list(z.unbind(memory))
+    for t in range(1, len(steps)):
+        steps[t] = _MEMORY * steps[t - 1] + (1 - _MEMORY**2) ** 0.5 * steps[t]
+    return torch.stack(steps, memory)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

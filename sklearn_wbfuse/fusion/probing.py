@@ -1,0 +1,129 @@
+"""Parents run on the probe's inputs: what costs of activations and corrections are computed from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..barycenter import Feature, carry_map
+from ..correction import Parent, Probe, activation_features, coloured, repeated, with_tokens
+from ..exceptions import DiscoveryError, FusionError
+from ..graph import Architecture, Steps, plain_copy, program_of, resized_inputs
+from ..groups import Graph
+from .alignment import Alignment
+from .data import FusionInput
+
+__all__ = ["Probing"]
+
+Activations = tuple[list[Feature], list[Tensor]]
+
+
+class Probing:
+    """The parents and the inputs that they are run on.
+
+    Parameters
+    ----------
+    models : list of Module
+        The parents.
+    states : list of dict
+        Their tensors in the dtype and on the device of computation.
+    architectures : list of Architecture
+    weights : list of float
+    data : FusionInput or None
+    probe : Probe
+    rng : RandomState
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        states: Sequence[Mapping[str, Tensor]],
+        architectures: Sequence[Architecture],
+        weights: Sequence[float],
+        data: FusionInput | None,
+        probe: Probe,
+        rng: np.random.RandomState,
+    ):
+        self.plains = [plain_copy(m) for m in models]
+        self.states, self.architectures, self.weights = states, architectures, weights
+        self.generator = torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
+        self.programs: dict[int, Any] = {}
+        if probe.kind == "data" and data is None:
+            raise FusionError("probe='data' needs data: fit(FusionInput(models, X)).")
+        if data is None or probe.kind == "noise":
+            self.batches = self._noise(probe)
+        else:
+            self.batches = self._rows(data, probe, rng)
+
+    def steps(self, i: int) -> Steps:
+        """A parent at its start."""
+        return self._steps(self.architectures[i], self.plains[i], self.states[i], self.batches)
+
+    @torch.no_grad()
+    def activations(self, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()) -> list[Activations]:
+        """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        found = [activation_features(self.steps(i), a.graph, seed) for i, a in enumerate(self.architectures)]
+        for model, state, graph in further:
+            plain = plain_copy(model)
+            program = program_of(plain, self.batches[0], next(iter(state.values())))
+            found.append(activation_features(Steps(program, plain, state, self.batches), graph, seed))
+        return found
+
+    @torch.no_grad()
+    def corrected(self, correction: Any, found: Alignment, target: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the fused network after a correction."""
+        fused = self._steps(target, target.plain, state, self.batches)
+        parents = []
+        for i, (architecture, weight) in enumerate(zip(self.architectures, self.weights, strict=True)):
+            if weight:
+                carry = functools.partial(self._carry_map, found, i, architecture.graph, target.graph)
+                parents.append(Parent(self.steps(i), weight, carry))
+        correction.correct(fused, parents, self.generator)
+        return fused.state
+
+    @staticmethod
+    def _carry_map(found: Alignment, i: int, source: Graph, target: Graph, name: str, axis: int) -> Tensor:
+        axes = [(graph.tensors[name].spans[axis], graph.tensors[name].shape[axis]) for graph in (source, target)]
+        return carry_map(*axes[0], *axes[1], (source, target), found.couplings[i], found.source_scales[i], found.target_scales)
+
+    def _steps(
+        self, architecture: Architecture, plain: nn.Module, state: Mapping[str, Tensor], batches: Sequence[tuple[Any, ...]]
+    ) -> Steps:
+        own = [resized_inputs(b, self.architectures[0].graph, architecture.graph.sizes) for b in batches]
+        key = id(architecture)
+        if key not in self.programs:
+            self.programs[key] = program_of(architecture.plain, own[0], next(iter(state.values()), torch.zeros(())))
+        return Steps(self.programs[key], plain, state, own)
+
+    def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState) -> list[tuple[Any, ...]]:
+        """Rows of the data in batches of one size; the last one is filled up with rows of the first."""
+        n = len(data)
+        chosen = np.sort(rng.choice(n, probe.n_samples, replace=False)) if n > probe.n_samples else np.arange(n)
+        count = -(-len(chosen) // probe.batch_size)
+        size = -(-len(chosen) // count)
+        order = np.resize(rng.permutation(chosen), count * size)
+        return [data[order[k * size : (k + 1) * size]].tensors(self.plains[0]) for k in range(count)]
+
+    def _noise(self, probe: Probe) -> list[tuple[Any, ...]]:
+        examples = self.architectures[0].inputs
+        first = next((len(t) for t in pytree.tree_leaves(examples) if isinstance(t, Tensor) and t.dim()), 1)
+        count = -(-probe.n_samples // probe.batch_size)
+        for size in (-(-probe.n_samples // count), first):
+            white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
+            try:
+                networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
+                break
+            except DiscoveryError:  # the batch size may be written into the code
+                self.programs.clear()
+                if size == first:
+                    raise
+        white = [with_tokens(networks[0], batch, self.generator) for batch in white]
+        networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
+        return coloured(networks, self.weights, examples, self.generator)

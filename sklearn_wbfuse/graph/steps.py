@@ -1,0 +1,119 @@
+"""A network run one operation at a time, on several batches side by side."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.export.passes import move_to_device_pass
+from torch.fx import Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from .export import export
+from .modules import aliases, plain_copy
+
+__all__ = ["Steps", "program_of"]
+
+
+def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.export.ExportedProgram:
+    """The trace of a plain network on inputs of one batch, for the dtype and device of a tensor.
+
+    Raises
+    ------
+    DiscoveryError
+        If the network does not run on the inputs, or can't be exported.
+    """
+    inputs = pytree.tree_map(lambda t: _like(t, torch.zeros((), dtype=like.dtype)), tuple(inputs))
+    program = export(plain_copy(plain).to("cpu", like.dtype), inputs)
+    return program if like.device.type == "cpu" else move_to_device_pass(program, like.device)
+
+
+class Steps:
+    """The operations of a network in order, their values on every batch held until nothing reads them any more.
+
+    Networks of one architecture have operations at the same positions, so that they can be run side by side.
+
+    Parameters
+    ----------
+    program : ExportedProgram
+        Of this network, or of another of the same architecture and widths.
+    plain : Module
+        The network, a plain copy.
+    state : mapping of str to Tensor
+        Its floating tensors, in the dtype and on the device of computation.
+    batches : sequence of tuple
+        Inputs, all of the shapes of the program.
+
+    Attributes
+    ----------
+    nodes : list of Node
+    position : dict of Node to int
+    parameters : dict of Node to str
+        The name of each floating tensor.
+    inputs : list of Node
+    state : dict of str to Tensor
+        May be changed between operations.
+    values : dict of Node to list
+        What is held, a value for each batch.
+    """
+
+    def __init__(self, program: Any, plain: nn.Module, state: Mapping[str, Tensor], batches: Sequence[tuple[Any, ...]]):
+        like = next(iter(state.values()), torch.zeros(()))
+        self.nodes: list[Node] = list(program.graph.nodes)
+        self.position = {node: k for k, node in enumerate(self.nodes)}
+        self.state = dict(state)
+        self.parameters: dict[Node, str] = {}
+        self.inputs: list[Node] = []
+        self.values: dict[Node, list[Any]] = {}
+        self.n_batches = len(batches)
+        self.last = {read: self.position[node] for node in self.nodes for read in node.all_input_nodes}
+        names, specs, leaves = aliases(plain), program.graph_signature.input_specs, itertools.count()
+        constants = {**program.state_dict, **program.constants, **dict(plain.named_buffers(remove_duplicate=False))}
+        given = [pytree.tree_leaves(tuple(batch)) for batch in batches]
+        for node, spec in zip(program.graph.find_nodes(op="placeholder"), specs, strict=True):
+            name = names.get(spec.target, spec.target)
+            if name in self.state:
+                self.parameters[node] = name
+            elif spec.kind == InputKind.USER_INPUT:
+                at = next(leaves)
+                self.inputs.append(node)
+                self.values[node] = [_like(batch[at], like) for batch in given]
+            else:
+                self.values[node] = [_like(constants[spec.target], like)] * self.n_batches
+
+    def read(self, node: Any, batch: int) -> Any:
+        """The value of a node on one batch."""
+        name = self.parameters.get(node)
+        return self.values[node][batch] if name is None else self.state[name]
+
+    def run(self, node: Node) -> None:
+        """Compute one operation on all batches; what it reads must have been computed."""
+        if node.op == "call_function":
+            self.values[node] = [self.compute(node, batch) for batch in range(self.n_batches)]
+
+    def compute(self, node: Node, batch: int, arguments: Any = None) -> Any:
+        """The value of an operation on one batch, of other arguments if given."""
+        given = node.args if arguments is None else arguments
+        read, named = (map_arg(a, lambda n: self.read(n, batch)) for a in (given, node.kwargs))
+        return node.target(*read, **named)  # type: ignore[operator]
+
+    def keep(self, nodes: Iterable[Node], position: int) -> None:
+        """Hold the values of nodes until a position."""
+        for node in nodes:
+            self.last[node] = max(self.last.get(node, position), position)
+
+    def forget(self, position: int) -> None:
+        """Let go of all that nothing after a position reads."""
+        for node in [n for n in self.values if self.last.get(n, -1) <= position]:
+            del self.values[node]
+
+
+def _like(value: Any, like: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)

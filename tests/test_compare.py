@@ -1,0 +1,508 @@
+"""`compare`: the rows of its table, what the fits get to see, errors, and how the table is printed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import MLP, Recurrent, disguised, randomised
+from scipy.special import softmax
+from sklearn.base import BaseEstimator
+from sklearn.metrics import accuracy_score, r2_score
+from torch import nn
+
+import sklearn_wbfuse.fusion.base as base
+from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion, compare, model_selection
+from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError
+
+ROWS = 80
+
+
+def family(widths=(5, 8, 6, 3), seeds=(0, 1)):
+    return [randomised(MLP(list(widths)), np.random.default_rng(seed)) for seed in seeds]
+
+
+def data(models, noise=0.5):
+    """Rows, labels that the mean of the networks gives after some noise, and continuous targets."""
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(ROWS, 5))
+    with torch.no_grad():
+        mean = sum(m(torch.as_tensor(X)) for m in models).numpy() / len(models)
+    targets = mean + noise * rng.normal(size=mean.shape)
+    return X, targets.argmax(1), targets
+
+
+def by_name(table):
+    return {row["name"]: row for row in table}
+
+
+def silent(*arguments, **options):
+    return by_name(compare(*arguments, verbose=False, **options))
+
+
+class Recorder(VanillaAveraging):
+    """Parameters of a plain average with a correction; averages without one and remembers what it was fitted on."""
+
+    fitted = []
+
+    def __init__(self, *, correction=None, probe="auto", weights=None, example_inputs=None, device=None, verbose=0):
+        super().__init__(weights=weights, example_inputs=example_inputs, device=device, verbose=verbose)
+        self.correction, self.probe = correction, probe
+
+    def fit(self, models, y=None):
+        Recorder.fitted.append((self, models))
+        self.fused_model_ = VanillaAveraging(weights=self.weights, example_inputs=self.example_inputs).fit(models).fused_model_
+        return self
+
+
+class Aligned(Recorder):
+    """Any other fusion with a correction."""
+
+    def __init__(self, *, reg=0.0, correction=None, probe="auto", weights=None, example_inputs=None):
+        super().__init__(correction=correction, probe=probe, weights=weights, example_inputs=example_inputs)
+        self.reg = reg
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Corrections, whether plain averages have them by now or not."""
+    monkeypatch.setattr(Recorder, "fitted", [])
+    monkeypatch.setattr(model_selection, "VanillaAveraging", Recorder)
+    return Recorder
+
+
+class Other(BaseEstimator):
+    """A fusion that is none of this library: the first model, or an error."""
+
+    fitted = []
+
+    def __init__(self, error=None, example_inputs=None):
+        self.error, self.example_inputs = error, example_inputs
+
+    def fit(self, models):
+        if self.error is not None:
+            raise self.error
+        Other.fitted.append((self, models))
+        self.fused_model_ = models[0]
+
+
+def test_rows_scores_and_sizes_of_classes():
+    models = family(seeds=(0, 1, 2))
+    X, y, _ = data(models)
+    table = compare(models, X, y, [WassersteinFusion(), WassersteinFusion(0.5)], verbose=False)
+    assert [row["name"] for row in table] == [
+        *("parent 0", "parent 1", "parent 2", "parents, mean", "best parent", "ensemble", "finding the neuron groups"),
+        *("plain average", "WassersteinFusion()", "WassersteinFusion(target_widths=0.5)"),
+    ]
+    rows = by_name(table)
+    logits = [m(torch.as_tensor(X)).detach().numpy() for m in models]
+    parents = [accuracy_score(y, own.argmax(1)) for own in logits]
+    assert [rows[f"parent {i}"]["score"] for i in range(3)] == parents
+    assert len(set(parents)) == 3
+    assert rows["parents, mean"]["score"] == pytest.approx(np.mean(parents))
+    best = rows["best parent"]
+    assert (best["score"], best["note"]) == (max(parents), f"parent {np.argmax(parents)}")
+    inputs = (torch.as_tensor(X[:2]),)
+    for name, fusion in (("plain average", VanillaAveraging()), ("WassersteinFusion()", WassersteinFusion())):
+        assert rows[name]["score"] == fusion.set_params(example_inputs=inputs).fit(models).score(X, y)
+    size = 5 * 8 + 8 + 8 * 6 + 6 + 6 * 3 + 3
+    sizes = [row["parameters"] for row in table]
+    assert sizes == [size] * 3 + [None, size, 3 * size, None, size, size, 5 * 4 + 4 + 4 * 3 + 3 + 3 * 3 + 3]
+    for row in table:
+        if row["score"] is not None:
+            assert row["to_parents"] == pytest.approx(row["score"] - np.mean(parents))
+    assert [row["seconds"] is not None for row in table] == [False] * 6 + [True] * 4
+
+
+@pytest.mark.parametrize("kind", ["classes", "targets", "tensor of classes", "tensor of targets"])
+def test_values_are_plain(kind):
+    models = family()
+    X, y, targets = data(models)
+    y = y if "classes" in kind else targets
+    y = torch.as_tensor(y).requires_grad_("targets" in kind) if "tensor" in kind else y
+    for row in compare(models, X, y, verbose=False):
+        assert list(row) == ["name", "score", "to_parents", "parameters", "seconds", "note"]
+        assert [type(value) for value in row.values() if value is not None] == [
+            t for t, value in zip((str, float, float, int, float, str), row.values(), strict=True) if value is not None
+        ]
+
+
+def scaled(models):
+    """The second network is much surer, which the mean of logits hears and that of softmax outputs does not."""
+    with torch.no_grad():
+        for tensor in models[1].linears[-1].parameters():
+            tensor *= 20
+    return models
+
+
+def test_the_ensemble_of_classes_is_the_mean_of_softmax_outputs():
+    models = scaled(family(seeds=(0, 1, 2)))
+    X, y, _ = data(family(seeds=(0, 1, 2)))
+    logits = np.stack([m(torch.as_tensor(X)).detach().numpy() for m in models])
+    expected, other = (accuracy_score(y, mean.argmax(1)) for mean in (softmax(logits, 2).mean(0), logits.mean(0)))
+    assert silent(models, X, y, [])["ensemble"]["score"] == expected != other
+
+
+def test_the_ensemble_of_single_logits_is_the_mean_of_logits():
+    models = scaled(family((5, 8, 6, 1)))
+    X = data(family())[0]
+    with torch.no_grad():
+        for model in models:
+            model.linears[-1].bias -= model(torch.as_tensor(X)).median()
+        logits = np.stack([m(torch.as_tensor(X)).numpy()[:, 0] for m in models])
+    y = (logits.mean(0) > 0).astype(int)
+    assert 20 < y.sum() < 60
+    rows = silent(models, X, y, [])
+    assert rows["ensemble"]["score"] == 1 > rows["parent 0"]["score"]
+
+
+def test_regression_is_scored_by_r2():
+    models = family()
+    X, _, y = data(models)
+    rows = silent(models, X, y)
+    predicted = [m(torch.as_tensor(X)).detach().numpy() for m in models]
+    assert rows["parent 1"]["score"] == pytest.approx(r2_score(y, predicted[1]), abs=1e-5)
+    assert rows["ensemble"]["score"] == pytest.approx(r2_score(y, sum(predicted) / 2), abs=1e-5)
+    fusion = WassersteinFusion(example_inputs=(torch.as_tensor(X[:2]),)).fit(models)
+    assert rows["WassersteinFusion()"]["score"] == fusion.score(X, y)
+
+
+def test_a_fusion_says_so_if_it_loses_to_its_best_parent():
+    model = family()[0]
+    models = [model, disguised(model, np.random.default_rng(0))]
+    X, y, _ = data([model], noise=0)
+    rows = silent(models, X, y, [WassersteinFusion(), VanillaAveraging()])
+    assert (rows["WassersteinFusion()"]["score"], rows["WassersteinFusion()"]["note"]) == (1, "")
+    assert rows["VanillaAveraging()"]["score"] < 1
+    assert rows["VanillaAveraging()"]["note"] == "below its best parent"
+    assert rows["plain average"]["note"] == ""
+
+
+def test_the_bar_is_the_best_parent_and_not_the_mean():
+    models = family(seeds=(0, 1, 2))
+    X, y, _ = data(models[:1], noise=0)
+    rows = silent(models, X, y, [WassersteinFusion(weights=[0.7, 0.2, 0.1])])
+    (fused,) = [row for name, row in rows.items() if name.startswith("Wasserstein")]
+    assert rows["parents, mean"]["score"] < fused["score"] < rows["best parent"]["score"]
+    assert fused["note"] == "below its best parent"
+
+
+def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
+    models = [*family(), *family((5, 10, 6, 3))]
+    X, y, _ = data(models)
+    rows = silent(models, X, y)
+    average = rows["plain average"]
+    assert [average[key] for key in ("score", "to_parents", "parameters", "seconds")] == [None] * 4
+    assert average["note"].startswith("WidthError: Plain averaging needs equal widths. Group 'linears.0' has 8")
+    assert rows["WassersteinFusion()"]["score"] is not None
+    sizes = [rows[f"parent {i}"]["parameters"] for i in range(4)]
+    assert rows["ensemble"]["parameters"] == sum(sizes) and len(set(sizes)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fusion", "note"),
+    [
+        (WassersteinFusion([8]), "WidthError: target_widths has 1 entries"),
+        (WassersteinFusion(weights=[1.0]), "FusionError: weights must have one entry per model: 2"),
+        (Other(NotImplementedError("not built yet")), "NotImplementedError: not built yet"),
+        (Other(FusionError("wrong")), "FusionError: wrong"),
+    ],
+)
+def test_an_error_of_one_fusion_keeps_the_table(fusion, note):
+    models = family()
+    X, y, _ = data(models)
+    table = compare(models, X, y, [fusion, WassersteinFusion()], verbose=False)
+    assert table[-2]["note"].startswith(note) and table[-2]["score"] is None
+    assert table[-1]["name"] == "WassersteinFusion()" and table[-1]["score"] is not None
+
+
+@pytest.mark.parametrize(
+    ("fusion", "error", "message"),
+    [
+        (Other(RuntimeError("bug")), RuntimeError, "bug"),
+        (WassersteinFusion(reg=-1.0), ValueError, "'reg' parameter of WassersteinFusion"),
+        (WassersteinFusion(schedule="greedy"), ValueError, "'schedule' parameter"),
+    ],
+)
+def test_other_errors_are_raised(fusion, error, message):
+    models = family()
+    X, y, _ = data(models)
+    with pytest.raises(error, match=message):
+        compare(models, X, y, [fusion], verbose=False)
+
+
+def test_an_estimator_without_a_fused_model_is_refused():
+    class Empty(Other):
+        def fit(self, models):
+            return self
+
+    models = family()
+    X, y, _ = data(models)
+    with pytest.raises(TypeError, match=r"Empty\(\) has no fused_model_ after fit"):
+        compare(models, X, y, [Empty()], verbose=False)
+
+
+def test_outputs_that_are_no_numbers_have_no_score():
+    class Broken(Other):
+        def fit(self, models):
+            self.fused_model_ = copy.deepcopy(models[0])
+            self.fused_model_.linears[0].bias.data[:] = np.nan
+
+    models = family()
+    X, classes, targets = data(models)
+    for y in (classes, targets):
+        row = silent(models, X, y, [Broken()])["Broken()"]
+        assert row["score"] is None and row["seconds"] is not None
+        assert row["note"] == "FusionError: The outputs of the fused network hold NaN or infinite values."
+
+
+class TestWhatTheFitsSee:
+    def test_without_data_models_and_example_inputs_alone(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        compare(models, X, y, [Aligned(), Aligned(probe="noise"), Aligned(probe="data")], verbose=False)
+        (_, average), (auto, first), (noise, second), (last, listed) = recorder.fitted
+        assert average is first is second and isinstance(first, FusionInput) and len(first) == 2
+        assert auto.probe == noise.probe == "noise"  # two rows are no data
+        assert last.probe == "data" and listed == models
+        for fusion in (auto, noise, last):
+            (inputs,) = fusion.example_inputs
+            assert torch.equal(inputs, torch.as_tensor(X[:2]))
+
+    def test_an_estimator_of_another_kind_gets_the_list_of_models(self, monkeypatch):
+        monkeypatch.setattr(Other, "fitted", [])
+        models = family()
+        X, y, _ = data(models)
+        compare(models, X, y, [Other()], verbose=False)
+        ((fusion, given),) = Other.fitted
+        assert given == models and torch.equal(fusion.example_inputs[0], torch.as_tensor(X[:2]))
+
+    def test_rows_for_the_fits(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        compare(models, X[:60], y[:60], [Aligned(), Aligned(probe="data")], X_fit=X[60:], verbose=False)
+        for fusion, given in recorder.fitted:
+            assert isinstance(given, FusionInput) and given.models == models
+            np.testing.assert_array_equal(given.arrays[0], X[60:])
+            assert fusion.example_inputs is None
+        assert [fusion.probe for fusion, _ in recorder.fitted] == ["auto", "auto", "data"]
+
+    @pytest.mark.parametrize("with_data", [False, True])
+    def test_the_groups_are_found_once(self, monkeypatch, with_data):
+        calls, original = [], base.discover_all
+        monkeypatch.setattr(base, "discover_all", lambda *a: calls.append(1) or original(*a))
+        models = family()
+        X, y, _ = data(models)
+        fusions = [WassersteinFusion(), WassersteinFusion(reg=1e-2), VanillaAveraging()]
+        compare(models, X[:60], y[:60], fusions, X_fit=X[60:] if with_data else None, verbose=False)
+        assert len(calls) == 1
+
+    def test_example_inputs_of_an_estimator_stay(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        own = (torch.ones(3, 5, dtype=torch.float64),)
+        compare(models, X, y, [Aligned(example_inputs=own)], verbose=False)
+        assert torch.equal(recorder.fitted[-1][0].example_inputs[0], own[0])
+
+    def test_nothing_given_is_changed(self):
+        models = family()
+        models[0].train()
+        before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
+        X, y, _ = data(models)
+        fusion = WassersteinFusion(random_state=0)
+        parameters, kept, state = fusion.get_params(), X.copy(), torch.random.get_rng_state()
+        compare(models, X, y, [fusion], verbose=False)
+        assert fusion.get_params() == parameters and not hasattr(fusion, "fused_model_")
+        assert models[0].training and not models[1].training
+        assert all(torch.equal(old[k], v) for m, old in zip(models, before, strict=True) for k, v in m.state_dict().items())
+        assert np.array_equal(X, kept) and torch.equal(torch.random.get_rng_state(), state)
+
+
+class TestCorrectionsWithoutAlignment:
+    def test_the_same_correction_with_what_both_have(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        fusion = Aligned(reg=0.1, correction="repair", probe="noise", weights=[0.9, 0.1])
+        table = compare(models, X, y, [fusion, WassersteinFusion()], verbose=False)
+        name = "Recorder(correction='repair', probe='noise', weights=[0.9, 0.1])"
+        names = [row["name"] for row in table[-4:]]
+        assert names[1:] == [f"Aligned(reg=0.1, {name[9:]}", name, "WassersteinFusion()"]
+        assert table[-2]["note"] == "the same correction without alignment" and table[-2]["score"] is not None
+        control = recorder.fitted[-1][0]
+        assert type(control) is Recorder and (control.correction, control.weights) == ("repair", [0.9, 0.1])
+
+    def test_fitted_once_for_fusions_that_differ_in_their_alignment(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        fusions = [Aligned(reg=reg, correction=correction) for correction in ("repair", "regression") for reg in (0.0, 0.1)]
+        names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+        assert [n for n in names if n.startswith("Recorder")] == [f"Recorder(correction={c!r})" for c in ("repair", "regression")]
+
+    def test_none_for_a_plain_average_that_is_there_already(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        fusions = [Recorder(correction="repair"), Aligned(correction="repair")]
+        names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+        assert names[-2:] == ["Recorder(correction='repair')", "Aligned(correction='repair')"]
+
+    def test_skipped_where_plain_averages_have_no_corrections(self, monkeypatch):
+        class Without(VanillaAveraging):
+            def __init__(self, *, weights=None, example_inputs=None, device=None, verbose=0):
+                super().__init__(weights=weights, example_inputs=example_inputs, device=device, verbose=verbose)
+
+        monkeypatch.setattr(model_selection, "VanillaAveraging", Without)
+        models = family()
+        X, y, _ = data(models)
+        names = [row["name"] for row in compare(models, X, y, [Aligned(correction="repair")], verbose=False)]
+        assert names[-2:] == ["plain average", "Aligned(correction='repair')"]
+
+
+def test_names_are_unique_short_and_show_what_is_not_default():
+    models = family()
+    X, y, _ = data(models)
+    fusions = [
+        WassersteinFusion(),
+        WassersteinFusion(),
+        WassersteinFusion(reg=0.0, alpha_h=2.0, schedule="layerwise"),
+        WassersteinFusion(init=models[1], example_inputs=(torch.zeros(2, 5, dtype=torch.float64),), random_state=3),
+    ]
+    names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)][-4:]
+    assert names[:3] == [
+        "WassersteinFusion()",
+        "WassersteinFusion() #2",
+        "WassersteinFusion(alpha_h=2.0, schedule='layerwise')",
+    ]
+    assert names[3].startswith("WassersteinFusion(init=MLP(") and names[3].endswith("random_state=3)")
+    assert len(names[3]) < 150 and "\n" not in names[3]
+
+
+@pytest.mark.parametrize("fusions", [WassersteinFusion(), [WassersteinFusion()], (WassersteinFusion(),), None])
+def test_one_estimator_needs_no_list_and_is_the_default(fusions):
+    models = family()
+    X, y, _ = data(models)
+    assert [row["name"] for row in compare(models, X, y, fusions, verbose=False)][-2:] == ["plain average", "WassersteinFusion()"]
+
+
+def test_no_fusion_gives_the_controls():
+    models = family()
+    X, y, _ = data(models)
+    assert compare(models, X, y, [], verbose=False)[-1]["name"] == "plain average"
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 3)
+
+    def forward(self, x, z):
+        return self.head(torch.relu(self.left(x) + self.right(z)))
+
+
+def test_several_inputs_are_a_tuple():
+    torch.manual_seed(0)
+    models = [TwoInputs(), TwoInputs()]
+    X = (torch.randn(30, 4), np.random.default_rng(0).normal(size=(30, 3)).astype("float32"))
+    y = models[0](X[0], torch.as_tensor(X[1])).argmax(1)
+    rows = silent(models, tuple(a[:20] for a in X), y[:20])
+    assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
+    rows = silent(models, tuple(a[:20] for a in X), y[:20], X_fit=tuple(a[20:] for a in X))
+    assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
+
+
+def test_tokens_stay_whole_numbers():
+    models = [randomised(Recurrent("gru", 6, tokens=9), np.random.default_rng(seed), torch.float32) for seed in (0, 1)]
+    X = np.random.default_rng(2).integers(0, 9, (20, *models[0].example.shape[1:]))
+    y = models[0](torch.as_tensor(X))
+    y = (y[0] if isinstance(y, tuple) else y).argmax(-1)
+    assert silent(models, X, y)["parent 0"]["score"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"models": "a model"}, InvalidModelError, "put the models into a list"),
+        ({"models": []}, InvalidModelError, "at least one model"),
+        ({"models": "two depths"}, ArchitectureMismatchError, "different parameters"),
+        ({"fusions": WassersteinFusion}, TypeError, r"fusions\[0\] .* the class WassersteinFusion; give an instance"),
+        ({"fusions": [WassersteinFusion(), VanillaAveraging]}, TypeError, r"fusions\[1\] .* the class VanillaAveraging"),
+        ({"fusions": nn.Sequential(nn.Linear(2, 2))}, TypeError, "a network, Sequential; networks go first"),
+        ({"fusions": [nn.Linear(2, 2)]}, TypeError, "a network, Linear; networks go first"),
+        ({"fusions": "wasserstein"}, TypeError, "Got str"),
+        ({"fusions": {"name": WassersteinFusion()}}, TypeError, "Got str"),
+        ({"fusions": 3}, TypeError, "Got int"),
+        ({"y": np.zeros(7, dtype=int)}, FusionError, "X has 80 rows but y has 7"),
+        ({"y": None}, FusionError, "y is None; give one label per row"),
+        ({"y": 3}, FusionError, "y is 3"),
+        ({"y": np.full(ROWS, 5)}, FusionError, r"classes 0 to 2, but y holds \[5\]"),
+        ({"y": np.array(["a"] * ROWS)}, FusionError, "relabel y"),
+        ({"y": np.linspace(0.1, 1, ROWS)}, FusionError, r"shape \(80,\), but the outputs of parent 0 have shape \(80, 3\)"),
+        ({"X": np.zeros((0, 5)), "y": []}, FusionError, "no rows to score on"),
+        ({"X": [np.zeros((ROWS, 5)), np.zeros((ROWS, 5))]}, FusionError, "go into a tuple, not a list"),
+        ({"X": np.zeros((ROWS, 4))}, FusionError, "example_inputs"),
+        ({"X_fit": np.zeros((0, 5))}, FusionError, "X_fit has no rows"),
+        ({"X_fit": "X"}, FusionError, "X_fit is X"),
+    ],
+)
+def test_bad_input_has_its_error(change, error, message):
+    models = family()
+    X, y, _ = data(models)
+    named = {"a model": models[0], "two depths": [models[0], *family((5, 8, 3))], "X": X}
+    change = {key: named.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
+    given = {"models": models, "X": X, "y": y, **change}
+    with pytest.raises(error, match=message):
+        compare(**given, verbose=False)
+
+
+class TestPrinting:
+    def test_aligned_columns(self, capsys):
+        models = family()
+        X, y, _ = data(models)
+        table = compare(models, X[:60], y[:60], [WassersteinFusion(), WassersteinFusion(schedule="layerwise")], X_fit=X[60:])
+        title, empty, header, rule, *lines = capsys.readouterr().out.splitlines()
+        assert title == "2 networks; accuracy on 60 rows. The fits saw 20 other rows, without labels."
+        assert empty == "" and header.split("  ")[0] == "network" and set(rule) == {"-", " "}
+        assert [name for name in header.split("  ") if name.strip()][-1] == "note"
+        ends = [i for i, pair in enumerate(zip(rule, rule[1:] + " ", strict=True)) if pair == ("-", " ")]
+        for row, line in zip(table, lines, strict=True):
+            assert line.startswith(row["name"] + " " * (row["note"] != "")) and line == line.rstrip()
+            if row["score"] is not None:
+                score = f"{100 * row['score']:.2f}%"
+                assert line[: ends[1] + 1].endswith(score)
+                assert line[: ends[2] + 1].endswith(f"{100 * row['to_parents']:+z.2f}")
+            if row["parameters"] is not None:
+                assert line[: ends[3] + 1].endswith(f" {row['parameters']:,}")
+            if row["seconds"] is not None:
+                assert line[: ends[4] + 1].endswith(f" {row['seconds']:.2f}")
+            if row["note"]:
+                assert line[ends[4] + 3 :] == row["note"]
+
+    def test_no_difference_has_no_minus(self):
+        models = family()
+        X, y, _ = data(models)
+        table = compare(models, X, y, [], verbose=False)
+        table[0]["to_parents"] = -1e-17  # from the rounding of a mean
+        assert "+0.00" in model_selection._text(table[:1], "accuracy")
+
+    def test_r2_has_four_digits(self, capsys):
+        models = family()
+        X, _, y = data(models)
+        table = compare(models, X, y)
+        out = capsys.readouterr().out
+        assert "R2 on 80 rows. The fits saw no data." in out and "%" not in out
+        assert f"{table[0]['score']:.4f}" in out.splitlines()[4]
+
+    def test_long_messages_are_below_in_full_and_once(self, capsys):
+        models = [*family(), *family((5, 10, 6, 3))]
+        X, y, _ = data(models)
+        table = compare(models, X, y, [VanillaAveraging(), WassersteinFusion()])
+        out = capsys.readouterr().out
+        above, below = out.split("\n\n", 2)[1:]
+        assert above.count("see below") == 2 and max(map(len, above.splitlines())) < 120
+        note = next(row["note"] for row in table if row["name"] == "plain average")
+        assert " ".join(below.split()) == f"plain average, VanillaAveraging(): {note}"
+
+    def test_nothing_is_printed_unless_verbose(self, capsys):
+        models = family()
+        X, y, _ = data(models)
+        compare(models, X, y, verbose=False)
+        assert capsys.readouterr().out == ""
