@@ -3,7 +3,7 @@
 from .activations import activation_features
 from .alongside import Parent
 from .batchnorm import recompute_batchnorm
-from .probe import Probe, coloured, repeated, with_tokens
+from .probe import Probe, coloured, mixed, repeated, with_tokens
 from .regression import Regression
 from .statistics import BatchNorm, Repair
 
@@ -16,6 +16,7 @@ __all__ = [
     "Repair",
     "activation_features",
     "coloured",
+    "mixed",
     "recompute_batchnorm",
     "repeated",
     "with_tokens",

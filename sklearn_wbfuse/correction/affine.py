@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..graph import Steps
+from ..layers.conv import is_depthwise
 
 __all__ = ["Conv", "Linear", "Norm", "Writer", "channels_last", "operation", "writer_of"]
 
@@ -91,7 +92,7 @@ class Writer:
     @property
     def has_offset(self) -> bool:
         """Whether an offset of its own can be written back."""
-        return self.bias is not None or self.norm is not None and ("bias" in self.norm_names or "weight" not in self.norm_names)
+        return self.bias is not None or self.norm is not None
 
     @property
     def eps(self) -> float:
@@ -140,15 +141,16 @@ class Writer:
             return
         bias = state[self.bias] if self.bias is not None else 0.0
         mean, var, offset = mean.flatten(), var.flatten(), offset.flatten()
+        scale: Any = 1.0
         if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
-            state[self.weight] = self.tensor(matrix, state[self.weight])
-            state[names["mean"]], state[names["var"]] = mean + bias, var
-            state[names["weight"]] = (var + self.eps).sqrt()
-            if "bias" in names:
-                state[names["bias"]] = offset + mean
+            state[names["var"]], state[names["weight"]] = var, (var + self.eps).sqrt()
         else:
             scale = (state[names["var"]] + self.eps).sqrt()
-            state[self.weight] = self.tensor(matrix * scale.view(len(matrix), -1, 1), state[self.weight])
+            matrix = matrix * scale.view(len(matrix), -1, 1)
+        state[self.weight] = self.tensor(matrix, state[self.weight])
+        if "bias" in names:
+            state[names["mean"]], state[names["bias"]] = mean * scale + bias, offset + mean
+        else:  # the mean bears the offset
             state[names["mean"]] = bias - offset * scale
 
 
@@ -180,7 +182,8 @@ class Conv(Writer):
 
     @property
     def out_axis(self) -> int:  # type: ignore[override]
-        return int(self.transposed)
+        shape = self.node.args[1].meta["val"].shape  # type: ignore[union-attr]
+        return int(self.transposed and not is_depthwise(shape, self._options(shape[2:])[3], True))
 
     @property
     def channel(self) -> int:
@@ -295,6 +298,6 @@ def writer_of(node: Node, parameters: Mapping[Node, str]) -> Writer | None:
     if given[0] not in parameters or (given[1] is not None and given[1] not in parameters):
         return None
     weight, bias = (None if g is None else parameters[g] for g in given)  # type: ignore[index]
-    if build is Norm and node.args[at].meta["val"].dim() > 1:  # type: ignore[union-attr]
+    if (build is Norm) != (node.args[at].meta["val"].dim() == 1):  # type: ignore[union-attr]
         return None
     return build(node, str(weight), bias)

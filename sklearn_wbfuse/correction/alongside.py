@@ -100,20 +100,28 @@ class Rows:
         value = steps.read(steps.nodes[self.fused.position[node]], batch)
         return channels_last(value, self.channel)[self.chosen[batch]]
 
-    def target(self, batch: int) -> Tensor:
-        """The weighted mean of the parents' aligned values less what comes from elsewhere, shape (positions, channels)."""
-        labelled, total = self.equation.writers[0].labelled, None
-        for parent in self.parents:
-            own = parent.weight * parent.carried(self.of(parent.steps, self.equation.at, batch), labelled)
-            total = own if total is None else total + own
-        for node in self.others:
-            total = total - self.of(self.fused, node, batch)  # type: ignore[operator]
-        assert total is not None
-        return total
+    @property
+    def rectified(self) -> bool:
+        """Whether nothing but ReLUs reads the value."""
+        users = self.equation.at.users
+        return bool(users) and all(operation(u) in ("relu", "relu_") for u in users)
 
-    def inputs(self, writer: Writer, batch: int) -> Tensor:
-        """What a writer reads, shape (groups, positions, inputs)."""
-        return writer.rows(writer.read(self.fused, batch), self.chosen[batch])
+    def target(self, batch: int) -> tuple[Tensor, Tensor | float]:
+        """What the writers should compute, and what comes into the sum from elsewhere, shape (positions, channels).
+
+        Together they are the weighted mean of the parents' aligned values.
+        """
+        labelled, rest = self.equation.writers[0].labelled, 0.0
+        total: Any = 0.0
+        for parent in self.parents:
+            total = total + parent.weight * parent.carried(self.of(parent.steps, self.equation.at, batch), labelled)
+        for node in self.others:
+            rest = rest + self.of(self.fused, node, batch)  # type: ignore[assignment]
+        return total - rest, rest
+
+    def inputs(self, writers: Sequence[Writer], batch: int) -> Tensor:
+        """What writers read, side by side, shape (groups, positions, inputs)."""
+        return torch.cat([w.rows(w.read(self.fused, batch), self.chosen[batch]) for w in writers], 2)
 
 
 def _terms(equation: Equation) -> list[Node]:

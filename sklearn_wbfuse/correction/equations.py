@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from .affine import Norm, Writer, operation, writer_of
 from .recurrent import Cell, cells_of
 
 __all__ = ["Equation", "batch_norms", "equations"]
 
-_IDENTITIES = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "feature_dropout"}
+_DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_IDENTITIES = {"clone", "contiguous", "alias", "detach", "to", "_to_copy", *_DROPOUTS}
 
 
 @dataclass(eq=False)
@@ -45,25 +47,28 @@ def equations(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, E
     A layer whose output goes through nothing but a batch norm into a sum is regressed with all others that write into the sum:
     the branches of a residual network, projections of its shortcuts. Weights that several operations share are left out.
     """
-    uses = Counter(parameters[n] for n in nodes if n in parameters for _ in n.users)
+    uses = _uses(nodes, parameters)
     found: dict[Node, Equation] = {}
     taken: set[Node] = set()
     for node in nodes:
         cells = cells_of(node, parameters)
-        if cells and all(uses[name] == 1 for cell in cells for name in (cell.w_ih, cell.w_hh)):
+        if cells and all(uses[name] == 1 for cell in cells for name in cell.names):
             found[node] = Equation(node, [], [node], cells)
         writer = writer_of(node, parameters)
         if writer is None or node in taken or uses[writer.weight] > 1 or (writer.bias and uses[writer.bias] > 1):
             continue
-        chain = [node]
-        end = _follow(writer, node, parameters, chain)
+        chain = _follow(writer, parameters, uses)
         taken.update(chain)
-        top = end if isinstance(writer, Norm) and operation(node) == "batch_norm" else _sum(end, chain)
-        if top in found:
-            found[top].writers.append(writer)
-            found[top].between += [n for n in chain if n not in found[top].between]
+        sums = [] if isinstance(writer, Norm) and operation(node) == "batch_norm" else _sums(chain[-1])
+        if sums and sums[-1] in found and _channel(found[sums[-1]].writers[0]) != _channel(writer):
+            sums = []
+        chain += sums
+        if chain[-1] in found:
+            equation = found[chain[-1]]
+            equation.writers.append(writer)
+            equation.between += [n for n in chain if n not in equation.between]
         else:
-            found[top] = Equation(top, [writer], chain)
+            found[chain[-1]] = Equation(chain[-1], [writer], chain)
     order = {node: k for k, node in enumerate(nodes)}
     for equation in found.values():
         equation.between.sort(key=order.__getitem__)
@@ -72,41 +77,63 @@ def equations(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, E
 
 def batch_norms(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, Equation]:
     """Every batch norm with running statistics of its own, alone."""
-    found = {}
+    found, uses = {}, _uses(nodes, parameters)
     for node in nodes:
-        names = _norm_names(node, parameters) if operation(node) == "batch_norm" else {}
+        names = _norm_names(node, parameters, uses) if operation(node) == "batch_norm" else {}
         if names:
             writer = Norm(node, names.get("weight", names["mean"]), names.get("bias"), norm_names=names)
             found[node] = Equation(node, [writer], [node])
     return found
 
 
-def _norm_names(node: Node, parameters: Mapping[Node, str]) -> dict[str, str]:
-    """The tensors of a batch norm that it has, or none if it has no running statistics or one of them is computed."""
+def _uses(nodes: list[Node], parameters: Mapping[Node, str]) -> Counter[str]:
+    """How often operations read each tensor."""
+    uses: Counter[str] = Counter()
+    for node in nodes:
+        map_arg((node.args, node.kwargs), lambda n: uses.update([parameters[n]] if n in parameters else []))
+    return uses
+
+
+def _norm_names(node: Node, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> dict[str, str]:
+    """The tensors of a batch norm that it has; none if it does not use running statistics, or if a tensor is shared or computed."""
     given = dict(zip(("weight", "bias", "mean", "var"), node.args[1:5], strict=True))
-    if given["mean"] is None or any(g is not None and g not in parameters for g in given.values()):
+    if given["mean"] is None or node.args[5]:
+        return {}
+    if any(g is not None and (g not in parameters or uses[parameters[g]] > 1) for g in given.values()):  # type: ignore[index]
         return {}
     return {key: parameters[g] for key, g in given.items() if g is not None}  # type: ignore[index]
+
+
+def _channel(writer: Writer) -> int:
+    """The dimension of the output that holds neurons, from the front."""
+    return int(writer.channel % writer.node.meta["val"].dim())
 
 
 def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _follow(writer: Writer, node: Node, parameters: Mapping[Node, str], chain: list[Node]) -> Node:
-    """The end of what only the writer's output goes through; a batch norm on the way becomes a part of the writer."""
-    while (user := _only_user(node)) is not None:
-        kind = operation(user)
-        if kind == "batch_norm" and writer.norm is None and not isinstance(writer, Norm) and user.args[0] is node:
-            names = _norm_names(user, parameters)
-            if not names:
-                return node
+def _follow(writer: Writer, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> list[Node]:
+    """What only the writer's output goes through; a batch norm of its neurons on the way becomes a part of the writer."""
+    chain = [writer.node]
+    while (user := _only_user(chain[-1])) is not None:
+        names: dict[str, str] = {}
+        if operation(user) == "batch_norm" and writer.norm is None and not isinstance(writer, Norm) and _channel(writer) == 1:
+            names = _norm_names(user, parameters, uses)
+        if names:
             writer.norm, writer.norm_names = user, names
-        elif kind not in _IDENTITIES:
-            return node
-        node = user
-        chain.append(node)
-    return node
+        elif not _is_identity(user, chain[-1]):
+            break
+        chain.append(user)
+    return chain
+
+
+def _is_identity(node: Node, of: Node) -> bool:
+    """Whether an operation hands a value on as it is."""
+    kind = operation(node)
+    if kind not in _IDENTITIES or node.args[0] is not of or kind in _DROPOUTS and node.args[2]:
+        return False
+    return node.meta["val"].dtype == of.meta["val"].dtype
 
 
 def _is_sum(node: Any) -> bool:
@@ -117,9 +144,9 @@ def _is_sum(node: Any) -> bool:
     return terms[0] is not terms[1] and shapes[0] == shapes[1] == node.meta["val"].shape
 
 
-def _sum(node: Node, chain: list[Node]) -> Node:
-    """The sum that a value goes into and nothing else, or the value."""
-    while (user := _only_user(node)) is not None and _is_sum(user):
-        node = user
-        chain.append(node)
-    return node
+def _sums(node: Node) -> list[Node]:
+    """The sums that a value goes into one after the other, and nothing else."""
+    found: list[Node] = []
+    while (user := _only_user(found[-1] if found else node)) is not None and _is_sum(user):
+        found.append(user)
+    return found

@@ -22,7 +22,7 @@ from ..graph import Steps
 from .affine import Norm, operation, writer_of
 from .recurrent import cells_of
 
-__all__ = ["Probe", "coloured", "repeated", "with_tokens"]
+__all__ = ["Probe", "coloured", "mixed", "repeated", "with_tokens"]
 
 _MEMORY = 0.9
 """Correlation of the noise of a sequence from step to step."""
@@ -39,7 +39,11 @@ class Probe(BaseEstimator):
     kind : {"auto", "noise", "data"}, default="auto"
         Rows of the data if `fit` was given some, else noise; noise; or data, without which `fit` raises.
     n_samples : int, default=2000
-        Largest number of samples; of more rows so many are drawn. Memory grows with this, not with the rows.
+        Number of samples of noise, and largest number of rows of data; of more rows so many are drawn. Memory grows with this
+        number, not with that of the rows.
+    n_mixed : int, default=2000
+        To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
+        a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.
     batch_size : int, default=250
         Largest number of samples that a network sees at once.
 
@@ -52,12 +56,14 @@ class Probe(BaseEstimator):
     _parameter_constraints: ClassVar[dict] = {
         "kind": [StrOptions({"auto", "noise", "data"})],
         "n_samples": [Interval(Integral, 2, None, closed="left")],
+        "n_mixed": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, batch_size: int = 250):
+    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, batch_size: int = 250):
         self.kind = kind
         self.n_samples = n_samples
+        self.n_mixed = n_mixed
         self.batch_size = batch_size
 
 
@@ -76,6 +82,19 @@ def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> 
             leaf = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         found.append(leaf)
     return pytree.tree_unflatten(found, tree)
+
+
+def mixed(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Rows in random order with a number of convex combinations of two rows among them."""
+    n = len(rows[0])
+    first, second = (torch.randint(n, (number,), generator=generator) for _ in range(2))
+    share = 0.5 * torch.rand(number, generator=generator)
+    order = torch.randperm(n + number, generator=generator)
+    found = []
+    for tensor in rows:
+        weight = share.to(tensor).view(-1, *[1] * (tensor.dim() - 1))
+        found.append(torch.cat([tensor, torch.lerp(tensor[first], tensor[second], weight)])[order])
+    return tuple(found)
 
 
 def with_tokens(steps: Steps, inputs: Sequence[Any], generator: torch.Generator) -> tuple[Any, ...]:

@@ -57,13 +57,17 @@ class Cell:
     slot: int
     reverse: bool
 
+    @property
+    def names(self) -> list[str]:
+        """Its tensors, in the order of the operation."""
+        return [n for n in (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr) if n is not None]
+
     def run(self, state: State, x: Tensor, initial: Sequence[Tensor]) -> Tensor:
         """The states after each step, as the network computes them."""
-        names = [n for n in (self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr) if n is not None]
         start = self.start(initial)
         hidden = start if self.kind == "lstm" else start[0]
         function = getattr(torch.ops.aten, self.kind).input
-        return function(x, hidden, [state[n] for n in names], self.b_ih is not None, 1, 0.0, False, False, False)[0]
+        return function(x, hidden, [state[n] for n in self.names], self.b_ih is not None, 1, 0.0, False, False, False)[0]
 
     def start(self, initial: Sequence[Tensor]) -> list[Tensor]:
         """The states before the first step, shape (1, batch, units)."""
@@ -138,7 +142,7 @@ def _add(state: dict[str, Tensor], name: str, rows: slice, value: Tensor) -> Non
 def cells_of(node: Node, parameters: Mapping[Node, str]) -> list[Cell]:
     """The cells of a recurrent operation, level by level; none of another operation, or if a weight is computed."""
     kind = operation(node)
-    if kind not in GATES or node.args[2] in parameters:
+    if kind not in GATES or node.target._overloadname != "input":  # type: ignore[union-attr]
         return []
     weights, has_biases, levels, _, _, bidirectional = node.args[2:8]
     if any(w not in parameters for w in weights):  # type: ignore[union-attr]

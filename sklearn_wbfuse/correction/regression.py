@@ -9,8 +9,7 @@ with the averaged weights :math:`\bar W` and the Gram matrix G of the k inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -30,42 +29,68 @@ __all__ = ["Regression"]
 _HELD_OUT = 5
 """Every fifth sample tells how far to go towards the solution."""
 
+_ROUNDS = 3
+"""Regressions of a layer that a ReLU follows, each on what the one before has left."""
+
 _EQUAL = 1e-9
 """Residuals of this share of the target's squares are rounding."""
 
 
-@dataclass
-class Gram:
-    """Sums over rows of inputs x and residuals e: what the normal equations need."""
+class _Ridge:
+    """A ridge regression whose rows come batch by batch; its matrix is factorised once, for any residuals.
 
-    xx: Any = 0.0
-    xe: Any = 0.0
-    x: Any = 0.0
-    e: Any = 0.0
-    n: int = 0
+    Parameters
+    ----------
+    ridge : float
+    centred : bool
+        Whether an offset is fitted.
+    """
 
-    def add(self, x: Tensor, e: Tensor) -> None:
-        """Rows x of shape (groups, rows, inputs) and e of shape (groups, rows, outputs)."""
-        self.xx = self.xx + (x.mT @ x).double()
-        self.xe = self.xe + (x.mT @ e).double()
-        self.x, self.e = self.x + x.sum(1, dtype=torch.float64), self.e + e.sum(1, dtype=torch.float64)
+    def __init__(self, ridge: float, *, centred: bool):
+        self.ridge, self.centred, self.n = ridge, centred, 0
+        self.gram: Any = 0.0
+        self.sum: Any = 0.0
+        self.factor: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Rows of shape (groups, rows, inputs)."""
+        self.gram = self.gram + (x.mT @ x).double()
+        self.sum = self.sum + x.sum(1, dtype=torch.float64)
         self.n += x.shape[1]
 
-    def solve(self, ridge: float, *, offset: bool) -> tuple[Tensor, Tensor]:
-        """The change of the matrix, shape (groups, outputs, inputs), and of the offset, 0 if there is to be none."""
-        xx, xe = self.xx, self.xe
-        if offset:
-            xx = xx - self.x[:, :, None] * self.x[:, None] / self.n
-            xe = xe - self.x[:, :, None] * self.e[:, None] / self.n
-        diagonal = xx.diagonal(dim1=1, dim2=2)
-        penalty = ridge * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float64).tiny
-        diagonal = diagonal + penalty
-        xx = xx.clone()
-        xx.diagonal(dim1=1, dim2=2).copy_(torch.where(diagonal > 0, diagonal, 1.0))
-        factor, _ = torch.linalg.cholesky_ex(xx)
-        change = torch.cholesky_solve(xe, factor).mT
-        shift = (self.e - (change @ self.x[..., None])[..., 0]) / self.n
-        return change, shift if offset else torch.zeros_like(shift)
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the inputs, shape (groups, inputs)."""
+        return self.sum / self.n
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the inputs, shape (groups, inputs, inputs)."""
+        return self.gram / self.n - self.mean[:, :, None] * self.mean[:, None]
+
+    def solve(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The change of the matrix, shape (groups, outputs, inputs), and of the offset, that explain residuals.
+
+        Parameters
+        ----------
+        pairs : iterable of (x, e)
+            The rows and their residuals, shape (groups, rows, outputs).
+        """
+        cross: Any = 0.0
+        total: Any = 0.0
+        for x, e in pairs:
+            cross, total, like = cross + (x.mT @ e).double(), total + e.sum(1, dtype=torch.float64), x
+        if self.factor is None:
+            matrix = self.covariance * self.n if self.centred else self.gram.clone()
+            diagonal = matrix.diagonal(dim1=1, dim2=2)
+            diagonal += self.ridge * diagonal.mean(1, keepdim=True)
+            diagonal[diagonal <= 0] = 1.0  # inputs that are always 0
+            self.factor = torch.linalg.cholesky_ex(matrix).L
+        if self.centred:
+            cross = cross - self.sum[:, :, None] * total[:, None] / self.n
+        change = torch.cholesky_solve(cross, self.factor).mT
+        shift = total / self.n - (change @ self.mean[..., None])[..., 0] if self.centred else torch.zeros_like(total)
+        return change.to(like), shift.to(like)
 
 
 class Regression(BaseEstimator):
@@ -133,38 +158,80 @@ def _regress(rows: Rows, ridge: float) -> None:
 
 
 def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> None:
-    state = rows.fused.state
-    maps = {w: w.affine(state) for w in rows.equation.writers}
-    widths = [maps[w][0].shape[2] for w in writers]
+    """Change some layers of an equation, the others as they are, so that less of its residuals is left."""
+    state, maps = rows.fused.state, {w: w.affine(rows.fused.state) for w in rows.equation.writers}
     bears = next((w for w in writers if w.has_offset), None)
-    gram, held, scale = Gram(), [], 0.0
+    solver = _Ridge(ridge, centred=bears is not None)
+    batches, scale = [], 0.0
     for batch in range(rows.fused.n_batches):
-        read = {w: rows.inputs(w, batch) for w in rows.equation.writers}
-        e = rows.target(batch)
-        scale += float(e.double().square().sum())
+        x, (target, rest), own = rows.inputs(writers, batch), rows.target(batch), 0.0
+        scale += float(target.double().square().sum())
         for w, (matrix, offset) in maps.items():
-            e = e - (read[w] @ matrix.mT + offset[:, None]).transpose(0, 1).flatten(1)
-        x = torch.cat([read[w] for w in writers], 2)
-        e = e.unflatten(1, (len(x), -1)).transpose(0, 1)
+            own = own + (rows.inputs([w], batch) @ matrix.mT + offset[:, None]).transpose(0, 1).flatten(1)
         out = rows.sample[batch] % _HELD_OUT == _HELD_OUT - 1
-        held.append((x[:, out], e[:, out]))
-        gram.add(x[:, ~out], e[:, ~out])
-    before = sum(float(e.double().square().sum()) for _, e in held)
+        batches.append(_Batch(x, target, rest, own, out, rows.rectified))  # type: ignore[arg-type]
+        solver.add(x[:, ~out])
+    before = sum(b.error() for b in batches)
     if before <= _EQUAL * scale:
         return
-    change, shift = (t.to(x) for t in gram.solve(ridge, offset=bears is not None))
-    step = _step([(e, x @ change.mT + shift[:, None]) for x, e in held])
-    if not step:
-        return
-    mean, second = gram.x / gram.n, gram.xx / gram.n
-    second = second - mean[:, :, None] * mean[:, None]
-    at = 0
-    for w, width, own in zip(writers, widths, change.split(widths, 2), strict=True):
+    change = shift = 0.0
+    for _ in range(_ROUNDS if rows.rectified else 1):
+        found = solver.solve((b.x[:, ~b.out], b.residuals()[:, ~b.out]) for b in batches)
+        step = _step([b.held_out(*found) for b in batches])
+        for b in batches:
+            b.advance(step, *found)
+        after = sum(b.error() for b in batches)
+        if not after < before:
+            break
+        before, change, shift = after, change + step * found[0], shift + step * found[1]
+    at, mean, covariance = 0, solver.mean, solver.covariance
+    for w in writers:
         matrix, offset = maps[w]
-        matrix, cut = (matrix + step * own).double(), slice(at, at + width)
-        moments = (matrix @ mean[:, cut, None])[..., 0], ((matrix @ second[:, cut, cut]) * matrix).sum(2)
-        w.write(state, matrix.to(x), offset + step * shift if w is bears else offset, *(m.to(x) for m in moments))
-        at += width
+        cut = slice(at, at + matrix.shape[2])
+        matrix = (matrix + change[:, :, cut]).double()
+        moments = (matrix @ mean[:, cut, None])[..., 0], ((matrix @ covariance[:, cut, cut]) * matrix).sum(2)
+        w.write(state, matrix.to(offset), offset + shift if w is bears else offset, *(m.to(offset) for m in moments))
+        at = cut.stop
+
+
+class _Batch:
+    """The rows of one batch: inputs, targets and what the layers compute so far.
+
+    Parameters
+    ----------
+    x : Tensor of shape (groups, rows, inputs)
+    target, own : Tensor of shape (rows, channels)
+        What the layers should compute, and what they do.
+    rest : Tensor or float
+        What comes into the sum from elsewhere.
+    out : Tensor of bool
+        Rows that are held out.
+    rectified : bool
+        Whether a ReLU alone reads the sum: how far below 0 it is then does not matter.
+    """
+
+    def __init__(self, x: Tensor, target: Tensor, rest: Any, own: Tensor, out: Tensor, rectified: bool):
+        self.x, self.target, self.rest, self.own, self.out, self.rectified = x, target, rest, own, out, rectified
+
+    def residuals(self) -> Tensor:
+        """Shape (groups, rows, outputs)."""
+        wanted, now = self.target, self.own
+        if self.rectified:
+            wanted, now = (self.target + self.rest).relu(), self.own + self.rest
+            now = torch.where(wanted > 0, now, now.relu())
+        return (wanted - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
+
+    def error(self) -> float:
+        """Squared residuals of the rows that are held out."""
+        return float(self.residuals()[:, self.out].double().square().sum())
+
+    def held_out(self, change: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Residuals of the rows that are held out, and what a change does to them."""
+        return self.residuals()[:, self.out], self.x[:, self.out] @ change.mT + shift[:, None]
+
+    def advance(self, step: float, change: Tensor, shift: Tensor) -> None:
+        """Go a step of a change."""
+        self.own = self.own + step * (self.x @ change.mT + shift[:, None]).transpose(0, 1).flatten(1)
 
 
 def _step(held: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -198,18 +265,20 @@ def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Se
             halves = zip(cell.halves(theirs.state, x, h), labelled, strict=True)
             gates[batch] = gates[batch] + parent.weight * cell.gates(*(parent.carried(half, at) for half, at in halves))
     wanted = [cell.states(state, g, start) for g, start in zip(gates, own.initial, strict=True)]
-    grams: dict[Part, Gram] = {}
+    pairs: dict[Part, list[tuple[Tensor, Tensor]]] = {}
     for x, g, states, start in zip(inputs, gates, wanted, own.initial, strict=True):
         h, taken = cell.before(states, start), _taken(x)
         e = g - cell.gates(*cell.halves(state, x, h))
         for part in cell.parts(g.shape[-1]):
             read = [t[:, taken].flatten(0, 1) for t, is_read in ((x, part.reads_input), (h, part.reads_state)) if is_read]
-            grams.setdefault(part, Gram()).add(torch.cat(read, 1)[None], e[:, taken, part.rows].flatten(0, 1)[None])
+            pairs.setdefault(part, []).append((torch.cat(read, 1)[None], e[:, taken, part.rows].flatten(0, 1)[None]))
     changed = dict(state)
-    for part, gram in grams.items():
-        bias = cell.b_ih if part.reads_input else cell.b_hh
-        matrix, offset = (t[0].to(inputs[0]) for t in gram.solve(ridge, offset=bias is not None))
-        cell.change(changed, part, matrix, offset)
+    for part, found in pairs.items():
+        solver = _Ridge(ridge, centred=cell.b_ih is not None)
+        for x, _ in found:
+            solver.add(x)
+        matrix, offset = solver.solve(found)
+        cell.change(changed, part, matrix[0], offset[0])
 
     def error(state: Mapping[str, Tensor]) -> float:
         runs = zip(own.run(cell, state), wanted, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..barycenter import Feature, carry_map
-from ..correction import Parent, Probe, activation_features, coloured, repeated, with_tokens
+from ..correction import Parent, Probe, activation_features, coloured, mixed, repeated, with_tokens
 from ..exceptions import DiscoveryError, FusionError
 from ..graph import Architecture, Steps, plain_copy, program_of, resized_inputs
 from ..groups import Graph
@@ -103,13 +103,19 @@ class Probing:
         return Steps(self.programs[key], plain, state, own)
 
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState) -> list[tuple[Any, ...]]:
-        """Rows of the data in batches of one size; the last one is filled up with rows of the first."""
+        """Rows of the data and mixtures of them, in batches of one size; the last one is filled up with rows of the first."""
         n = len(data)
-        chosen = np.sort(rng.choice(n, probe.n_samples, replace=False)) if n > probe.n_samples else np.arange(n)
-        count = -(-len(chosen) // probe.batch_size)
-        size = -(-len(chosen) // count)
-        order = np.resize(rng.permutation(chosen), count * size)
-        return [data[order[k * size : (k + 1) * size]].tensors(self.plains[0]) for k in range(count)]
+        if not n:
+            raise FusionError("There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'.")
+        order = rng.permutation(n)[: probe.n_samples]
+        tensors = data[order].tensors(self.plains[0])
+        if n < probe.n_samples and all(t.is_floating_point() for t in tensors):
+            tensors = mixed(tensors, probe.n_mixed, self.generator)
+        total = len(tensors[0])
+        count = -(-total // probe.batch_size)
+        size = -(-total // count)
+        index = torch.arange(count * size) % total
+        return [tuple(t[index[k * size : (k + 1) * size]] for t in tensors) for k in range(count)]
 
     def _noise(self, probe: Probe) -> list[tuple[Any, ...]]:
         examples = self.architectures[0].inputs

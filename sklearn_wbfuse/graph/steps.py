@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -18,6 +19,13 @@ from .export import export
 from .modules import aliases, plain_copy
 
 __all__ = ["Steps", "program_of"]
+
+aten = torch.ops.aten
+_BATCH_NORMS = {
+    aten._native_batch_norm_legit_no_training.default: lambda mean, var: (mean, var, False),
+    aten._native_batch_norm_legit.no_stats: lambda training: (None, None, training),
+}
+"""The names of batch norms in functional graphs, with statistics and without; mean, variance and whether they are those of the batch."""
 
 
 def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.export.ExportedProgram:
@@ -30,7 +38,28 @@ def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.e
     """
     inputs = pytree.tree_map(lambda t: _like(t, torch.zeros((), dtype=like.dtype)), tuple(inputs))
     program = export(plain_copy(plain).to("cpu", like.dtype), inputs)
-    return program if like.device.type == "cpu" else move_to_device_pass(program, like.device)
+    program = program if like.device.type == "cpu" else move_to_device_pass(program, like.device)
+    _tidy(program.graph)
+    return program
+
+
+def _tidy(graph: Graph) -> None:
+    """Leave out what nothing reads, and give batch norms the one name that they lose where a graph had to be made functional."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        if node.target not in _BATCH_NORMS or any(user.args[1] != 0 for user in node.users):
+            continue
+        *given, momentum, eps = node.args
+        x, weight, bias, mean, var, training = [*given[:3], *_BATCH_NORMS[node.target](*given[3:])]
+        for output in list(node.users):
+            with graph.inserting_before(output):
+                named = graph.call_function(aten.batch_norm.default, (x, weight, bias, mean, var, training, momentum, eps, False))
+            named.meta = dict(output.meta)
+            output.replace_all_uses_with(named)
+            graph.erase_node(output)
+        graph.erase_node(node)
 
 
 class Steps:
@@ -72,8 +101,8 @@ class Steps:
         self.values: dict[Node, list[Any]] = {}
         self.n_batches = len(batches)
         self.last = {read: self.position[node] for node in self.nodes for read in node.all_input_nodes}
+        self.keep(self.nodes[-1].all_input_nodes, len(self.nodes))
         names, specs, leaves = aliases(plain), program.graph_signature.input_specs, itertools.count()
-        constants = {**program.state_dict, **program.constants, **dict(plain.named_buffers(remove_duplicate=False))}
         given = [pytree.tree_leaves(tuple(batch)) for batch in batches]
         for node, spec in zip(program.graph.find_nodes(op="placeholder"), specs, strict=True):
             name = names.get(spec.target, spec.target)
@@ -84,7 +113,7 @@ class Steps:
                 self.inputs.append(node)
                 self.values[node] = [_like(batch[at], like) for batch in given]
             else:
-                self.values[node] = [_like(constants[spec.target], like)] * self.n_batches
+                self.values[node] = [_like(_constant(spec.target, plain, program), like)] * self.n_batches
 
     def read(self, node: Any, batch: int) -> Any:
         """The value of a node on one batch."""
@@ -108,9 +137,17 @@ class Steps:
             self.last[node] = max(self.last.get(node, position), position)
 
     def forget(self, position: int) -> None:
-        """Let go of all that nothing after a position reads."""
+        """Let go of all that nothing after a position reads; outputs stay."""
         for node in [n for n in self.values if self.last.get(n, -1) <= position]:
             del self.values[node]
+
+
+def _constant(name: str, plain: nn.Module, program: Any) -> Any:
+    """What a network holds beside its state; the program has what stands in the code."""
+    try:
+        return operator.attrgetter(name)(plain)
+    except AttributeError:
+        return program.constants[name]
 
 
 def _like(value: Any, like: Tensor) -> Any:

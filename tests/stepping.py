@@ -1,0 +1,53 @@
+"""Networks run operation by operation."""
+
+import copy
+import functools
+
+import torch
+from architectures import FIXTURES
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from sklearn_wbfuse.graph import Steps, floating_state, plain_copy, program_of
+
+
+def placed(batches, device):
+    """Inputs on a device."""
+    return [pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), tuple(batch)) for batch in batches]
+
+
+def steps_of(network, batches, device="cpu", program=None):
+    """A network in double precision at its first operation; `batches` are tuples of inputs."""
+    plain = plain_copy(network).to(device)
+    state = floating_state(plain)
+    program = program_of(plain, batches[0], next(iter(state.values()))) if program is None else program
+    return Steps(program, plain, state, placed(batches, device))
+
+
+def at_end(network, *inputs, device="cpu"):
+    """A network that has computed everything on one batch, and holds it."""
+    steps = steps_of(network, [inputs], device)
+    for node in steps.nodes:
+        steps.run(node)
+    return steps
+
+
+def outputs(steps, batch=0):
+    """What the network returns, as a flat list."""
+    (returned,) = steps.nodes[-1].args
+    return pytree.tree_leaves(map_arg(returned, lambda node: steps.read(node, batch)))
+
+
+def expected(network, inputs, device="cpu", state=None):
+    """The same, computed by the network itself, perhaps with another state."""
+    network = copy.deepcopy(network).to(device)
+    with torch.no_grad():
+        return pytree.tree_leaves(torch.func.functional_call(network, state or {}, placed([inputs], device)[0]))
+
+
+@functools.cache
+def traced(name, device):
+    """A network of `FIXTURES`, two batches of inputs, and its program."""
+    network, _, first = FIXTURES[name].build()
+    like = next(iter(floating_state(network).values())).to(device)
+    return network, [first, FIXTURES[name].build(seed=1)[2]], program_of(network, first, like)
