@@ -160,47 +160,54 @@ class Linear(Writer):
     channel = -1
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """See `Writer`."""
         return x.reshape(-1, x.shape[-1])[chosen][None]
 
     def matrix(self, weight: Tensor) -> Tensor:
+        """See `Writer`."""
         return weight[None]
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Writer`."""
         return matrix[0].contiguous()
 
 
 class Conv(Writer):
-    """``aten::conv1d`` to ``conv3d``, also in groups and transposed: a transposed convolution is one of its input with zeros between."""
+    """``aten::conv1d`` to ``conv3d``, in groups or transposed, which is one of its input with zeros between."""
 
     @property
     def transposed(self) -> bool:
+        """Whether inputs are spread rather than outputs."""
         return "transpose" in operation(self.node)
 
     @property
     def space(self) -> int:
+        """Number of dimensions of space."""
         return int(operation(self.node)[-2])
 
     @property
     def out_axis(self) -> int:  # type: ignore[override]
+        """See `Writer`."""
         shape = self.node.args[1].meta["val"].shape  # type: ignore[union-attr]
         return int(self.transposed and not is_depthwise(shape, self._options(shape[2:])[3], True))
 
     @property
     def channel(self) -> int:
+        """See `Writer`."""
         return -self.space - 1
 
     def _options(self, kernel: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int], int, list[int]]:
         """Stride, padding at both ends, dilation, groups, and zeros to put between the inputs."""
         space, names = self.space, ["input", "weight", "bias", "stride", "padding"]
         names += ["output_padding", "groups", "dilation"] if self.transposed else ["dilation", "groups"]
-        given = {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+        given: dict[str, Any] = {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
 
         def each(name: str, default: int) -> list[int]:
             value = given.get(name, default)
-            value = list(value) if isinstance(value, (list, tuple)) else [value]  # type: ignore[list-item]
+            value = list(value) if isinstance(value, (list, tuple)) else [value]
             return [int(v) for v in (value * space if len(value) == 1 else value)]
 
-        stride, dilation, groups = each("stride", 1), each("dilation", 1), int(given.get("groups", 1))  # type: ignore[call-overload]
+        stride, dilation, groups = each("stride", 1), each("dilation", 1), int(given.get("groups", 1))
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if given.get("padding") == "same":
             ends = [(r // 2, r - r // 2) for r in reach]
@@ -213,19 +220,21 @@ class Conv(Writer):
         return [1] * space, ends, dilation, groups, stride
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """See `Writer`."""
         space, kernel = self.space, self.node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
         stride, ends, dilation, groups, spread = self._options(kernel)
         x = x.reshape(-1, *x.shape[-space - 1 :]).movedim(1, -1)  # batch, space, channels
         before = list(x.shape[1:-1])
         size = [(n - 1) * s + 1 + a + b for n, s, (a, b) in zip(before, spread, ends, strict=True)]
         if any(s > 1 for s in spread) or any(e != (0, 0) for e in ends):
-            padded = x.new_zeros(len(x), *(n + max(-a, 0) + max(-b, 0) for n, (a, b) in zip(size, ends, strict=True)), x.shape[-1])
+            whole = (n + max(-a, 0) + max(-b, 0) for n, (a, b) in zip(size, ends, strict=True))
+            padded = x.new_zeros(len(x), *whole, x.shape[-1])
             at = [slice(max(a, 0), max(a, 0) + (n - 1) * s + 1, s) for n, s, (a, _) in zip(before, spread, ends, strict=True)]
             padded[(slice(None), *at)] = x
             cut = [slice(max(-a, 0), max(-a, 0) + n) for n, (a, _) in zip(size, ends, strict=True)]
             x = padded[(slice(None), *cut)]
         out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(size, dilation, kernel, stride, strict=True)]
-        flat, rest, corner = x.reshape(-1, x.shape[-1]), chosen, []
+        flat, rest, corner = x.reshape(-1, x.shape[-1]), chosen, list[Tensor]()
         for n in reversed(out):
             corner.insert(0, rest % n)
             rest = rest // n
@@ -239,6 +248,7 @@ class Conv(Writer):
         return rows.permute(2, 0, 1, 3).flatten(2)
 
     def matrix(self, weight: Tensor) -> Tensor:
+        """See `Writer`."""
         _, _, _, groups, _ = self._options(weight.shape[2:])
         if self.transposed:  # (in, out / groups, *kernel) of each group, seen from the output
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flip(list(range(3, weight.dim() + 1)))
@@ -247,6 +257,7 @@ class Conv(Writer):
         return weight.movedim(2, -1).flatten(2)  # groups, outputs, taps x channels
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Writer`."""
         kernel = like.shape[2:]
         each = matrix.shape[2] // math.prod(kernel)
         weight = matrix.reshape(*matrix.shape[:2], *kernel, each).movedim(-1, 2)
@@ -260,6 +271,7 @@ class Norm(Writer):
 
     @property
     def channel(self) -> int:
+        """See `Writer`."""
         return -1 if operation(self.node) in ("layer_norm", "rms_norm") else 1
 
     def read(self, steps: Steps, batch: int) -> Tensor:
@@ -271,12 +283,15 @@ class Norm(Writer):
         return steps.compute(self.node, batch, tuple(arguments))
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """See `Writer`."""
         return channels_last(x, self.channel)[chosen].T[..., None]
 
     def matrix(self, weight: Tensor) -> Tensor:
+        """See `Writer`."""
         return weight[:, None, None]
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """See `Writer`."""
         return matrix.flatten()
 
 

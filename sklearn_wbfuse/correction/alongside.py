@@ -119,9 +119,9 @@ class Rows:
             rest = rest + self.of(self.fused, node, batch)  # type: ignore[assignment]
         return total - rest, rest
 
-    def inputs(self, writers: Sequence[Writer], batch: int) -> Tensor:
-        """What writers read, side by side, shape (groups, positions, inputs)."""
-        return torch.cat([w.rows(w.read(self.fused, batch), self.chosen[batch]) for w in writers], 2)
+    def inputs(self, writer: Writer, batch: int) -> Tensor:
+        """What a writer reads, shape (groups, positions, inputs)."""
+        return writer.rows(writer.read(self.fused, batch), self.chosen[batch])
 
 
 def _terms(equation: Equation) -> list[Node]:

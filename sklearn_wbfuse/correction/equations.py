@@ -95,7 +95,7 @@ def _uses(nodes: list[Node], parameters: Mapping[Node, str]) -> Counter[str]:
 
 
 def _norm_names(node: Node, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> dict[str, str]:
-    """The tensors of a batch norm that it has; none if it does not use running statistics, or if a tensor is shared or computed."""
+    """The tensors that a batch norm has; none if it uses no running statistics, or if a tensor is shared or computed."""
     given = dict(zip(("weight", "bias", "mean", "var"), node.args[1:5], strict=True))
     if given["mean"] is None or node.args[5]:
         return {}
@@ -131,7 +131,7 @@ def _follow(writer: Writer, parameters: Mapping[Node, str], uses: Mapping[str, i
 def _is_identity(node: Node, of: Node) -> bool:
     """Whether an operation hands a value on as it is."""
     kind = operation(node)
-    if kind not in _IDENTITIES or node.args[0] is not of or kind in _DROPOUTS and node.args[2]:
+    if kind not in _IDENTITIES or node.args[0] is not of or (kind in _DROPOUTS and node.args[2]):
         return False
     return node.meta["val"].dtype == of.meta["val"].dtype
 

@@ -44,7 +44,7 @@ class Probe(BaseEstimator):
     n_mixed : int, default=2000
         To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
         a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.
-    batch_size : int, default=250
+    batch_size : int, default=500
         Largest number of samples that a network sees at once.
 
     Examples
@@ -60,7 +60,7 @@ class Probe(BaseEstimator):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, batch_size: int = 250):
+    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, batch_size: int = 500):
         self.kind = kind
         self.n_samples = n_samples
         self.n_mixed = n_mixed
@@ -85,16 +85,11 @@ def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> 
 
 
 def mixed(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Rows in random order with a number of convex combinations of two rows among them."""
+    """A number of convex combinations of two rows."""
     n = len(rows[0])
     first, second = (torch.randint(n, (number,), generator=generator) for _ in range(2))
     share = 0.5 * torch.rand(number, generator=generator)
-    order = torch.randperm(n + number, generator=generator)
-    found = []
-    for tensor in rows:
-        weight = share.to(tensor).view(-1, *[1] * (tensor.dim() - 1))
-        found.append(torch.cat([tensor, torch.lerp(tensor[first], tensor[second], weight)])[order])
-    return tuple(found)
+    return tuple(torch.lerp(t[first], t[second], share.to(t).view(-1, *[1] * (t.dim() - 1))) for t in rows)
 
 
 def with_tokens(steps: Steps, inputs: Sequence[Any], generator: torch.Generator) -> tuple[Any, ...]:

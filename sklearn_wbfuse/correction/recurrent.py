@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn.functional import linear
 
 from ..graph import Steps
 from .affine import operation
@@ -79,10 +81,8 @@ class Cell:
 
     def halves(self, state: State, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """What input and state each contribute to the gates, biases included."""
-        from_input, from_state = x @ state[self.w_ih].T, h @ state[self.w_hh].T
-        if self.b_ih is not None and self.b_hh is not None:
-            from_input, from_state = from_input + state[self.b_ih], from_state + state[self.b_hh]
-        return from_input, from_state
+        b_ih, b_hh = (None if name is None else state[name] for name in (self.b_ih, self.b_hh))
+        return linear(x, state[self.w_ih], b_ih), linear(h, state[self.w_hh], b_hh)
 
     def gates(self, from_input: Tensor, from_state: Tensor) -> Tensor:
         """All gates' rows; both halves of a GRU's candidate apart, since its reset gate stands between them."""
@@ -144,18 +144,19 @@ def cells_of(node: Node, parameters: Mapping[Node, str]) -> list[Cell]:
     kind = operation(node)
     if kind not in GATES or node.target._overloadname != "input":  # type: ignore[union-attr]
         return []
-    weights, has_biases, levels, _, _, bidirectional = node.args[2:8]
-    if any(w not in parameters for w in weights):  # type: ignore[union-attr]
+    arguments: tuple[Any, ...] = node.args
+    weights, has_biases, levels, _, _, bidirectional = arguments[2:8]
+    if any(w not in parameters for w in weights):
         return []
     directions = 2 if bidirectional else 1
-    each = len(weights) // (levels * directions)  # type: ignore[arg-type, operator]
+    each = len(weights) // (levels * directions)
     cells = []
-    for slot in range(levels * directions):  # type: ignore[operator]
-        names: list[str | None] = [parameters[w] for w in weights[slot * each : (slot + 1) * each]]  # type: ignore[index, union-attr]
+    for slot in range(levels * directions):
+        names: list[Any] = [parameters[w] for w in weights[slot * each : (slot + 1) * each]]
         if not has_biases:
             names[2:2] = [None, None]
-        names += [None] * (5 - len(names))
-        cells.append(Cell(kind, *names, slot // directions, slot, slot % directions == 1))  # type: ignore[arg-type]
+        w_ih, w_hh, b_ih, b_hh, w_hr = names + [None] * (5 - len(names))
+        cells.append(Cell(kind, w_ih, w_hh, b_ih, b_hh, w_hr, slot // directions, slot, slot % directions == 1))
     return cells
 
 
@@ -186,6 +187,16 @@ class Sequences:
                 x = x.transpose(0, 1)
             self.inputs.append(x)
             self.initial.append(starts)
+
+    def cut(self, rows: int) -> Sequences:
+        """The same for so many sequences of each batch that all their steps are at most so many rows."""
+        part = object.__new__(Sequences)
+        steps, count = self.inputs[0].shape[0], len(self.inputs)
+        kept = max(rows // (steps * count), 5)
+        part.state = self.state
+        part.inputs = [x[:, :kept].contiguous() for x in self.inputs]
+        part.initial = [[s[:, :kept] for s in starts] for starts in self.initial]
+        return part
 
     def read(self, cell: Cell) -> list[Tensor]:
         """The inputs in the order in which a cell takes them, batch by batch."""

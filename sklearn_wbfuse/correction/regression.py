@@ -141,7 +141,7 @@ class Regression(BaseEstimator):
 
         def correct(equation: Equation) -> None:
             if equation.cells:
-                _regress_layer(equation, fused, parents, self.ridge)
+                _regress_layer(equation, fused, parents, self)
             if equation.writers:
                 rows = Rows(equation, fused, parents, self.max_rows, generator)
                 _regress(rows, self.ridge)
@@ -161,37 +161,46 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
     """Change some layers of an equation, the others as they are, so that less of its residuals is left."""
     state, maps = rows.fused.state, {w: w.affine(rows.fused.state) for w in rows.equation.writers}
     bears = next((w for w in writers if w.has_offset), None)
-    solver = _Ridge(ridge, centred=bears is not None)
     batches, scale = [], 0.0
     for batch in range(rows.fused.n_batches):
-        x, (target, rest), own = rows.inputs(writers, batch), rows.target(batch), 0.0
-        scale += float(target.double().square().sum())
+        read = {w: rows.inputs(w, batch) for w in maps}
+        target, rest = rows.target(batch)
+        own: Any = 0.0
         for w, (matrix, offset) in maps.items():
-            own = own + (rows.inputs([w], batch) @ matrix.mT + offset[:, None]).transpose(0, 1).flatten(1)
+            own = own + _outputs(read[w], matrix, offset)
+        scale += float(target.square().sum(dtype=torch.float64))
         out = rows.sample[batch] % _HELD_OUT == _HELD_OUT - 1
-        batches.append(_Batch(x, target, rest, own, out, rows.rectified))  # type: ignore[arg-type]
-        solver.add(x[:, ~out])
-    before = sum(b.error() for b in batches)
+        batches.append(_Batch(torch.cat([read[w] for w in writers], 2), target, rest, own, out, rows.rectified))
+    before = sum(b.error for b in batches)
     if before <= _EQUAL * scale:
         return
-    change = shift = 0.0
+    solver = _Ridge(ridge, centred=bears is not None)
+    for b in batches:
+        solver.add(b.seen)
+    change: Any = 0.0
+    shift: Any = 0.0
     for _ in range(_ROUNDS if rows.rectified else 1):
-        found = solver.solve((b.x[:, ~b.out], b.residuals()[:, ~b.out]) for b in batches)
-        step = _step([b.held_out(*found) for b in batches])
+        found = solver.solve([(b.seen, b.residuals[:, ~b.out]) for b in batches])
+        step = _step([(b.residuals[:, b.out], b.x[:, b.out] @ found[0].mT + found[1][:, None]) for b in batches])
         for b in batches:
-            b.advance(step, *found)
-        after = sum(b.error() for b in batches)
+            b.advance(step * found[0], step * found[1])
+        after = sum(b.error for b in batches)
         if not after < before:
             break
         before, change, shift = after, change + step * found[0], shift + step * found[1]
     at, mean, covariance = 0, solver.mean, solver.covariance
-    for w in writers:
+    for w in writers if isinstance(change, Tensor) else ():
         matrix, offset = maps[w]
         cut = slice(at, at + matrix.shape[2])
         matrix = (matrix + change[:, :, cut]).double()
         moments = (matrix @ mean[:, cut, None])[..., 0], ((matrix @ covariance[:, cut, cut]) * matrix).sum(2)
         w.write(state, matrix.to(offset), offset + shift if w is bears else offset, *(m.to(offset) for m in moments))
         at = cut.stop
+
+
+def _outputs(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """What rows (groups, rows, inputs) are mapped to, shape (rows, channels)."""
+    return torch.baddbmm(offset[:, None], x, matrix.mT).transpose(0, 1).flatten(1)
 
 
 class _Batch:
@@ -208,30 +217,31 @@ class _Batch:
         Rows that are held out.
     rectified : bool
         Whether a ReLU alone reads the sum: how far below 0 it is then does not matter.
+
+    Attributes
+    ----------
+    residuals : Tensor of shape (groups, rows, outputs)
+    error : float
+        Squared residuals of the rows that are held out.
+    seen : Tensor
+        Inputs of the others.
     """
 
     def __init__(self, x: Tensor, target: Tensor, rest: Any, own: Tensor, out: Tensor, rectified: bool):
-        self.x, self.target, self.rest, self.own, self.out, self.rectified = x, target, rest, own, out, rectified
+        self.x, self.out, self.seen, self.rectified = x, out, x[:, ~out], rectified
+        self.wanted = (target + rest).relu() if rectified else target
+        self.own = own + rest if rectified else own
+        self._compare()
 
-    def residuals(self) -> Tensor:
-        """Shape (groups, rows, outputs)."""
-        wanted, now = self.target, self.own
-        if self.rectified:
-            wanted, now = (self.target + self.rest).relu(), self.own + self.rest
-            now = torch.where(wanted > 0, now, now.relu())
-        return (wanted - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
+    def _compare(self) -> None:
+        now = torch.where(self.wanted > 0, self.own, self.own.relu()) if self.rectified else self.own
+        self.residuals = (self.wanted - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
+        self.error = float(self.residuals[:, self.out].square().sum(dtype=torch.float64))
 
-    def error(self) -> float:
-        """Squared residuals of the rows that are held out."""
-        return float(self.residuals()[:, self.out].double().square().sum())
-
-    def held_out(self, change: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Residuals of the rows that are held out, and what a change does to them."""
-        return self.residuals()[:, self.out], self.x[:, self.out] @ change.mT + shift[:, None]
-
-    def advance(self, step: float, change: Tensor, shift: Tensor) -> None:
-        """Go a step of a change."""
-        self.own = self.own + step * (self.x @ change.mT + shift[:, None]).transpose(0, 1).flatten(1)
+    def advance(self, change: Tensor, shift: Tensor) -> None:
+        """Change what the layers compute."""
+        self.own = self.own + _outputs(self.x, change, shift)
+        self._compare()
 
 
 def _step(held: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -241,13 +251,14 @@ def _step(held: Sequence[tuple[Tensor, Tensor]]) -> float:
     return min(max(top / bottom, 0.0), 1.0) if bottom > 0 else 0.0
 
 
-def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], ridge: float) -> None:
+def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], options: Regression) -> None:
     """Regress the cells of a recurrent layer, level by level."""
     at = fused.position[equation.at]
     own, theirs = Sequences(equation.at, fused), [Sequences(p.steps.nodes[at], p.steps) for p in parents]
     for level in levels(equation.cells):
         for cell in level:
-            _regress_cell(cell, own, [(p, s) for p, s in zip(parents, theirs, strict=True)], ridge)
+            few = own.cut(options.max_rows)
+            _regress_cell(cell, few, [(p, s.cut(options.max_rows)) for p, s in zip(parents, theirs, strict=True)], options.ridge)
         for sequences in (own, *theirs):
             sequences.advance(level)
 

@@ -73,7 +73,7 @@ def _repair(writer: Writer, rows: Rows) -> None:
     matrix, offset = writer.affine(state)
     linear = _Moments()
     for batch in range(rows.fused.n_batches):
-        linear.add((rows.inputs([writer], batch) @ matrix.mT).transpose(0, 1).flatten(1))
+        linear.add((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1))
     mean, deviation = 0.0, 0.0
     for parent in rows.parents:
         own = _Moments()

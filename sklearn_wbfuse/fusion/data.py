@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
@@ -48,6 +48,48 @@ class FusionInput:
         self.arrays = tuple(a if isinstance(a, (Tensor, np.ndarray)) else np.asarray(a) for a in arrays)
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
+
+    @classmethod
+    def from_batches(
+        cls, models: Sequence[nn.Module], batches: Iterable[Any], n_samples: int = 2000, *, random_state: Any = None
+    ) -> FusionInput:
+        """Rows drawn uniformly from batches of a stream, such as a ``DataLoader``, in memory that does not grow with it.
+
+        Parameters
+        ----------
+        models : list of Module
+        batches : iterable of Tensor, ndarray or tuple of them
+            Inputs of the networks, seen once: for ``(X, y)`` give ``(X for X, y in loader)``.
+        n_samples : int
+            Number of rows to keep; all of them where there are fewer.
+        random_state : int, RandomState or None
+
+        Raises
+        ------
+        FusionError
+            If there are no rows.
+
+        Examples
+        --------
+        >>> import torch
+        >>> stream = (torch.full((10, 4), float(k)) for k in range(1000))
+        >>> FusionInput.from_batches([torch.nn.Linear(4, 2)], stream, 50, random_state=0)
+        FusionInput(1 models, rows of shape (50, 4))
+        """
+        rng, kept, seen = check_random_state(random_state), list[Any](), 0
+        for batch in batches:
+            arrays = cls([], tuple(batch) if isinstance(batch, (tuple, list)) else batch).arrays
+            for row in zip(*arrays, strict=True):  # reservoir sampling
+                at = len(kept) if len(kept) < n_samples else rng.randint(seen + 1)
+                seen += 1
+                if at == len(kept):
+                    kept.append(None)
+                if at < n_samples:
+                    kept[at] = [r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]
+        if not kept:
+            raise FusionError("The batches hold no rows; a generator can be read only once.")
+        columns = zip(*kept, strict=True)
+        return cls(models, tuple(torch.stack(c) if isinstance(c[0], Tensor) else np.stack(c) for c in columns))
 
     @property
     def shape(self) -> tuple[int, ...]:

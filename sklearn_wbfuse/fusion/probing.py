@@ -103,19 +103,16 @@ class Probing:
         return Steps(self.programs[key], plain, state, own)
 
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState) -> list[tuple[Any, ...]]:
-        """Rows of the data and mixtures of them, in batches of one size; the last one is filled up with rows of the first."""
+        """Rows of the data and mixtures of them, in batches of one size, rows before mixtures."""
         n = len(data)
         if not n:
             raise FusionError("There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'.")
-        order = rng.permutation(n)[: probe.n_samples]
-        tensors = data[order].tensors(self.plains[0])
-        if n < probe.n_samples and all(t.is_floating_point() for t in tensors):
-            tensors = mixed(tensors, probe.n_mixed, self.generator)
-        total = len(tensors[0])
-        count = -(-total // probe.batch_size)
-        size = -(-total // count)
-        index = torch.arange(count * size) % total
-        return [tuple(t[index[k * size : (k + 1) * size]] for t in tensors) for k in range(count)]
+        parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
+        if n < probe.n_samples and all(t.is_floating_point() for t in parts[0]):
+            parts.append(mixed(parts[0], probe.n_mixed, self.generator))
+        count = -(-sum(len(p[0]) for p in parts) // probe.batch_size)
+        batches = [_split(p, count) for p in parts]
+        return [tuple(torch.cat(same) for same in zip(*pieces, strict=True)) for pieces in zip(*batches, strict=True)]
 
     def _noise(self, probe: Probe) -> list[tuple[Any, ...]]:
         examples = self.architectures[0].inputs
@@ -133,3 +130,11 @@ class Probing:
         white = [with_tokens(networks[0], batch, self.generator) for batch in white]
         networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
         return coloured(networks, self.weights, examples, self.generator)
+
+
+def _split(rows: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:
+    """Rows in so many batches of one size; the last ones are filled up with rows of the first."""
+    n = len(rows[0])
+    size = -(-n // count)
+    index = torch.arange(count * size) % n
+    return [tuple(t[index[k * size : (k + 1) * size]] for t in rows) for k in range(count)]

@@ -21,11 +21,8 @@ from .modules import aliases, plain_copy
 __all__ = ["Steps", "program_of"]
 
 aten = torch.ops.aten
-_BATCH_NORMS = {
-    aten._native_batch_norm_legit_no_training.default: lambda mean, var: (mean, var, False),
-    aten._native_batch_norm_legit.no_stats: lambda training: (None, None, training),
-}
-"""The names of batch norms in functional graphs, with statistics and without; mean, variance and whether they are those of the batch."""
+_BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
+"""The names of batch norms in functional graphs, with statistics and without."""
 
 
 def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.export.ExportedProgram:
@@ -51,11 +48,14 @@ def _tidy(graph: Graph) -> None:
     for node in graph.nodes:
         if node.target not in _BATCH_NORMS or any(user.args[1] != 0 for user in node.users):
             continue
-        *given, momentum, eps = node.args
-        x, weight, bias, mean, var, training = [*given[:3], *_BATCH_NORMS[node.target](*given[3:])]
+        arguments: list[Any] = list(node.args)
+        if len(arguments) == 7:  # input, weight, bias, mean, var, momentum, eps
+            arguments.insert(5, False)
+        else:  # input, weight, bias, training, momentum, eps
+            arguments[3:3] = [None, None]
         for output in list(node.users):
             with graph.inserting_before(output):
-                named = graph.call_function(aten.batch_norm.default, (x, weight, bias, mean, var, training, momentum, eps, False))
+                named = graph.call_function(aten.batch_norm.default, (*arguments, False))
             named.meta = dict(output.meta)
             output.replace_all_uses_with(named)
             graph.erase_node(output)
@@ -128,8 +128,8 @@ class Steps:
     def compute(self, node: Node, batch: int, arguments: Any = None) -> Any:
         """The value of an operation on one batch, of other arguments if given."""
         given = node.args if arguments is None else arguments
-        read, named = (map_arg(a, lambda n: self.read(n, batch)) for a in (given, node.kwargs))
-        return node.target(*read, **named)  # type: ignore[operator]
+        read: Any = map_arg((given, node.kwargs), lambda n: self.read(n, batch))
+        return node.target(*read[0], **read[1])  # type: ignore[operator]
 
     def keep(self, nodes: Iterable[Node], position: int) -> None:
         """Hold the values of nodes until a position."""

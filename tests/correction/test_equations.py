@@ -2,21 +2,20 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import FIXTURES
-from architectures.convnets import DenseLayer, ResNet18, Transition, UNet
+from architectures.convnets import VGG11, DenseLayer, ResNet18, Transition, UNet
 from architectures.several import Siamese
 from hypothesis import given
-from networks import CNN, MLP, Encoder, Recurrent, ResNet, networks, randomised
-from stepping import at_end, expected, outputs, steps_of, traced
+from networks import CNN, MLP, Encoder, Recurrent, ResNet, networks
+from stepping import TRACED, at_end, expected, outputs, steps_of, traced
 from torch import nn
 
 from sklearn_wbfuse.correction.affine import channels_last, operation
 from sklearn_wbfuse.correction.alongside import run_alongside
 from sklearn_wbfuse.correction.equations import batch_norms, equations
+from sklearn_wbfuse.graph import program_of
 
 
 def found(steps):
@@ -65,21 +64,20 @@ def assert_consistent(steps, own):
         torch.testing.assert_close(total, channels_last(value, channel))
 
 
-class TestAnyNetwork:
-    @given(network=networks())
-    def test_values_are_what_the_layers_write(self, device, network):
-        steps = at_end(network, network.example, device=device)
-        assert_consistent(steps, found(steps))
-
-    @given(network=networks())
-    def test_operations_can_wait_for_the_value(self, device, network):
-        """Nothing else needs what lies between the layers and the value."""
-        x = (network.example,)
-        steps = steps_of(network, [x], device)
-        seen = []
-        run_alongside(steps, [], found(steps), seen.append)
-        assert [e.at for e in seen] == sorted(found(steps), key=steps.position.__getitem__)
-        torch.testing.assert_close(outputs(steps), expected(network, x, device))
+@given(network=networks())
+def test_values_are_what_the_layers_write(device, network):
+    """Nothing else needs what lies between layers and value, so that it can wait until the value is there."""
+    x = (network.example,)
+    program = program_of(network, x, torch.zeros((), dtype=torch.float64, device=device))
+    steps = steps_of(network, [x], device, program)
+    for node in steps.nodes:
+        steps.run(node)
+    own = found(steps)
+    assert_consistent(steps, own)
+    steps, seen = steps_of(network, [x], device, program), []
+    run_alongside(steps, [], own, seen.append)
+    assert [e.at for e in seen] == sorted(own, key=steps.position.__getitem__)
+    torch.testing.assert_close(outputs(steps), expected(network, x, device))
 
 
 LEFT_OUT = {
@@ -89,7 +87,7 @@ LEFT_OUT = {
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", TRACED)
 def test_every_weight_is_in_one_equation(device, name):
     network, batches, program = traced(name, device)
     steps = steps_of(network, batches[:1], device, program)
@@ -102,7 +100,9 @@ def test_every_weight_is_in_one_equation(device, name):
     modules = dict(network.named_modules())
     layers = {f"{n}.weight" for n, m in modules.items() if isinstance(m, LAYERS)}
     layers |= {f"{n}.in_proj_weight" for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
-    layers |= {f"{n}.{k}" for n, m in modules.items() if isinstance(m, nn.RNNBase) for k, _ in m.named_parameters() if "weight" in k}
+    layers |= {
+        f"{n}.{k}" for n, m in modules.items() if isinstance(m, nn.RNNBase) for k, _ in m.named_parameters() if "weight" in k
+    }
     assert len(names) == len(set(names))
     assert layers - set(names) == LEFT_OUT.get(name, set())
     assert set(names) <= layers
@@ -155,9 +155,9 @@ class TestArchitectures:
         assert layers_of(network, network.example) == [{"left"}, {"right"}, {"conv [norm]"}, {"head"}]
 
     def test_vgg(self):
-        steps = steps_of(traced("vgg11_bn", "cpu")[0], traced("vgg11_bn", "cpu")[1][:1], program=traced("vgg11_bn", "cpu")[2])
+        x = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
         layers = [{f"convs.{i} [norms.{i}]"} for i in range(8)] + [{f"classifier.{i}"} for i in range(3)]
-        assert list(map(weights, found(steps).values())) == layers
+        assert layers_of(VGG11(2, norm=True), x) == layers
 
     def test_resnet(self):
         """The projection has no norm here, and stands in front of the other branch."""
@@ -303,7 +303,9 @@ class TestChains:
         network.c.bias = network.a.bias
         assert layers_of(network, VECTORS) == []
 
-    @pytest.mark.parametrize("names", [("weight_hh_l1", "weight_hh_l0"), ("bias_ih_l1", "bias_ih_l0"), ("weight_hh_l0", "weight_ih_l0")])
+    @pytest.mark.parametrize(
+        "names", [("weight_hh_l1", "weight_hh_l0"), ("bias_ih_l1", "bias_ih_l0"), ("weight_hh_l0", "weight_ih_l0")]
+    )
     def test_tied_cells(self, names):
         network = nn.Sequential(nn.RNN(4, 4, 2, batch_first=True))
         x = VECTORS[:, None]
@@ -342,8 +344,7 @@ class TestBatchNorms:
     @pytest.mark.parametrize("case", NORMED)
     def test_layers_of_a_value(self, case):
         function, layers = NORMED[case]
-        network = randomised(norms(lambda m, x: x), np.random.default_rng(0)) if False else norms(function)
-        assert layers_of(network, VECTORS) == layers
+        assert layers_of(norms(function), VECTORS) == layers
 
     def test_of_a_convolution_without_batch(self):
         """What a norm takes for its channels are positions here."""
@@ -354,13 +355,11 @@ class TestBatchNorms:
         """For their statistics each is an equation of its own, unless it has none, or uses them twice."""
         network = norms(lambda m, x: m.p(m.n(m.a(x))) + m.u(m.b(x))).double().eval()
         steps = at_end(network, VECTORS, device=device)
+        n, p = (node for node in steps.nodes if operation(node) == "batch_norm" and node.args[3] is not None)
         own = batch_norms(steps.nodes, steps.parameters)
-        assert [(e.writers[0].norm_names, e.at, e.between) for e in own.values()] == [
-            ({k: f"n.{n}" for k, n in NAMES.items()}, *([n] if i else n for n in [list(own)[0]] for i in range(2))),
-            ({k: f"p.{n}" for k, n in NAMES.items() if "running" in n}, *([n] if i else n for n in [list(own)[1]] for i in range(2))),
-        ]
+        assert {node: (e.at, e.between) for node, e in own.items()} == {n: (n, [n]), p: (p, [p])}
+        names = [e.writers[0].norm_names for e in own.values()]
+        statistics = [{"mean": f"{norm}.running_mean", "var": f"{norm}.running_var"} for norm in "np"]
+        assert names == [{"weight": "n.weight", "bias": "n.bias", **statistics[0]}, statistics[1]]
         shared = at_end(norms(lambda m, x: m.n(m.a(x)) * m.n(m.b(x))).double().eval(), VECTORS)
         assert batch_norms(shared.nodes, shared.parameters) == {}
-
-
-NAMES = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import networks, randomised
-from stepping import at_end, expected, outputs, steps_of, traced
+from stepping import TRACED, at_end, expected, outputs, steps_of, traced
 from torch import nn
 
 from sklearn_wbfuse.exceptions import DiscoveryError
@@ -42,10 +41,10 @@ class TestOutputs:
         assert_computed(steps, network, batches, device)
         assert_only_outputs_are_held(steps)
 
-    @pytest.mark.parametrize("name", FIXTURES)
+    @pytest.mark.parametrize("name", TRACED)
     def test_published_architectures_with_the_program_of_another_seed(self, device, name):
         _, batches, program = traced(name, device)
-        other = FIXTURES[name].build(seed=2)[0]
+        other = TRACED[name].build(seed=2)[0]
         steps = run_and_forget(steps_of(other, batches, device, program))
         assert_computed(steps, other, batches, device)
         assert_only_outputs_are_held(steps)
@@ -73,13 +72,14 @@ class TestState:
     def test_operations_see_the_tensors_of_their_time(self, device, network, seed):
         """A tensor changed just before it is read first is a changed network; after it was read last, nothing has changed."""
         x, rng = (network.example,), np.random.default_rng(seed)
-        steps = steps_of(network, [x], device)
+        program = program_of(network, x, DOUBLE.to(device))
+        steps = steps_of(network, [x], device, program)
         name = rng.choice(sorted(n for node, n in steps.parameters.items() if node.users))
         readers = [steps.position[user] for node, n in steps.parameters.items() if n == name for user in node.users]
         old = floating_state(network)[name].to(device)
         new = old + torch.as_tensor(rng.uniform(0.1, 0.5, old.shape)).to(old)
         for at, state in ((min(readers), {name: new}), (max(readers) + 1, {})):
-            steps = steps_of(network, [x], device)
+            steps = steps_of(network, [x], device, program)
             for k, node in enumerate(steps.nodes):
                 if k == at:
                     steps.state[name] = new

@@ -1,0 +1,82 @@
+"""What a regression costs, in forward passes of all parents over the same 2,000 samples.
+
+    WBFUSE_ZOO=folder OMP_NUM_THREADS=1 python benchmarks/speed/bench_regression.py
+
+The networks have random weights unless WBFUSE_ZOO holds them; inputs are white noise given as data. "all" is everything that a
+correction does, its traces and mixtures of rows (as many as rows) included; "no mixtures" is over the 2,000 rows alone. Of both the
+factorisations, one for each layer, are timed apart and taken off. Least of three runs, one thread.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from base_models import RECIPES  # noqa: E402
+from tables import number, show  # noqa: E402
+
+from sklearn_wbfuse import FusionInput, WassersteinFusion  # noqa: E402
+from sklearn_wbfuse.correction import Probe  # noqa: E402
+
+SAMPLES = 2000
+SHAPES = {"mlpnet": (1, 28, 28), "rnn-256": (28, 28), "lstm-256": (28, 28), "resnet20x1": (3, 32, 32), "vgg11x0.5": (3, 32, 32)}
+
+
+def least(run: Callable[[], object], repeats: int = 3) -> float:
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@torch.no_grad()
+def forward(models: list[nn.Module], X: torch.Tensor) -> None:
+    for model in models:
+        for batch in X.split(250):
+            model(batch)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cells = []
+    for name, shape in SHAPES.items():
+        torch.manual_seed(0)
+        models = [RECIPES[name].build().eval() for _ in range(2)]
+        X = torch.randn(SAMPLES, *shape)
+        given = FusionInput(models, X)
+        floor = least(lambda models=models, X=X: forward(models, X))
+        plain = least(lambda given=given: WassersteinFusion(random_state=0).fit(given))
+        factorising = {"seconds": 0.0}
+        cholesky = torch.linalg.cholesky_ex
+
+        def timed(matrix: torch.Tensor, cholesky=cholesky, factorising=factorising) -> object:
+            start = time.perf_counter()
+            found = cholesky(matrix)
+            factorising["seconds"] += time.perf_counter() - start
+            return found
+
+        torch.linalg.cholesky_ex = timed
+        row = [name, number(floor, 2)]
+        for n_mixed in (0, SAMPLES):
+            found = []
+            for _ in range(3):
+                factorising["seconds"] = 0.0
+                probe = Probe(n_samples=SAMPLES + (n_mixed > 0), n_mixed=n_mixed)
+                start = time.perf_counter()
+                WassersteinFusion(random_state=0, correction="regression", probe=probe).fit(given)
+                found.append(time.perf_counter() - start - factorising["seconds"] - plain)
+            row += [number(min(found), 2), number(min(found) / floor, 1)]
+        torch.linalg.cholesky_ex = cholesky
+        cells.append([*row, number(factorising["seconds"], 2)])
+    header = ["pair of", "forward s", "no mixtures s", "forwards", "all s", "forwards", "factorising s"]
+    show(f"Regression on {SAMPLES} samples", header, cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Recurrent layers as affine maps: cells against the modules that they are of."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import KINDS
+from stepping import outputs, steps_of
+from torch import nn
+from torch.fx import Graph
+
+from sklearn_wbfuse.correction.recurrent import Sequences, cells_of, levels
+
+aten = torch.ops.aten
+
+
+class Layer(nn.Module):
+    """A recurrent layer that is given its states, or not, and returns all that it computes; inputs of two batches."""
+
+    def __init__(self, kind, shape, batch_first, is_given, seed, **options):
+        super().__init__()
+        torch.manual_seed(seed)
+        build, _, more, *_ = KINDS[kind]
+        self.rnn = build(shape[-1], **options, **more, batch_first=batch_first).double().eval()
+        batch = () if len(shape) == 2 else (shape[0 if batch_first else 1],)
+        sizes = [options.get("proj_size") or options["hidden_size"], options["hidden_size"]][: 1 + (kind == "lstm")]
+        slots = options["num_layers"] * (1 + options["bidirectional"])
+        shapes = [shape, *((slots, *batch, size) for size in sizes if is_given)]
+        self.batches = [tuple(torch.randn(*s, dtype=torch.float64) for s in shapes) for _ in range(2)]
+
+    def forward(self, x, *states):
+        return self.rnn(x, (states[0] if len(states) == 1 else states) if states else None)
+
+
+@st.composite
+def layers(draw, kind):
+    """A layer with all options, and the shape of its input: a batch of sequences, or one sequence alone."""
+    hidden = draw(st.integers(2, 4))
+    shape = draw(st.lists(st.integers(1, 3), min_size=2, max_size=3))
+    options = {"hidden_size": hidden, "num_layers": draw(st.integers(1, 3))}
+    options |= {"bidirectional": draw(st.booleans()), "bias": draw(st.booleans())}
+    if kind == "lstm" and draw(st.booleans()):
+        options["proj_size"] = draw(st.integers(1, hidden - 1))
+    return Layer(kind, shape, draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 99)), **options)
+
+
+def prepared(network, device):
+    """All values of the layer, its cells, and their sequences."""
+    steps = steps_of(network, network.batches, device)
+    for node in steps.nodes:
+        steps.run(node)
+    (found,) = ((node, cells) for node in steps.nodes if (cells := cells_of(node, steps.parameters)))
+    return steps, found[1], Sequences(found[0], steps)
+
+
+def assert_reproduced(steps, states, sequences, rnn):
+    """What the module returns is the last of the sequences, and the last state of every cell."""
+    for batch, found in enumerate(sequences.inputs):
+        y, h, *_ = outputs(steps, batch)
+        if y.dim() == 2:
+            y, h = y[:, None], h[:, None]
+        elif rnn.batch_first:
+            y = y.transpose(0, 1)
+        torch.testing.assert_close(found, y)
+        torch.testing.assert_close(torch.stack([own[batch][-1] for own in states]), h)
+
+
+def assert_gates_lead_to(states, cell, steps, sequences):
+    for own, (x, h), initial in zip(states, sequences.forced(cell), sequences.initial, strict=True):
+        torch.testing.assert_close(h, torch.cat([initial[0][cell.slot][None], own[:-1]]))
+        gates = cell.gates(*cell.halves(steps.state, x, h))
+        torch.testing.assert_close(cell.states(steps.state, gates, initial), own)
+
+
+def assert_changes(cell, steps, sequences, seed):
+    """By a matrix of all that a part reads, and by an offset if one is given and there are biases."""
+    rng, (x, h) = np.random.default_rng(seed), sequences.forced(cell)[0]
+    gates = cell.gates(*cell.halves(steps.state, x, h))
+    changed, kept, added = dict(steps.state), {n: t.clone() for n, t in steps.state.items()}, torch.zeros_like(gates)
+    parts = cell.parts(gates.shape[-1])
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(gates.shape[-1]))
+    for part in parts:
+        read = torch.cat([t for t, is_read in ((x, part.reads_input), (h, part.reads_state)) if is_read], -1)
+        matrix = torch.as_tensor(rng.normal(size=(part.stop - part.start, read.shape[-1]))).to(gates)
+        offset = torch.as_tensor(rng.normal(size=len(matrix))).to(gates) if rng.random() < 0.7 else None
+        cell.change(changed, part, matrix, offset)
+        added[..., part.rows] = read @ matrix.T
+        if offset is not None and cell.b_ih is not None:
+            added[..., part.rows] += offset
+    torch.testing.assert_close(cell.gates(*cell.halves(changed, x, h)), gates + added)
+    for name, tensor in kept.items():
+        assert torch.equal(steps.state[name], tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(drawn=st.data())
+def test_cells(device, kind, drawn):
+    """Level by level they reproduce the module, their gates lead to their states, and change by what is added."""
+    network = drawn.draw(layers(kind))
+    steps, cells, sequences = prepared(network, device)
+    rnn, found = network.rnn, []
+    assert [(c.kind, c.names) for c in cells] == [(kind, [f"rnn.{n}" for n in names]) for names in rnn._all_weights]
+    for level in levels(cells):
+        assert [cell.reverse for cell in level] == [False, True][: 1 + rnn.bidirectional]
+        for cell in level:
+            found.append(sequences.run(cell))
+            assert_gates_lead_to(found[-1], cell, steps, sequences)
+            assert_changes(cell, steps, sequences, cell.slot)
+        sequences.advance(level)
+    assert_reproduced(steps, found, sequences, rnn)
+
+
+def test_other_tensors(device):
+    """A cell runs with the tensors it is given, else with those that the network has at the time."""
+    network = Layer("gru", (2, 3, 4), False, True, 0, hidden_size=3, num_layers=1, bidirectional=False)
+    steps, (cell,), sequences = prepared(network, device)
+    before, zeros = sequences.run(cell), {n: torch.zeros_like(t) for n, t in steps.state.items()}
+    expected = [initial[0][0] / 2 for initial in sequences.initial]  # half of the state is kept, the candidate is 0
+    torch.testing.assert_close([states[0] for states in sequences.run(cell, zeros)], expected)
+    torch.testing.assert_close(sequences.run(cell), before)
+    steps.state.update(zeros)
+    torch.testing.assert_close([states[0] for states in sequences.run(cell)], expected)
+
+
+def test_packed_sequences_and_computed_weights():
+    graph = Graph()
+    x, h, sizes, *weights = (graph.placeholder(n) for n in ("x", "h", "sizes", "w_ih", "w_hh"))
+    options = (False, 1, 0.0, False, False)
+    parameters = {w: w.name for w in weights}
+    (cell,) = cells_of(graph.call_function(aten.gru.input, (x, h, weights, *options, False)), parameters)
+    assert cell.names == ["w_ih", "w_hh"]
+    assert cells_of(graph.call_function(aten.gru.data, (x, sizes, h, weights, *options)), parameters) == []
+    assert cells_of(graph.call_function(aten.lstm.data, (x, sizes, [h, h], weights, *options)), parameters) == []
+    computed = graph.call_function(aten.neg.default, (weights[0],))
+    node = graph.call_function(aten.gru.input, (x, h, [computed, weights[1]], *options, False))
+    assert cells_of(node, parameters) == []
+    assert cells_of(computed, parameters) == []
