@@ -3,7 +3,7 @@
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_corrections.py [--quick] [name ...]
 
 Both variables are optional but for SST-2; base models that WBFUSE_ZOO lacks are trained (see base_models.py). For every set of
-networks: accuracies in %, of methods on data the mean over three random choices of rows, "sd of rows" their deviation; the mean of
+networks: accuracies in %, of methods on data the mean over random choices of rows, "sd of rows" their deviation; the mean of
 the sets and its distance from the parents' mean; seconds on one thread of a whole fit without the discovery. "aligned by both" is
 cost=0.5, weights and activations on the same inputs. All other parameters are the defaults. Names of networks run these alone;
 --quick takes the first set and one choice of rows.
@@ -22,7 +22,7 @@ from torch import nn
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.graph import discover_all
 
-ROWS, ROW_SEEDS = 1000, [0, 1, 2]
+ROWS = 1000
 MLPS = [(0, 1), (2, 3), (4, 5)]
 SETS: dict[str, list[Sequence[int]]] = {
     "mlpnet-nobias": MLPS,
@@ -30,7 +30,6 @@ SETS: dict[str, list[Sequence[int]]] = {
     "mlpnet-nobias, 6 models": [range(6)],
     "rnn-256": [*MLPS, (6, 7)],
     "lstm-256": [*MLPS, (6, 7)],
-    "gru-256": [*MLPS, (6, 7)],
     "sst2-rnn-256": MLPS,
     "sst2-lstm-256": MLPS,
     "agnews-rnn-256": MLPS,
@@ -38,17 +37,21 @@ SETS: dict[str, list[Sequence[int]]] = {
     "resnet20x1": [(0, 1)],
     "vgg11x0.5": [(0, 1)],
 }
-CORRECTIONS = ["regression", "repair"]
+CORRECTIONS = {"mlpnet": ["regression", "repair"], "resnet": ["regression", "repair", "batchnorm"], "vgg": ["regression", "repair"]}
+ROW_SEEDS = {"mlpnet": [0, 1, 2], "resnet": [0, 1], "vgg": [0, 1]}
+
+
+def of(name: str, table: dict[str, list], default: list) -> list:
+    return next((found for start, found in table.items() if name.startswith(start)), default)
 
 
 def methods(name: str) -> dict[str, tuple[dict, bool]]:
     """Parameters of each fusion, and whether it is given data; "plain" ones average without alignment."""
-    norms = ["batchnorm"] if name.startswith("resnet") else []
     found: dict[str, tuple[dict, bool]] = {"aligned": ({}, False)}
     for data in (False, True):
         on = "data" if data else "noise"
         probe = {"probe": on}
-        for correction in [*CORRECTIONS, *norms]:
+        for correction in of(name, CORRECTIONS, ["regression"]):
             found[f"aligned, {correction} on {on}"] = ({"correction": correction, **probe}, data)
         found[f"aligned by both, regression on {on}"] = ({"cost": 0.5, "correction": "regression", **probe}, data)
         found[f"plain, regression on {on}"] = ({"correction": "regression", **probe}, data)
@@ -104,7 +107,7 @@ def main() -> None:
     discover_all([nn.Linear(2, 2)])  # the first export of a process is slow
     for name in given.names or SETS:
         sets = SETS[name]
-        table(name, sets[:1] if given.quick else sets, ROW_SEEDS[:1] if given.quick else ROW_SEEDS)
+        table(name, sets[:1] if given.quick else sets, [0] if given.quick else of(name, ROW_SEEDS, [0]))
 
 
 if __name__ == "__main__":

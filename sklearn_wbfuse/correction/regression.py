@@ -29,7 +29,7 @@ __all__ = ["Regression"]
 _HELD_OUT = 5
 """Every fifth sample tells how far to go towards the solution."""
 
-_ROUNDS = 3
+_ROUNDS = 2
 """Regressions of a layer that a ReLU follows, each on what the one before has left."""
 
 _EQUAL = 1e-9

@@ -80,12 +80,10 @@ class FusionInput:
         for batch in batches:
             arrays = cls([], tuple(batch) if isinstance(batch, (tuple, list)) else batch).arrays
             for row in zip(*arrays, strict=True):  # reservoir sampling
-                at = len(kept) if len(kept) < n_samples else rng.randint(seen + 1)
                 seen += 1
-                if at == len(kept):
-                    kept.append(None)
+                at = seen - 1 if seen <= n_samples else rng.randint(seen)
                 if at < n_samples:
-                    kept[at] = [r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]
+                    kept[at : at + 1] = [[r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]]
         if not kept:
             raise FusionError("The batches hold no rows; a generator can be read only once.")
         columns = zip(*kept, strict=True)

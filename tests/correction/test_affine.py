@@ -190,7 +190,7 @@ class TestBatchNormBehind:
 def normed(kind, size, groups, bias):
     return {
         "layer": lambda: nn.LayerNorm(size, bias=bias),
-        "rms": lambda: nn.RMSNorm(size),
+        "rms": lambda: nn.RMSNorm(size, eps=0.1 if bias else None),
         "group": lambda: nn.GroupNorm(groups, size),
         "instance": lambda: nn.InstanceNorm2d(size, affine=True),
         "tracked instance": lambda: nn.InstanceNorm2d(size, affine=True, track_running_stats=True),

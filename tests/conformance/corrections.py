@@ -1,0 +1,120 @@
+"""What every correction must pass. A subclass gives `make(**parameters)`."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from architectures import FIXTURES
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import disguised, networks
+
+from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.correction import Probe
+
+from conformance.fusers import BUILDERS, assert_same, family, values
+
+NOISE = Probe("noise", n_samples=60, batch_size=30)
+
+
+def data_for(models, n, seed=0):
+    """Rows in the shape of a network's example: one row per sample, tokens where it takes tokens."""
+    example, generator = models[0].example, torch.Generator().manual_seed(seed)
+    shape = (n, *example.shape[1:])
+    if not example.is_floating_point():
+        return torch.randint(4, shape, generator=generator)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+class CorrectionConformance:
+    """Inherit, and set `make`."""
+
+    def make(self, **parameters):
+        raise NotImplementedError
+
+    def fused(self, models, data=None, **parameters):
+        """The fused networks without and with the correction."""
+        options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, **parameters}
+        given = models if data is None else FusionInput(models, data)
+        return [WassersteinFusion(**options, correction=c).fit(given).fused_model_ for c in (None, self.make())]
+
+    @given(network=networks(), seed=st.integers(0, 99))
+    def test_permuted_copies_are_left_exactly_alone(self, network, seed, device):
+        rng = np.random.default_rng(seed)
+        copies = [m.to(device) for m in (network, disguised(network, rng), disguised(network, rng))]
+        before, after = self.fused(copies)
+        assert_same(values(after), values(before))
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_permuted_copies_are_left_alone_on_data(self, name):
+        model = family(name, 1)[0]
+        copies = [model, disguised(model, np.random.default_rng(0))]
+        before, after = self.fused(copies, data_for(copies, 30), probe="data")
+        assert_same(values(after), values(before))
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_models_data_and_random_state_are_untouched(self, name, device):
+        models = [m.to(device) for m in family(name, 2)]
+        data = data_for(models, 20)
+        old = [values(m) for m in models], data.clone(), torch.random.get_rng_state()
+        before, after = self.fused(models, data, probe="data")
+        assert torch.equal(torch.random.get_rng_state(), old[2]) and torch.equal(data, old[1])
+        for model, kept in zip(models, old[0], strict=True):
+            assert_same(values(model), kept)
+        assert {k: (v.shape, v.dtype, v.device) for k, v in values(after).items()} == {
+            k: (v.shape, v.dtype, v.device) for k, v in values(before).items()
+        }
+        assert all(p.grad is None and p.requires_grad for p in after.parameters())
+        out = after(models[0].example.to(device))
+        assert all(torch.isfinite(o).all() for o in (out if isinstance(out, tuple) else (out,)))
+
+    def test_the_same_random_state_gives_the_same_bits(self):
+        models = family("cnn", 2)
+        first, second = (self.fused(models)[1] for _ in range(2))
+        assert_same(values(first), values(second))
+
+    @pytest.mark.parametrize("fixture", FIXTURES.values(), ids=list(FIXTURES))
+    def test_published_architectures(self, fixture):
+        models, x = [], None
+        for seed in range(2):
+            network, _, x = fixture.build(seed)
+            models.append(network)
+        probe = Probe("noise", n_samples=12, batch_size=6)
+        fused = VanillaAveraging(example_inputs=x, probe=probe, correction=self.make(), random_state=0).fit(models).fused_model_
+        leaves = torch.utils._pytree.tree_leaves(fused(*x))
+        assert all(torch.isfinite(t).all() for t in leaves if isinstance(t, torch.Tensor))
+
+    @pytest.mark.parametrize("factor", [0.5, 2.0])
+    def test_other_widths(self, factor):
+        models = family("mlp", 2)
+        _, after = self.fused(models, target_widths=factor, merge="all")
+        assert torch.isfinite(after(torch.randn(4, 5, dtype=torch.float64))).all()
+
+    def test_dead_and_constant_units_stay_finite(self):
+        models = family("mlp with norms", 2)
+        with torch.no_grad():
+            for model in models:
+                for parameter in list(model.parameters())[:2]:
+                    parameter[0] = 0.0
+        _, after = self.fused(models, torch.zeros(20, 5, dtype=torch.float64), probe="data")
+        assert all(torch.isfinite(v).all() for v in values(after).values() if v.is_floating_point())
+
+    def test_a_stream_of_batches_is_drawn_from_in_constant_memory(self):
+        models, largest = family("mlp", 2), [0]
+
+        def batches():
+            for k in range(200):
+                largest[0] = k
+                yield torch.full((50, 5), float(k), dtype=torch.float64)
+
+        given = FusionInput.from_batches(models, batches(), 40, random_state=0)
+        assert largest[0] == 199 and len(given) == 40 and given.arrays[0][:, 0].unique().numel() > 20
+        fusion = WassersteinFusion(correction=self.make(), probe="data", random_state=0).fit(given)
+        assert all(torch.isfinite(v).all() for v in values(fusion.fused_model_).values())
+
+    def test_one_model_is_left_alone(self):
+        model = family("resnet", 1)[0]
+        before, after = self.fused([model])
+        assert_same(values(after), values(before))
+        assert_same(values(before), values(copy.deepcopy(model)), 1e-12)

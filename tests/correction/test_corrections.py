@@ -1,0 +1,175 @@
+"""Corrections: the conformance suite, and each against what defines it."""
+
+import numpy as np
+import pytest
+import torch
+from conformance.corrections import CorrectionConformance
+from conformance.fusers import family
+from sklearn.linear_model import Ridge
+from torch import nn
+
+from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
+from sklearn_wbfuse.datasets import MLP
+
+DATA = Probe("data", n_samples=400, n_mixed=0, batch_size=100)
+
+
+class TestRegression(CorrectionConformance):
+    make = staticmethod(Regression)
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_layer_is_the_ridge_regression_of_the_held_in_rows(self, bias):
+        torch.manual_seed(0)
+        models = [nn.Sequential(nn.Linear(4, 6, bias=bias), nn.Tanh(), nn.Linear(6, 3, bias=bias)).double() for _ in range(2)]
+        X = torch.randn(100, 4, dtype=torch.float64)
+        probe = Probe("data", n_samples=100, n_mixed=0, batch_size=100)
+        options = {"probe": probe, "random_state": 0}
+        plain = VanillaAveraging().fit(FusionInput(models, X)).fused_model_
+        fused = VanillaAveraging(correction=Regression(ridge=0.2), **options).fit(FusionInput(models, X)).fused_model_
+        with torch.no_grad():
+            hidden, target = fused[:2](X), sum(m(X) for m in models) / 2
+            residual = target - plain[2](hidden)
+        rng = np.random.RandomState(0)
+        rng.randint(np.iinfo(np.int32).max)  # seeds what torch draws
+        order = rng.permutation(100)
+        inside = order[np.arange(100) % 5 != 4]
+        outside = order[np.arange(100) % 5 == 4]
+        Z = hidden[inside].numpy()
+        centred = Z - Z.mean(0) if bias else Z
+        penalty = 0.2 * float((centred**2).sum(0).mean())
+        solved = Ridge(alpha=penalty, fit_intercept=bias, tol=1e-12).fit(Z, residual[inside].numpy())
+        change = solved.predict(hidden[outside].numpy())
+        left = residual[outside].numpy()
+        step = min(max((change * left).sum() / (change**2).sum(), 0), 1)
+        np.testing.assert_allclose((fused[2].weight - plain[2].weight).detach().numpy(), step * solved.coef_, atol=1e-9)
+        if bias:
+            np.testing.assert_allclose((fused[2].bias - plain[2].bias).detach().numpy(), step * solved.intercept_, atol=1e-9)
+
+    @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "rnn", "lstm", "gru", "transformer", "cnn in groups"])
+    def test_outputs_come_closer_to_the_parents_mean(self, name):
+        models = family(name, 2)
+        X = torch.randn(400, *models[0].example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        errors = []
+        for correction in (None, Regression()):
+            fusion = WassersteinFusion(correction=correction, probe=DATA, random_state=0, example_inputs=(models[0].example,))
+            fused = fusion.fit(FusionInput(models, X)).fused_model_
+            with torch.no_grad():
+                outputs = [torch.cat([o.flatten(1) for o in _leaves(m(X))], 1) for m in (fused, *models)]
+            mean = sum(outputs[1:]) / 2
+            errors.append(float((outputs[0] - mean).square().sum() / (mean - mean.mean(0)).square().sum()))
+        assert errors[1] < 0.8 * errors[0], errors
+
+    def test_no_bias_is_added_and_shared_weights_stay(self):
+        models = [MLP([4, 6, 3], bias=False) for _ in range(2)]
+        fused = WassersteinFusion(correction="regression", random_state=0).fit(models).fused_model_
+        assert all(layer.bias is None for layer in fused.layers)
+
+
+def _leaves(outputs):
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+def convolutional(affine=True):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
+    )
+
+
+def trained(build, seed):
+    """A network with running statistics of its own activations, and norms' weights of both signs."""
+    torch.manual_seed(seed)
+    model = build().double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    model.train()(torch.randn(100, 1, 6, 6, dtype=torch.float64))
+    return model.eval()
+
+
+def statistics(model, X, layer):
+    with torch.no_grad():
+        y = model[: layer + 1](X)
+    y = y.movedim(1, -1).flatten(0, -2) if y.dim() > 2 else y
+    return y.mean(0), y.std(0, correction=0)
+
+
+def aligned_mean(fusion, models, X, layer):
+    both = [statistics(m, X, layer) for m in fusion.transform(models)]
+    weights = fusion.weights or [1 / len(models)] * len(models)
+    return [sum(w * s[k] for w, s in zip(weights, both, strict=True)) for k in (0, 1)]
+
+
+class TestRepair(CorrectionConformance):
+    make = staticmethod(Repair)
+
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_statistics_of_every_layer_are_the_parents_weighted_mean(self, affine):
+        models = [trained(lambda: convolutional(affine), seed) for seed in range(3)]
+        X = torch.randn(300, 1, 6, 6, dtype=torch.float64)
+        options = {"probe": DATA, "random_state": 0, "weights": [0.5, 0.3, 0.2]}
+        aligned = WassersteinFusion(**options).fit(FusionInput(models, X))
+        fused = WassersteinFusion(correction="repair", **options).fit(FusionInput(models, X)).fused_model_
+        for layer in (1, 3, 6):
+            wanted, found = aligned_mean(aligned, models, X, layer), statistics(fused, X, layer)
+            for a, b in zip(wanted, found, strict=True):
+                torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
+        assert (statistics(aligned.fused_model_, X, 3)[1] < 0.97 * statistics(fused, X, 3)[1]).any()
+
+
+class TestBatchNorm(CorrectionConformance):
+    make = staticmethod(BatchNorm)
+
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_statistics_behind_norms_are_the_parents_weighted_mean(self, affine):
+        models = [trained(lambda: convolutional(affine), seed) for seed in range(2)]
+        X = torch.randn(300, 1, 6, 6, dtype=torch.float64)
+        options = {"probe": DATA, "random_state": 0}
+        aligned = WassersteinFusion(**options).fit(FusionInput(models, X))
+        fused = WassersteinFusion(correction="batchnorm", **options).fit(FusionInput(models, X)).fused_model_
+        for a, b in zip(aligned_mean(aligned, models, X, 1), statistics(fused, X, 1), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
+        changed = {k for k, v in fused.state_dict().items() if not torch.equal(v, aligned.fused_model_.state_dict()[k])}
+        assert changed == {"1.running_mean", "1.running_var"}
+
+
+def test_several_corrections_follow_one_another():
+    models = [trained(convolutional, seed) for seed in range(2)]
+    options = {"probe": Probe("noise", n_samples=100), "random_state": 0, "example_inputs": torch.zeros(2, 1, 6, 6)}
+    found = [
+        WassersteinFusion(correction=c, **options).fit(models).fused_model_.state_dict()
+        for c in ("regression", ("batchnorm", "regression"), ("repair", Regression()), ["regression"])
+    ]
+    assert not torch.equal(found[0]["3.weight"], found[1]["3.weight"])
+    assert not torch.equal(found[1]["3.weight"], found[2]["3.weight"])
+    assert torch.equal(found[0]["3.weight"], found[3]["3.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"correction": "regresion"}, ValueError, "Did you mean 'regression'"),
+        ({"correction": Regression}, TypeError, "Regression(ridge=0.1)"),
+        ({"correction": ("repair", 3)}, TypeError, "3"),
+        ({"correction": Regression(ridge=-1)}, ValueError, "ridge"),
+        ({"correction": "repair", "probe": "images"}, ValueError, "images"),
+        ({"correction": "repair", "probe": 5}, TypeError, "probe"),
+        ({"correction": "repair", "probe": Probe(n_samples=0)}, ValueError, "n_samples"),
+        ({"correction": "repair", "probe": "data"}, ValueError, "FusionInput"),
+        ({"cost": "activation", "probe": "data"}, ValueError, "FusionInput"),
+        ({"cost": 1.5}, ValueError, "cost"),
+    ],
+)
+def test_wrong_options_say_what_is_wrong(options, error, words):
+    with pytest.raises(error) as raised:
+        WassersteinFusion(**options).fit([MLP([3, 4, 2]) for _ in range(2)])
+    assert words in str(raised.value)
+
+
+def test_no_rows_are_a_named_error():
+    models = [MLP([3, 4, 2]) for _ in range(2)]
+    with pytest.raises(ValueError, match="rows"):
+        WassersteinFusion(correction="regression", example_inputs=torch.zeros(2, 3)).fit(FusionInput(models, torch.zeros(0, 3)))
