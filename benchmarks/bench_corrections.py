@@ -37,7 +37,11 @@ SETS: dict[str, list[Sequence[int]]] = {
     "resnet20x1": [(0, 1)],
     "vgg11x0.5": [(0, 1)],
 }
-CORRECTIONS = {"mlpnet": ["regression", "repair"], "resnet": ["regression", "repair", "batchnorm"], "vgg": ["regression", "repair"]}
+CORRECTIONS = {
+    "mlpnet": ["regression", "repair"],
+    "resnet": ["regression", "repair", "batchnorm"],
+    "vgg": ["regression", "repair"],
+}
 ROW_SEEDS = {"mlpnet": [0, 1, 2], "resnet": [0, 1], "vgg": [0, 1]}
 
 
@@ -76,7 +80,9 @@ def table(name: str, sets: Sequence[Sequence[int]], row_seeds: Sequence[int]) ->
         for given in drawn:
             given.cache = fixed.cache
         VanillaAveraging().fit(fixed)  # discovers the groups, which the fits below share
-        scores.setdefault("plain average", []).append([accuracy(logits(VanillaAveraging().fit(fixed).fused_model_, data.X_test), data.y_test)])
+        scores.setdefault("plain average", []).append(
+            [accuracy(logits(VanillaAveraging().fit(fixed).fused_model_, data.X_test), data.y_test)]
+        )
         for label, (options, on_data) in methods(name).items():
             found = []
             for given in drawn if on_data else [fixed]:

@@ -1,9 +1,9 @@
 r"""Activations as features of neurons, for costs of matching.
 
 The cost of coupling two neurons is the mean squared distance of their activations before the nonlinearity, on the same inputs:
-:math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`. This is the activation cost of Singh and Jaggi ("Model Fusion via Optimal Transport",
-NeurIPS 2020) and, for permutations, activation matching of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023), which
-maximises the inner products of activations.
+:math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`. This is the activation cost of Singh and Jaggi ("Model Fusion via Optimal
+Transport", NeurIPS 2020) and, for permutations, activation matching of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR
+2023), which maximises the inner products of activations.
 """
 
 from __future__ import annotations

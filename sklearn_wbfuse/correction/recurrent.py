@@ -181,11 +181,7 @@ class Sequences:
         self.initial: list[list[Tensor]] = []
         for batch in range(steps.n_batches):
             x, starts = steps.read(node.args[0], batch), [steps.read(n, batch) for n in given]
-            if x.dim() == 2:  # one sequence alone
-                x, starts = x[:, None], [s[:, None] for s in starts]
-            elif batch_first:
-                x = x.transpose(0, 1)
-            self.inputs.append(x)
+            self.inputs.append(x.transpose(0, 1) if batch_first else x)
             self.initial.append(starts)
 
     def cut(self, rows: int) -> Sequences:

@@ -5,21 +5,23 @@ Averaged networks have weaker activations than their parents. With :math:`\mu, \
 .. math:: y' = \sigma^* \frac{y - \mu(y)}{\sigma(y)} + \mu^*, \qquad
     \mu^* = \sum_i \lambda_i \mu(y^i), \quad \sigma^* = \sum_i \lambda_i \sigma(y^i)
 
-over the parents' aligned channels :math:`y^i` on the same inputs (K. Jordan et al., "REPAIR", ICLR 2023, eq. 3 for two models), folded
-into the layers' own tensors.
+over the parents' aligned channels :math:`y^i` on the same inputs (K. Jordan et al., "REPAIR", ICLR 2023, for two models), folded into
+the layers' own tensors.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from ..exceptions import FusionWarning
 from ..graph import Steps
 from .affine import Writer
 from .alongside import Parent, Rows, run_alongside
@@ -69,26 +71,19 @@ class Repair(BaseEstimator):
 
 
 def _repair(writer: Writer, rows: Rows) -> None:
-    state, wanted = rows.fused.state, _Moments()
-    matrix, offset = writer.affine(state)
-    linear = _Moments()
+    """Fold the statistics that a layer should have into its tensors."""
+    matrix, offset = writer.affine(rows.fused.state)
+    own = _Moments()  # without the offset
     for batch in range(rows.fused.n_batches):
-        linear.add((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1))
-    mean, deviation = 0.0, 0.0
-    for parent in rows.parents:
-        own = _Moments()
-        for batch in range(rows.fused.n_batches):
-            own.add(rows.of(parent.steps, writer.end, batch))
-        mean, deviation = _added(mean, deviation, parent, own, writer.labelled)
-    has = linear.mean + offset.flatten().double()
-    ratio, shift = _ratio(deviation, linear.deviation), mean - has
-    if bool(((ratio - 1).abs() < _EQUAL).all() & (shift.abs() <= _EQUAL * deviation).all()) :
+        own.add((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1))
+    mean, deviation = _wanted(writer, rows)
+    ratio = _ratio(deviation, own.deviation)
+    shift = mean - own.mean - offset.flatten()
+    if bool(((ratio - 1).abs() < _EQUAL).all() and (shift.abs() <= _EQUAL * deviation).all()):
         return
-    shape = offset.shape
-    new = matrix.double() * ratio.view(*shape, 1)
-    moved = (mean - linear.mean * ratio).view(shape)
-    m, v = (linear.mean * ratio).view(shape), (linear.deviation * ratio).square().view(shape)
-    writer.write(state, new.to(matrix), moved.to(matrix), m.to(matrix), v.to(matrix))
+    scaled, moved = matrix * ratio.view(*offset.shape, 1), mean - own.mean * ratio
+    moments = own.mean * ratio, (own.deviation * ratio).square()
+    writer.write(rows.fused.state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
 
 
 class BatchNorm(BaseEstimator):
@@ -120,6 +115,13 @@ class BatchNorm(BaseEstimator):
     def correct(self, fused: Steps, parents: Sequence[Parent], generator: torch.Generator) -> None:
         """Change the running statistics of the fused network; see `Regression.correct`."""
         found = batch_norms(fused.nodes, fused.parameters)
+        if not found:
+            warnings.warn(
+                "correction='batchnorm' does nothing: the network has no batch norm with running statistics. Use 'repair' or "
+                "'regression'.",
+                FusionWarning,
+                stacklevel=2,
+            )
 
         def correct(equation: Equation) -> None:
             _recompute(equation.writers[0], Rows(equation, fused, parents, self.max_rows, generator))
@@ -128,27 +130,35 @@ class BatchNorm(BaseEstimator):
 
 
 def _recompute(writer: Writer, rows: Rows) -> None:
-    state, names, own, deviation, mean = rows.fused.state, writer.norm_names, _Moments(), 0.0, 0.0
+    """Choose the running statistics of one batch norm."""
+    state, names, own = rows.fused.state, writer.norm_names, _Moments()
     for batch in range(rows.fused.n_batches):
         own.add(rows.of(rows.fused, writer.node.args[0], batch))  # type: ignore[arg-type]
-    for parent in rows.parents:
-        theirs = _Moments()
-        for batch in range(rows.fused.n_batches):
-            theirs.add(rows.of(parent.steps, writer.node, batch))
-        mean, deviation = _added(mean, deviation, parent, theirs, writer.labelled)
-    gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(own.mean)
-    bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(own.mean)
-    old_mean, old_var = (state[names[n]].double() for n in ("mean", "var"))
+    mean, deviation = _wanted(writer, rows)
+    gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
+    bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
+    old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
     eps = float(writer.node.args[7])  # type: ignore[arg-type]
     spread = (old_var + eps).sqrt()
-    now_mean, now_deviation = (own.mean - old_mean) / spread * gain + bias, own.deviation / spread * gain.abs()
-    ratio = _ratio(deviation, now_deviation)
-    differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | ((mean - now_mean).abs() > _EQUAL * deviation))
-    new_spread = spread / ratio
-    new_mean = own.mean - torch.where(gain == 0, 0.0, (mean - bias) * new_spread / torch.where(gain == 0, 1.0, gain))
-    new_var = (new_spread.square() - eps).clamp_min(0.0)
-    state[names["var"]] = torch.where(differs, new_var, old_var).to(state[names["var"]])
-    state[names["mean"]] = torch.where(differs, new_mean, old_mean).to(state[names["mean"]])
+    ratio = _ratio(deviation, own.deviation / spread * gain.abs())
+    shift = mean - (own.mean - old_mean) / spread * gain - bias
+    differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | (shift.abs() > _EQUAL * deviation))
+    new_mean = own.mean - (mean - bias) * (spread / ratio) / torch.where(gain == 0, 1.0, gain)
+    new_var = ((spread / ratio).square() - eps).clamp_min(0.0)
+    for name, old, new in (("mean", old_mean, new_mean), ("var", old_var, new_var)):
+        state[names[name]] = torch.where(differs, new, old).to(state[names[name]])
+
+
+def _wanted(writer: Writer, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every channel: the weighted means of the parents', in the target's neurons."""
+    mean, deviation = torch.zeros(()), torch.zeros(())
+    for parent in rows.parents:
+        own = _Moments()
+        for batch in range(rows.fused.n_batches):
+            own.add(rows.of(parent.steps, writer.end, batch))
+        mean = mean.to(own.mean) + parent.weight * parent.carried(own.mean, writer.labelled)
+        deviation = deviation.to(mean) + parent.weight * parent.carried(own.deviation, writer.labelled, magnitude=True)
+    return mean, deviation
 
 
 class _Moments:
@@ -170,12 +180,6 @@ class _Moments:
     def deviation(self) -> Tensor:
         """Square root of the mean squared difference from the mean."""
         return (self.squares / self.n).sqrt()
-
-
-def _added(mean: Any, deviation: Any, parent: Parent, own: _Moments, labelled: tuple[str, int]) -> tuple[Tensor, Tensor]:
-    """The statistics with a parent's share added, in the target's neurons."""
-    carried = parent.carried(own.mean, labelled), parent.carried(own.deviation, labelled, magnitude=True)
-    return mean + parent.weight * carried[0], deviation + parent.weight * carried[1]
 
 
 def _ratio(wanted: Tensor, own: Tensor) -> Tensor:

@@ -211,8 +211,8 @@ class BaseFusion(TransformerMixin, BaseEstimator):
                 correction = CORRECTIONS[correction]()
             if isinstance(correction, type) or not hasattr(correction, "correct"):
                 raise TypeError(
-                    f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), or a tuple "
-                    f"of these. Got {correction!r}."
+                    f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), "
+                    f"or a tuple of these. Got {correction!r}."
                 )
             correction._validate_params()
             found.append(correction)

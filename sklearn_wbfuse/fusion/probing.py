@@ -77,7 +77,9 @@ class Probing:
         return found
 
     @torch.no_grad()
-    def corrected(self, correction: Any, found: Alignment, target: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def corrected(
+        self, correction: Any, found: Alignment, target: Architecture, state: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The tensors of the fused network after a correction."""
         fused = self._steps(target, target.plain, state, self.batches)
         parents = []
@@ -106,7 +108,9 @@ class Probing:
         """Rows of the data and mixtures of them, in batches of one size, rows before mixtures."""
         n = len(data)
         if not n:
-            raise FusionError("There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'.")
+            raise FusionError(
+                "There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'."
+            )
         parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
         if n < probe.n_samples and all(t.is_floating_point() for t in parts[0]):
             parts.append(mixed(parts[0], probe.n_mixed, self.generator))
@@ -121,7 +125,9 @@ class Probing:
         for size in (-(-probe.n_samples // count), first):
             white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
             try:
-                networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
+                networks = [
+                    self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)
+                ]
                 break
             except DiscoveryError:  # the batch size may be written into the code
                 self.programs.clear()

@@ -70,17 +70,21 @@ class WassersteinFusion(BaseFusion):
         The proportions :math:`\lambda_i` of the models; equal by default.
     schedule : {"joint", "layerwise"}, default="joint"
         Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
-    cost : {"weight"}, default="weight"
-        What is compared.
+    cost : {"weight", "activation"} or float, default="weight"
+        What is compared: the tensors in which neurons stand; mean squared distances of their activations before the
+        nonlinearity, on the inputs of `probe` [2]_ [3]_; or a mix with this share of activations, brought to the tensors' scale.
     symmetry : {"auto", "permutation"}, default="auto"
         Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
         activations allow it (ReLU; tanh, LSTM and GRU).
     merge : {"auto", "all"}, default="auto"
         For targets wider than every parent: "all" is the paper's barycenter.
-    correction : None, default=None
-        What follows the alignment.
-    probe : {"auto", "noise", "data"}, default="auto"
-        Inputs for activations and corrections.
+    correction : None, {"batchnorm", "repair", "regression"}, a correction or a tuple of them, default=None
+        What follows the alignment, in order: `BatchNorm`, `Repair` or `Regression` of `sklearn_wbfuse.correction`, by name with
+        their defaults or as instances, ``Regression(ridge=0.1)``. `fused_model_` is then no longer the mean of what `transform`
+        gives; `couplings_` and `energy_` are those of the alignment.
+    probe : {"auto", "noise", "data"} or Probe, default="auto"
+        Inputs for activations and corrections: rows of the data that `fit` is given, without labels, else noise that knows
+        what the parents' first layers look at. `sklearn_wbfuse.correction.Probe` sets their number.
     init : "auto", int, "random" or Module, default="auto"
         The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
         match to first.
@@ -98,6 +102,7 @@ class WassersteinFusion(BaseFusion):
     device : str or torch.device, optional
         Where to compute; the models' own by default. Assignments run on the host.
     random_state : int, RandomState or None, default=None
+        Draws starts, noise, rows and positions.
     n_jobs : int, optional
         Starts that run side by side; models of a layer where there is one start.
     verbose : int, default=0
@@ -113,7 +118,7 @@ class WassersteinFusion(BaseFusion):
     graph_ : Graph
         The target's neuron groups; prints as a table.
     energy_ : float
-        The full energy E, whatever the schedule.
+        The full energy E of the chosen `cost`, whatever the schedule.
     n_iter_ : int
         Sweeps of the start that was kept.
     history_ : list of list of float
@@ -127,6 +132,8 @@ class WassersteinFusion(BaseFusion):
     ----------
     .. [1] A. K. Akash, S. Li, N. Garcia Trillos, "Wasserstein Barycenter-based Model Fusion and Linear Mode Connectivity of
        Neural Networks", arXiv:2210.06671.
+    .. [2] S. P. Singh, M. Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020 (activation-based alignment).
+    .. [3] S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023 (section 3.1, matching activations).
 
     Examples
     --------
@@ -233,7 +240,7 @@ class WassersteinFusion(BaseFusion):
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
         if probing is not None and self._activation_share:
             found = probing.activations([(self.init, n.state, n.graph) for n in given])
-            own, values = self._in_gauge([f for f, _ in found][0], [v for _, v in found], scales)
+            own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
             described, arrays = with_activations(described, arrays, own, values, self._activation_share)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
@@ -329,7 +336,10 @@ class WassersteinFusion(BaseFusion):
         self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
     ) -> tuple[list[Feature], list[list[Tensor]]]:
         """Features after multiplying units by their scales, and without signs if these do not count."""
-        factors = [{name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items()} for own, cs in zip(arrays, scales, strict=True)]
+        factors = [
+            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items()}
+            for own, cs in zip(arrays, scales, strict=True)
+        ]
         arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
         if self.symmetry != "auto":
             described = [replace(f, odd=(False,) * len(f.odd)) for f in described]

@@ -93,11 +93,8 @@ def assert_changes(cell, steps, sequences, seed):
         assert torch.equal(steps.state[name], tensor)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(drawn=st.data())
-def test_cells(device, kind, drawn):
-    """Level by level they reproduce the module, their gates lead to their states, and change by what is added."""
-    network = drawn.draw(layers(kind))
+def assert_cells(kind, network, device):
+    """Level by level the cells reproduce the module, their gates lead to their states, and change by what is added."""
     steps, cells, sequences = prepared(network, device)
     rnn, found = network.rnn, []
     assert [(c.kind, c.names) for c in cells] == [(kind, [f"rnn.{n}" for n in names]) for names in rnn._all_weights]
@@ -109,6 +106,17 @@ def test_cells(device, kind, drawn):
             assert_changes(cell, steps, sequences, cell.slot)
         sequences.advance(level)
     assert_reproduced(steps, found, sequences, rnn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(drawn=st.data())
+def test_cells(device, kind, drawn):
+    assert_cells(kind, drawn.draw(layers(kind)), device)
+
+
+def test_projections_without_biases(device):
+    options = {"hidden_size": 3, "num_layers": 2, "bidirectional": True, "bias": False, "proj_size": 2}
+    assert_cells("lstm", Layer("lstm", (2, 3, 4), True, True, 0, **options), device)
 
 
 def test_other_tensors(device):

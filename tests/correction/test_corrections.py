@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import FIXTURES
 from conformance.corrections import CorrectionConformance
 from conformance.fusers import family
 from sklearn.linear_model import Ridge
@@ -11,6 +12,7 @@ from torch import nn
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
 from sklearn_wbfuse.datasets import MLP
+from sklearn_wbfuse.exceptions import FusionWarning
 
 DATA = Probe("data", n_samples=400, n_mixed=0, batch_size=100)
 
@@ -72,7 +74,13 @@ def _leaves(outputs):
 
 def convolutional(affine=True):
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20, 3),
     )
 
 
@@ -120,6 +128,7 @@ class TestRepair(CorrectionConformance):
         assert (statistics(aligned.fused_model_, X, 3)[1] < 0.97 * statistics(fused, X, 3)[1]).any()
 
 
+@pytest.mark.filterwarnings("ignore:correction='batchnorm' does nothing")
 class TestBatchNorm(CorrectionConformance):
     make = staticmethod(BatchNorm)
 
@@ -134,6 +143,21 @@ class TestBatchNorm(CorrectionConformance):
             torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
         changed = {k for k, v in fused.state_dict().items() if not torch.equal(v, aligned.fused_model_.state_dict()[k])}
         assert changed == {"1.running_mean", "1.running_var"}
+
+
+@pytest.mark.parametrize("fixture", FIXTURES.values(), ids=list(FIXTURES))
+def test_published_architectures(fixture):
+    (first, _, x), (second, *_) = (fixture.build(seed) for seed in range(2))
+    probe = Probe("noise", n_samples=12, batch_size=6)
+    options = {"example_inputs": x, "probe": probe, "random_state": 0, "cost": 0.5}
+    fusion = WassersteinFusion(correction=("repair", "regression"), **options).fit([first, second])
+    leaves = torch.utils._pytree.tree_leaves(fusion.fused_model_(*x))
+    assert all(torch.isfinite(t).all() for t in leaves if isinstance(t, torch.Tensor))
+
+
+def test_batch_norms_that_are_not_there_are_a_warning():
+    with pytest.warns(FusionWarning, match="no batch norm"):
+        WassersteinFusion(correction="batchnorm").fit([MLP([3, 4, 2]) for _ in range(2)])
 
 
 def test_several_corrections_follow_one_another():

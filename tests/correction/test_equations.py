@@ -329,6 +329,11 @@ NORMED = {
     "of a layer that is read twice": (lambda m, x: (lambda y: m.n(y) + y)(m.a(x)), [{"a"}, {"n"}]),
     "that is read twice": (lambda m, x: (lambda y: m.b(y) + y)(m.n(m.a(x))), [{"a [n]"}, {"b"}]),
     "of a sum": (lambda m, x: m.n(m.a(x) + m.b(x)) + m.c(x), [{"a", "b"}, {"n"}, {"c"}]),
+    "of a norm": (lambda m, x: m.n(F.layer_norm(x, (4,), m.u.weight)), [{"u"}, {"n"}]),
+    "of the batch in spite of statistics": (
+        lambda m, x: F.batch_norm(m.a(x), m.n.running_mean, m.n.running_var, m.n.weight, training=True),
+        [{"a"}, {"n"}],
+    ),
     "of the batch": (lambda m, x: m.u(m.a(x)).relu(), [{"a"}, {"u"}]),
     "used twice": (lambda m, x: m.n(m.a(x)) * m.n(m.b(x)), [{"a"}, {"b"}]),
     "with another's statistics": (

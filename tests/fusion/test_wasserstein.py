@@ -45,19 +45,9 @@ def test_impossible_widths(widths, error, message):
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"cost": "activation"}, "cost='activation'"),
-        ({"cost": 0.5}, "cost=0.5"),
-        ({"correction": "regression"}, "correction='regression'"),
-        ({"target_widths": 2.0}, "merge='auto'"),
-    ],
-)
-def test_what_is_not_built_says_so_by_name(options, name):
-    with pytest.raises(NotImplementedError) as raised:
-        WassersteinFusion(**options).fit(family())
-    assert name in str(raised.value)
+def test_what_is_not_built_says_so_by_name():
+    with pytest.raises(NotImplementedError, match="merge='auto'"):
+        WassersteinFusion(target_widths=2.0).fit(family())
 
 
 @pytest.mark.parametrize(
