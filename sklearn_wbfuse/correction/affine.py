@@ -140,7 +140,7 @@ class Writer:
                 state[self.bias] = offset.flatten()
             return
         bias = state[self.bias] if self.bias is not None else 0.0
-        mean, var, offset = mean.flatten(), var.flatten(), offset.flatten()
+        mean, var, offset = mean.flatten(), var.flatten().clamp_min(0.0), offset.flatten()  # rounding may make one negative
         scale: Any = 1.0
         if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
             state[names["var"]], state[names["weight"]] = var, (var + self.eps).sqrt()

@@ -77,14 +77,15 @@ class Rows:
     chosen : list of Tensor
         For each batch the positions taken, among samples and space or time.
     sample : list of Tensor
-        The sample of the batch that each belongs to.
+        The sample that each belongs to, counted over all batches.
     """
 
     def __init__(self, equation: Equation, fused: Steps, parents: Sequence[Parent], cap: int, generator: torch.Generator):
         self.equation, self.fused, self.parents = equation, fused, parents
         self.channel = equation.writers[0].channel
         self.others = [n for n in _terms(equation) if n not in equation.between]
-        self.chosen, self.sample = [], []
+        self.chosen: list[Tensor] = []
+        self.sample: list[Tensor] = []
         first = parents[0].steps
         values = first.values[first.nodes[fused.position[equation.at]]]
         for value in values:
@@ -93,12 +94,12 @@ class Rows:
             if n * len(values) > cap:
                 chosen = torch.randperm(n, generator=generator)[: -(-cap // len(values))].sort().values
             self.chosen.append(chosen.to(value.device))
-            self.sample.append(chosen.to(value.device) * len(value) // n)
+            self.sample.append(chosen.to(value.device) * len(value) // n + len(self.sample) * len(value))
 
-    def of(self, steps: Steps, node: Node, batch: int) -> Tensor:
+    def of(self, steps: Steps, node: Node, batch: int, taken: Any = ...) -> Tensor:
         """A network's value at the positions taken, shape (positions, channels); `node` is the fused network's."""
         value = steps.read(steps.nodes[self.fused.position[node]], batch)
-        return channels_last(value, self.channel)[self.chosen[batch]]
+        return channels_last(value, self.channel)[self.chosen[batch][taken]]
 
     @property
     def rectified(self) -> bool:
@@ -106,22 +107,22 @@ class Rows:
         users = self.equation.at.users
         return bool(users) and all(operation(u) in ("relu", "relu_") for u in users)
 
-    def target(self, batch: int) -> tuple[Tensor, Tensor | float]:
+    def target(self, batch: int, taken: Any = ...) -> tuple[Tensor, Tensor | float]:
         """What the writers should compute, and what comes into the sum from elsewhere, shape (positions, channels).
 
-        Together they are the weighted mean of the parents' aligned values.
+        Together they are the weighted mean of the parents' aligned values; `taken` are some of the positions.
         """
         labelled, rest = self.equation.writers[0].labelled, 0.0
         total: Any = 0.0
         for parent in self.parents:
-            total = total + parent.weight * parent.carried(self.of(parent.steps, self.equation.at, batch), labelled)
+            total = total + parent.weight * parent.carried(self.of(parent.steps, self.equation.at, batch, taken), labelled)
         for node in self.others:
-            rest = rest + self.of(self.fused, node, batch)  # type: ignore[assignment]
+            rest = rest + self.of(self.fused, node, batch, taken)  # type: ignore[assignment]
         return total - rest, rest
 
-    def inputs(self, writer: Writer, batch: int) -> Tensor:
+    def inputs(self, writer: Writer, batch: int, taken: Any = ...) -> Tensor:
         """What a writer reads, shape (groups, positions, inputs)."""
-        return writer.rows(writer.read(self.fused, batch), self.chosen[batch])
+        return writer.rows(writer.read(self.fused, batch), self.chosen[batch][taken])
 
 
 def _terms(equation: Equation) -> list[Node]:

@@ -9,7 +9,7 @@ with the averaged weights :math:`\bar W` and the Gram matrix G of the k inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from ..exceptions import FusionError
 from ..graph import Steps
 from .affine import Writer
 from .alongside import Parent, Rows, run_alongside
@@ -37,60 +38,38 @@ _EQUAL = 1e-9
 
 
 class _Ridge:
-    """A ridge regression whose rows come batch by batch; its matrix is factorised once, for any residuals.
+    """A ridge regression that is factorised once, for any residuals: in the inputs, or in the rows where these are fewer.
 
     Parameters
     ----------
+    x : Tensor of shape (groups, rows, inputs)
     ridge : float
     centred : bool
         Whether an offset is fitted.
     """
 
-    def __init__(self, ridge: float, *, centred: bool):
-        self.ridge, self.centred, self.n = ridge, centred, 0
-        self.gram: Any = 0.0
-        self.sum: Any = 0.0
-        self.factor: Tensor | None = None
+    def __init__(self, x: Tensor, ridge: float, *, centred: bool):
+        self.mean = x.mean(1, keepdim=True) if centred else torch.zeros_like(x[:, :1])
+        self.x, self.centred, self.dual = x - self.mean if centred else x, centred, x.shape[1] < x.shape[2]
+        gram = (self.x @ self.x.mT if self.dual else self.x.mT @ self.x).double()
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        diagonal += ridge * diagonal.sum(1, keepdim=True) / x.shape[2]
+        diagonal[diagonal <= 0] = 1.0  # inputs that are always 0
+        self.factor = torch.linalg.cholesky_ex(gram).L
 
-    def add(self, x: Tensor) -> None:
-        """Rows of shape (groups, rows, inputs)."""
-        self.gram = self.gram + (x.mT @ x).double()
-        self.sum = self.sum + x.sum(1, dtype=torch.float64)
-        self.n += x.shape[1]
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the inputs, shape (groups, inputs)."""
-        return self.sum / self.n
-
-    @property
-    def covariance(self) -> Tensor:
-        """Covariance of the inputs, shape (groups, inputs, inputs)."""
-        return self.gram / self.n - self.mean[:, :, None] * self.mean[:, None]
-
-    def solve(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The change of the matrix, shape (groups, outputs, inputs), and of the offset, that explain residuals.
+    def solve(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """The changes of matrix (groups, outputs, inputs) and offset (groups, outputs) that explain residuals.
 
         Parameters
         ----------
-        pairs : iterable of (x, e)
-            The rows and their residuals, shape (groups, rows, outputs).
+        e : Tensor of shape (groups, rows, outputs)
         """
-        cross: Any = 0.0
-        total: Any = 0.0
-        for x, e in pairs:
-            cross, total, like = cross + (x.mT @ e).double(), total + e.sum(1, dtype=torch.float64), x
-        if self.factor is None:
-            matrix = self.covariance * self.n if self.centred else self.gram.clone()
-            diagonal = matrix.diagonal(dim1=1, dim2=2)
-            diagonal += self.ridge * diagonal.mean(1, keepdim=True)
-            diagonal[diagonal <= 0] = 1.0  # inputs that are always 0
-            self.factor = torch.linalg.cholesky_ex(matrix).L
-        if self.centred:
-            cross = cross - self.sum[:, :, None] * total[:, None] / self.n
-        change = torch.cholesky_solve(cross, self.factor).mT
-        shift = total / self.n - (change @ self.mean[..., None])[..., 0] if self.centred else torch.zeros_like(total)
-        return change.to(like), shift.to(like)
+        mean = e.mean(1, keepdim=True) if self.centred else torch.zeros_like(e[:, :1])
+        if self.dual:
+            change = torch.cholesky_solve((e - mean).double(), self.factor).mT.to(e) @ self.x
+        else:
+            change = torch.cholesky_solve((self.x.mT @ (e - mean)).double(), self.factor).mT.to(e)
+        return change, (mean - self.mean @ change.mT)[:, 0]
 
 
 class Regression(BaseEstimator):
@@ -137,7 +116,15 @@ class Regression(BaseEstimator):
             At their start.
         generator : Generator
             Draws positions.
+
+        Raises
+        ------
+        FusionError
+            If there are fewer than 5 samples.
         """
+        samples = _samples(fused)
+        if samples is not None and samples < _HELD_OUT:
+            raise FusionError(f"A regression needs at least {_HELD_OUT} samples. Got {samples}.")
 
         def correct(equation: Equation) -> None:
             if equation.cells:
@@ -147,6 +134,13 @@ class Regression(BaseEstimator):
                 _regress(rows, self.ridge)
 
         run_alongside(fused, parents, equations(fused.nodes, fused.parameters), correct)
+
+
+def _samples(steps: Steps) -> int | None:
+    """How many samples there are, if an input is a tensor with a batch dimension."""
+    held = [steps.values[node] for node in steps.inputs if node in steps.values]
+    sizes = [sum(len(v) for v in values) for values in held if isinstance(values[0], Tensor) and values[0].dim()]
+    return sizes[0] if sizes else None
 
 
 def _regress(rows: Rows, ridge: float) -> None:
@@ -161,82 +155,66 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
     """Change some layers of an equation, the others as they are, so that less of its residuals is left."""
     state, maps = rows.fused.state, {w: w.affine(rows.fused.state) for w in rows.equation.writers}
     bears = next((w for w in writers if w.has_offset), None)
-    batches, scale = [], 0.0
-    for batch in range(rows.fused.n_batches):
-        read = {w: rows.inputs(w, batch) for w in maps}
-        target, rest = rows.target(batch)
-        own: Any = 0.0
-        for w, (matrix, offset) in maps.items():
-            own = own + _outputs(read[w], matrix, offset)
-        scale += float(target.square().sum(dtype=torch.float64))
-        out = rows.sample[batch] % _HELD_OUT == _HELD_OUT - 1
-        batches.append(_Batch(torch.cat([read[w] for w in writers], 2), target, rest, own, out, rows.rectified))
-    before = sum(b.error for b in batches)
-    if before <= _EQUAL * scale:
+    fitted, held = (_Half(rows, writers, maps, out=out) for out in (False, True))
+    if held.error() <= _EQUAL * held.scale:
         return
-    solver = _Ridge(ridge, centred=bears is not None)
-    for b in batches:
-        solver.add(b.seen)
+    solver = _Ridge(fitted.x, ridge, centred=bears is not None)
     change: Any = 0.0
     shift: Any = 0.0
     for _ in range(_ROUNDS if rows.rectified else 1):
-        found = solver.solve([(b.seen, b.residuals[:, ~b.out]) for b in batches])
-        step = _step([(b.residuals[:, b.out], b.x[:, b.out] @ found[0].mT + found[1][:, None]) for b in batches])
-        for b in batches:
-            b.advance(step * found[0], step * found[1])
-        after = sum(b.error for b in batches)
-        if not after < before:
+        before, found = held.error(), solver.solve(fitted.residuals)
+        step = _step(held.residuals, held.x @ found[0].mT + found[1][:, None])
+        for part in (fitted, held):
+            part.advance(step * found[0], step * found[1])
+        if not held.error() < before:
             break
-        before, change, shift = after, change + step * found[0], shift + step * found[1]
-    at, mean, covariance = 0, solver.mean, solver.covariance
+        change, shift = change + step * found[0], shift + step * found[1]
+    at = 0
     for w in writers if isinstance(change, Tensor) else ():
         matrix, offset = maps[w]
         cut = slice(at, at + matrix.shape[2])
-        matrix = (matrix + change[:, :, cut]).double()
-        moments = (matrix @ mean[:, cut, None])[..., 0], ((matrix @ covariance[:, cut, cut]) * matrix).sum(2)
-        w.write(state, matrix.to(offset), offset + shift if w is bears else offset, *(m.to(offset) for m in moments))
+        matrix = matrix + change[:, :, cut]
+        outputs = fitted.x[:, :, cut] @ matrix.mT
+        moments = outputs.mean(1), outputs.var(1, correction=0)
+        w.write(state, matrix, offset + shift if w is bears else offset, *moments)
         at = cut.stop
 
 
-def _outputs(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """What rows (groups, rows, inputs) are mapped to, shape (rows, channels)."""
-    return torch.baddbmm(offset[:, None], x, matrix.mT).transpose(0, 1).flatten(1)
-
-
-class _Batch:
-    """The rows of one batch: inputs, targets and what the layers compute so far.
-
-    Parameters
-    ----------
-    x : Tensor of shape (groups, rows, inputs)
-    target, own : Tensor of shape (rows, channels)
-        What the layers should compute, and what they do.
-    rest : Tensor or float
-        What comes into the sum from elsewhere.
-    out : Tensor of bool
-        Rows that are held out.
-    rectified : bool
-        Whether a ReLU alone reads the sum: how far below 0 it is then does not matter.
+class _Half:
+    """The rows that an equation is fitted on, or those that are held out: inputs, targets and what the layers compute so far.
 
     Attributes
     ----------
+    x : Tensor of shape (groups, rows, inputs)
+        Of the layers that are to change.
     residuals : Tensor of shape (groups, rows, outputs)
-    error : float
-        Squared residuals of the rows that are held out.
-    seen : Tensor
-        Inputs of the others.
+    scale : float
+        Squares of the target.
     """
 
-    def __init__(self, x: Tensor, target: Tensor, rest: Any, own: Tensor, out: Tensor, rectified: bool):
-        self.x, self.out, self.seen, self.rectified = x, out, x[:, ~out], rectified
-        self.wanted = (target + rest).relu() if rectified else target
-        self.own = own + rest if rectified else own
+    def __init__(self, rows: Rows, writers: Sequence[Writer], maps: Mapping[Writer, tuple[Tensor, Tensor]], *, out: bool):
+        inputs, targets, owns = [], [], []
+        for batch in range(rows.fused.n_batches):
+            taken = (rows.sample[batch] % _HELD_OUT == _HELD_OUT - 1) == out
+            read = {w: rows.inputs(w, batch, taken) for w in maps}
+            target, rest = rows.target(batch, taken)
+            own = torch.stack([_outputs(read[w], *maps[w]) for w in maps]).sum(0)
+            if rows.rectified:  # how far below 0 the sum is does not matter
+                target, own = (target + rest).relu(), own + rest
+            inputs.append(torch.cat([read[w] for w in writers], 2))
+            targets.append(target)
+            owns.append(own)
+        self.x, self.target, self.own, self.rectified = torch.cat(inputs, 1), torch.cat(targets), torch.cat(owns), rows.rectified
+        self.scale = float(self.target.square().sum(dtype=torch.float64))
         self._compare()
 
     def _compare(self) -> None:
-        now = torch.where(self.wanted > 0, self.own, self.own.relu()) if self.rectified else self.own
-        self.residuals = (self.wanted - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
-        self.error = float(self.residuals[:, self.out].square().sum(dtype=torch.float64))
+        now = torch.where(self.target > 0, self.own, self.own.relu()) if self.rectified else self.own
+        self.residuals = (self.target - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
+
+    def error(self) -> float:
+        """Squares of the residuals."""
+        return float(self.residuals.square().sum(dtype=torch.float64))
 
     def advance(self, change: Tensor, shift: Tensor) -> None:
         """Change what the layers compute."""
@@ -244,11 +222,15 @@ class _Batch:
         self._compare()
 
 
-def _step(held: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """How much of a predicted change lowers the held-out residuals most, from 0 to 1."""
-    top = sum(float((e * d).sum(dtype=torch.float64)) for e, d in held)
-    bottom = sum(float(d.double().square().sum()) for _, d in held)
-    return min(max(top / bottom, 0.0), 1.0) if bottom > 0 else 0.0
+def _outputs(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """What rows (groups, rows, inputs) are mapped to, shape (rows, channels)."""
+    return torch.baddbmm(offset[:, None], x, matrix.mT).transpose(0, 1).flatten(1)
+
+
+def _step(residuals: Tensor, change: Tensor) -> float:
+    """How much of a change lowers residuals most, from 0 to 1."""
+    along, length = float((residuals * change).sum(dtype=torch.float64)), float(change.square().sum(dtype=torch.float64))
+    return min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
 
 
 def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], options: Regression) -> None:
@@ -277,29 +259,30 @@ def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Se
             gates[batch] = gates[batch] + parent.weight * cell.gates(*(parent.carried(half, at) for half, at in halves))
     wanted = [cell.states(state, g, start) for g, start in zip(gates, own.initial, strict=True)]
     pairs: dict[Part, list[tuple[Tensor, Tensor]]] = {}
-    for x, g, states, start in zip(inputs, gates, wanted, own.initial, strict=True):
-        h, taken = cell.before(states, start), _taken(x)
+    taken = _taken(inputs)
+    for x, g, states, start, own_taken in zip(inputs, gates, wanted, own.initial, taken, strict=True):
+        h = cell.before(states, start)
         e = g - cell.gates(*cell.halves(state, x, h))
         for part in cell.parts(g.shape[-1]):
-            read = [t[:, taken].flatten(0, 1) for t, is_read in ((x, part.reads_input), (h, part.reads_state)) if is_read]
-            pairs.setdefault(part, []).append((torch.cat(read, 1)[None], e[:, taken, part.rows].flatten(0, 1)[None]))
+            read = [t[:, own_taken].flatten(0, 1) for t, is_read in ((x, part.reads_input), (h, part.reads_state)) if is_read]
+            pairs.setdefault(part, []).append((torch.cat(read, 1), e[:, own_taken, part.rows].flatten(0, 1)))
     changed = dict(state)
     for part, found in pairs.items():
-        solver = _Ridge(ridge, centred=cell.b_ih is not None)
-        for x, _ in found:
-            solver.add(x)
-        matrix, offset = solver.solve(found)
+        x, e = (torch.cat(tensors)[None] for tensors in zip(*found, strict=True))
+        matrix, offset = _Ridge(x, ridge, centred=cell.b_ih is not None).solve(e)
         cell.change(changed, part, matrix[0], offset[0])
 
     def error(state: Mapping[str, Tensor]) -> float:
-        runs = zip(own.run(cell, state), wanted, strict=True)
-        return sum(float((r - h)[:, ~_taken(h)].double().square().sum()) for r, h in runs)
+        runs = zip(own.run(cell, state), wanted, taken, strict=True)
+        return sum(float((r - h)[:, ~t].square().sum(dtype=torch.float64)) for r, h, t in runs)
 
-    before, scale = error(state), sum(float(h.double().square().sum()) for h in wanted)
+    before, scale = error(state), sum(float(h.square().sum(dtype=torch.float64)) for h in wanted)
     if before > _EQUAL * scale and error(changed) < before:
         state.update(changed)
 
 
-def _taken(sequence: Tensor) -> Tensor:
-    """Which samples of a sequence (steps, batch, features) are regressed on; the others are held out."""
-    return torch.arange(sequence.shape[1], device=sequence.device) % _HELD_OUT != _HELD_OUT - 1
+def _taken(sequences: Sequence[Tensor]) -> list[Tensor]:
+    """Which samples of batches of sequences (steps, batch, features) are regressed on; the others are held out."""
+    sizes = [x.shape[1] for x in sequences]
+    taken = torch.arange(sum(sizes), device=sequences[0].device) % _HELD_OUT != _HELD_OUT - 1
+    return list(taken.split(sizes))

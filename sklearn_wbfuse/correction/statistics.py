@@ -5,8 +5,8 @@ Averaged networks have weaker activations than their parents. With :math:`\mu, \
 .. math:: y' = \sigma^* \frac{y - \mu(y)}{\sigma(y)} + \mu^*, \qquad
     \mu^* = \sum_i \lambda_i \mu(y^i), \quad \sigma^* = \sum_i \lambda_i \sigma(y^i)
 
-over the parents' aligned channels :math:`y^i` on the same inputs (K. Jordan et al., "REPAIR", ICLR 2023, for two models), folded into
-the layers' own tensors.
+over the parents' aligned channels :math:`y^i` on the same inputs (K. Jordan et al., "REPAIR", ICLR 2023, for two models), folded
+into the layers' own tensors.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def written(writer, steps, seed):
     rng = np.random.default_rng(seed)
     matrix, offset = writer.affine(steps.state)
     new = [torch.as_tensor(rng.normal(size=t.shape)).to(t) for t in (matrix, offset, offset)]
-    var = torch.as_tensor(rng.uniform(0, 2, offset.shape)).to(offset)
+    var = torch.as_tensor(rng.uniform(-1, 2, offset.shape)).to(offset)
     state, before = dict(steps.state), {n: t.clone() for n, t in steps.state.items()}
     writer.write(state, *new, var)
     assert {n: (t.shape, t.dtype) for n, t in state.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}
