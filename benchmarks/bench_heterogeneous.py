@@ -2,12 +2,12 @@
 
     WBFUSE_ZOO=folder WBFUSE_DATA=folder OMP_NUM_THREADS=1 python benchmarks/bench_heterogeneous.py [--quick] [--figure FILE]
 
-Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py). Parent A saw every 4 and a tenth of
-the rest of MNIST's training images, B the other nine tenths and no 4. Printed and drawn: accuracies in % on the 10,000 test images
-over the proportion of A; of methods on images mean and standard deviation over three random choices of 1,000 training images
-without labels. The ensemble is the weighted mean of the logits; the plain average of the narrow parents is as narrow. Fits on
-noise, and those without regression, see no data at all. All other parameters are the defaults. --quick takes equal proportions
-alone.
+Both variables are optional; base models that WBFUSE_ZOO lacks are trained (see base_models.py). Parent A saw every 4 and a tenth
+of the rest of MNIST's training images, B the other nine tenths and no 4. Printed and drawn: accuracies in % on the 10,000 test
+images over the proportion of A; of methods on images mean and standard deviation over three random choices of 1,000 training
+images without labels. The ensemble is the weighted mean of the logits; the plain average of the narrow parents is as narrow. Fits
+on noise, and those without regression, see no data at all. All other parameters are the defaults. --quick takes equal proportions
+alone, and draws only with --figure.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from base_models import accuracy, base_model, logits, mnist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tables import show, spread
 from torch import nn
@@ -58,6 +57,7 @@ STYLES: dict[str, dict] = {
     "parent A": {"color": "0.4", "linestyle": "-."},
     "parent B": {"color": "0.4", "linestyle": ":"},
 }
+FIGURE = Path(__file__).parent / "figures" / "heterogeneous.png"
 
 Scores = dict[str, list[list[float]]]
 """Of each method, for each proportion, accuracies over the choices of images, or a single one."""
@@ -91,33 +91,43 @@ def measure(setting: Setting, proportions: Sequence[float]) -> Scores:
     return scores
 
 
-def draw(axes: Axes, proportions: Sequence[float], scores: Scores) -> None:
-    for label, style in STYLES.items():
-        means, deviations = np.mean(scores[label], 1), [np.std(s, ddof=1) if len(s) > 1 else 0.0 for s in scores[label]]
-        axes.plot(proportions, means, label=label, markersize=4.5, linewidth=1.4, **style)
-        axes.fill_between(proportions, means - deviations, means + deviations, color=style["color"], alpha=0.25, linewidth=0)
-    axes.set(xlabel="Proportion of parent A", xticks=proportions)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def cut(panels: Sequence[Axes], results: Sequence[Scores], proportions: Sequence[float]) -> None:
-    """Leave the depths of the plain average out of the picture, and say how deep they are."""
-    bottom = min(np.min(np.mean(s[label], 1)) for s in results for label in STYLES if label != "plain average") - 2
-    panels[0].set_ylim(bottom=bottom)  # the panels share it
-    for axes, scores in zip(panels, results, strict=True):
-        lowest = int(np.argmin(scores["plain average"]))
-        value = scores["plain average"][lowest][0]
-        if value < bottom:
-            at = {"xy": (proportions[lowest], bottom), "xytext": (0, 14), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"lowest {value:.1f}", **at, fontsize=8, arrowprops={"arrowstyle": "->", "color": "#E69F00"})
+def draw(file: Path, results: Sequence[Scores], proportions: Sequence[float]) -> None:
+    """A panel for each setting; the depths of the plain average are cut off, and said in numbers."""
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(results), sharey=True)
+    shown = [np.mean(scores[label], 1) for scores in results for label in STYLES if label != "plain average"]
+    bottom, top = np.min(shown) - 2, np.max(shown) + 1
+    for setting, axes, scores in zip(SETTINGS, panels, results, strict=True):
+        for label, style in STYLES.items():
+            means = np.mean(scores[label], 1)
+            if label.startswith("parent"):
+                axes.axhline(means[0], label=label, linewidth=1.4, zorder=1, **style)
+                continue
+            axes.plot(proportions, means, label=label, markersize=4.5, linewidth=1.4, **style)
+            if len(scores[label][0]) > 1:
+                sd = np.std(scores[label], axis=1, ddof=1)
+                axes.fill_between(proportions, means - sd, means + sd, color=style["color"], alpha=0.25, linewidth=0)
+        lowest, at = min(zip((s for (s,) in scores["plain average"]), proportions, strict=True))
+        if lowest < bottom:
+            arrow = {"arrowstyle": "->", "color": STYLES["plain average"]["color"]}
+            where = {"xytext": (0, 14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes.annotate(f"lowest {lowest:.2f}", (at, bottom), arrowprops=arrow, **where)
+        axes.set(xlabel="Proportion of parent A", xticks=proportions, ylim=(bottom, top))
+        axes.set_title(setting.title, fontsize="medium")
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("Test accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=200)
+    print(f"\nFigure: {file}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fuse parents that saw different digits, in several proportions.")
-    parser.add_argument("--quick", action="store_true", help="equal proportions alone")
-    parser.add_argument("--figure", type=Path, default=Path(__file__).parent / "figures" / "heterogeneous.png")
+    parser.add_argument("--quick", action="store_true", help="equal proportions alone; draws only with --figure")
+    parser.add_argument("--figure", type=Path, help=f"where to draw, by default {FIGURE.name} in {FIGURE.parent}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     proportions = [0.5] if options.quick else PROPORTIONS
@@ -125,17 +135,8 @@ def main() -> None:
     for setting, scores in zip(SETTINGS, results, strict=True):
         rows = [[label, *(spread(values) for values in scores[label])] for label in STYLES]
         show(setting.title, ["proportion of A", *map(str, proportions)], rows)
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-    panels = figure.subplots(1, len(SETTINGS), sharey=True)
-    for setting, axes, scores in zip(SETTINGS, panels, results, strict=True):
-        draw(axes, proportions, scores)
-        axes.set_title(setting.title, fontsize="medium")
-    cut(panels, results, proportions)
-    panels[0].set_ylabel("Test accuracy (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
-    options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.figure, dpi=200)
-    print(f"\nFigure: {options.figure}")
+    if options.figure or not options.quick:
+        draw(options.figure or FIGURE, results, proportions)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..barycenter import Feature, carry_map
 from ..correction import Parent, Probe, activation_features, coloured, mixed, repeated, with_tokens
-from ..exceptions import DiscoveryError, FusionError
+from ..exceptions import DiscoveryError, FusionError, NonFiniteError
 from ..graph import Architecture, Steps, plain_copy, program_of, resized_inputs
 from ..groups import Graph
 from .alignment import Alignment
@@ -112,6 +112,9 @@ class Probing:
                 "There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'."
             )
         parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
+        for k, tensor in enumerate(parts[0]):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"Input {k} has NaN or infinite values; activations are computed on finite rows.")
         if n < probe.n_samples and all(t.is_floating_point() for t in parts[0]):
             parts.append(mixed(parts[0], probe.n_mixed, self.generator))
         count = -(-sum(len(p[0]) for p in parts) // probe.batch_size)

@@ -337,7 +337,7 @@ class WassersteinFusion(BaseFusion):
     ) -> tuple[list[Feature], list[list[Tensor]]]:
         """Features after multiplying units by their scales, and without signs if these do not count."""
         factors = [
-            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items()}
+            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items() if own}
             for own, cs in zip(arrays, scales, strict=True)
         ]
         arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
