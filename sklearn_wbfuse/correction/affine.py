@@ -141,13 +141,15 @@ class Writer:
             return
         bias = state[self.bias] if self.bias is not None else 0.0
         mean, var, offset = mean.flatten(), var.flatten().clamp_min(0.0), offset.flatten()  # rounding may make one negative
-        scale: Any = 1.0
         if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
-            state[names["var"]], state[names["weight"]] = var, (var + self.eps).sqrt()
+            gain = self._gain(state)[0].abs()
+            gain = torch.maximum(gain, 1e-3 * gain.mean())
+            scale = torch.where(gain > 0, gain, 1.0).reciprocal()  # weights keep the size that they had
+            state[names["var"]] = var * scale.square()
+            state[names["weight"]] = (state[names["var"]] + self.eps).sqrt() / scale
         else:
             scale = (state[names["var"]] + self.eps).sqrt()
-            matrix = matrix * scale.view(len(matrix), -1, 1)
-        state[self.weight] = self.tensor(matrix, state[self.weight])
+        state[self.weight] = self.tensor(matrix * scale.view(len(matrix), -1, 1), state[self.weight])
         if "bias" in names:
             state[names["mean"]], state[names["bias"]] = mean * scale + bias, offset + mean
         else:  # the mean bears the offset

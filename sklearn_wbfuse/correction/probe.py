@@ -138,7 +138,7 @@ def coloured(
             found[leaf] = value = values[batch]
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 continue
-            parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if leaf in own]
+            parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if w and leaf in own]
             if parts:
                 mixed = sum((w**0.5 * part / part.std() for w, part in parts), torch.zeros_like(value))
                 value = (1 - _WHITE) ** 0.5 * mixed / mixed.std() + _WHITE**0.5 * value

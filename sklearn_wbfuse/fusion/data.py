@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..exceptions import FusionError
 
@@ -33,6 +34,8 @@ class FusionInput:
     ------
     ValueError
         If several inputs have different lengths.
+    TypeError
+        If `X` is a stream of batches, for which there is `from_batches`.
 
     Examples
     --------
@@ -45,6 +48,10 @@ class FusionInput:
     def __init__(self, models: Sequence[nn.Module], X: Any):
         self.models = models if isinstance(models, nn.Module) else list(models)
         arrays = X if isinstance(X, tuple) else (X,)
+        if any(hasattr(a, "__next__") or isinstance(a, DataLoader) for a in arrays):
+            raise TypeError(
+                "X must hold rows. Got a stream of batches; FusionInput.from_batches(models, batches) draws rows from it."
+            )
         self.arrays = tuple(a if isinstance(a, (Tensor, np.ndarray)) else np.asarray(a) for a in arrays)
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
@@ -86,7 +93,9 @@ class FusionInput:
                     kept[at : at + 1] = [[r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]]
         if not kept:
             raise FusionError("The batches hold no rows; a generator can be read only once.")
-        columns = zip(*kept, strict=True)
+        columns = list(zip(*kept, strict=True))
+        if any(c.shape != column[0].shape for column in columns for c in column):
+            raise FusionError("The batches hold rows of several shapes; pad them to one.")
         return cls(models, tuple(torch.stack(c) if isinstance(c[0], Tensor) else np.stack(c) for c in columns))
 
     @property

@@ -193,7 +193,24 @@ def test_wrong_options_say_what_is_wrong(options, error, words):
     assert words in str(raised.value)
 
 
-def test_no_rows_are_a_named_error():
+@pytest.mark.parametrize(
+    ("rows", "error", "words"),
+    [
+        (lambda: torch.full((30, 3), float("nan")), ValueError, "NaN"),
+        (lambda: torch.zeros(0, 3), ValueError, "rows"),
+        (lambda: iter([torch.zeros(4, 3)]), TypeError, "from_batches"),
+        (lambda: torch.utils.data.DataLoader(torch.zeros(4, 3)), TypeError, "from_batches"),
+    ],
+)
+def test_wrong_rows_say_what_is_wrong(rows, error, words):
     models = [MLP([3, 4, 2]) for _ in range(2)]
-    with pytest.raises(ValueError, match="rows"):
-        WassersteinFusion(correction="regression", example_inputs=torch.zeros(2, 3)).fit(FusionInput(models, torch.zeros(0, 3)))
+    with pytest.raises(error, match=words):
+        WassersteinFusion(correction="regression", example_inputs=torch.zeros(2, 3)).fit(FusionInput(models, rows()))
+
+
+def test_noise_is_coloured_by_models_that_count():
+    models = [MLP([3, 4, 2]) for _ in range(2)]
+    with torch.no_grad():
+        models[1].layers[0].weight.zero_()
+    fused = WassersteinFusion(weights=[0, 1], correction="repair", random_state=0).fit(models).fused_model_
+    assert all(torch.isfinite(p).all() for p in fused.parameters())
