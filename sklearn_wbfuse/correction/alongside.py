@@ -16,6 +16,9 @@ from .equations import Equation
 
 __all__ = ["Parent", "Rows", "run_alongside"]
 
+_FEW = 10
+"""A first dimension of fewer entries over all batches holds no samples (an unbatched network, steps before the batch)."""
+
 Labelled = tuple[str, int]
 """An axis of a tensor, for the neurons that stand on it."""
 
@@ -77,7 +80,8 @@ class Rows:
     chosen : list of Tensor
         For each batch the positions taken, among samples and space or time.
     sample : list of Tensor
-        The sample that each belongs to, counted over all batches.
+        The sample that each belongs to, counted over all batches; where the first dimension of the value holds but a few, each
+        row is one.
     """
 
     def __init__(self, equation: Equation, fused: Steps, parents: Sequence[Parent], cap: int, generator: torch.Generator):
@@ -95,6 +99,8 @@ class Rows:
                 chosen = torch.randperm(n, generator=generator)[: -(-cap // len(values))].sort().values
             self.chosen.append(chosen.to(value.device))
             self.sample.append(chosen.to(value.device) * len(value) // n + len(self.sample) * len(value))
+        if sum(len(value) for value in values) < _FEW:
+            self.sample = list(torch.arange(sum(map(len, self.chosen))).to(self.chosen[0]).split([len(c) for c in self.chosen]))
 
     def of(self, steps: Steps, node: Node, batch: int, taken: Any = ...) -> Tensor:
         """A network's value at the positions taken, shape (positions, channels); `node` is the fused network's."""

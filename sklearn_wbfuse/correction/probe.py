@@ -40,7 +40,8 @@ class Probe(BaseEstimator):
         Rows of the data if `fit` was given some, else noise; noise; or data, without which `fit` raises.
     n_samples : int, default=2000
         Number of samples of noise, and largest number of rows of data; of more rows so many are drawn. Memory grows with this
-        number, not with that of the rows.
+        number, not with that of the rows: of every network the activations of a layer are held for all samples at once, so
+        large images want fewer.
     n_mixed : int, default=2000
         To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
         a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.

@@ -274,7 +274,8 @@ def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Se
 
     def error(state: Mapping[str, Tensor]) -> float:
         runs = zip(own.run(cell, state), wanted, taken, strict=True)
-        return sum(float((r - h)[:, ~t].square().sum(dtype=torch.float64)) for r, h, t in runs)
+        few = all(bool(t.all()) for t in taken)  # nothing is held out
+        return sum(float((r - h)[:, ~t | few].square().sum(dtype=torch.float64)) for r, h, t in runs)
 
     before, scale = error(state), sum(float(h.square().sum(dtype=torch.float64)) for h in wanted)
     if before > _EQUAL * scale and error(changed) < before:

@@ -83,6 +83,10 @@ class FusionInput:
         >>> FusionInput.from_batches([torch.nn.Linear(4, 2)], stream, 50, random_state=0)
         FusionInput(1 models, rows of shape (50, 4))
         """
+        if isinstance(batches, (Tensor, np.ndarray)):
+            raise TypeError("from_batches takes a stream of batches. Got one array of rows; FusionInput(models, X) holds these.")
+        if n_samples < 1:
+            raise FusionError(f"n_samples must be at least 1. Got {n_samples}.")
         rng, kept, seen = check_random_state(random_state), list[Any](), 0
         for batch in batches:
             arrays = cls([], tuple(batch) if isinstance(batch, (tuple, list)) else batch).arrays

@@ -21,6 +21,9 @@ from .data import FusionInput
 
 __all__ = ["Probing"]
 
+_FEWEST = 5
+"""Rows below which no correction makes sense."""
+
 Activations = tuple[list[Feature], list[Tensor]]
 
 
@@ -107,10 +110,8 @@ class Probing:
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState) -> list[tuple[Any, ...]]:
         """Rows of the data and mixtures of them, in batches of one size, rows before mixtures."""
         n = len(data)
-        if not n:
-            raise FusionError(
-                "There are no rows to compute activations on; give a FusionInput with at least one, or probe='noise'."
-            )
+        if n < _FEWEST:
+            raise FusionError(f"Activations of {n} rows say too little; give a FusionInput with more rows, or probe='noise'.")
         parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
         for k, tensor in enumerate(parts[0]):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -137,8 +138,19 @@ class Probing:
                 if size == first:
                     raise
         white = [with_tokens(networks[0], batch, self.generator) for batch in white]
+        leaves = zip(pytree.tree_leaves(white[0]), pytree.tree_leaves(examples), strict=True)
+        if not any(isinstance(t, Tensor) and (t.is_floating_point() or not _repeats(t, e)) for t, e in leaves):
+            raise FusionError(
+                "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
+                "fit(FusionInput(models, X))."
+            )
         networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
         return coloured(networks, self.weights, examples, self.generator)
+
+
+def _repeats(tensor: Tensor, example: Tensor) -> bool:
+    """Whether a tensor is made of an example's rows alone."""
+    return torch.equal(tensor, example[torch.arange(len(tensor)) % len(example)] if tensor.dim() else example)
 
 
 def _split(rows: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:

@@ -198,6 +198,7 @@ def test_wrong_options_say_what_is_wrong(options, error, words):
     [
         (lambda: torch.full((30, 3), float("nan")), ValueError, "NaN"),
         (lambda: torch.zeros(0, 3), ValueError, "rows"),
+        (lambda: torch.zeros(4, 3), ValueError, "more rows"),
         (lambda: iter([torch.zeros(4, 3)]), TypeError, "from_batches"),
         (lambda: torch.utils.data.DataLoader(torch.zeros(4, 3)), TypeError, "from_batches"),
     ],
@@ -214,3 +215,29 @@ def test_noise_is_coloured_by_models_that_count():
         models[1].layers[0].weight.zero_()
     fused = WassersteinFusion(weights=[0, 1], correction="repair", random_state=0).fit(models).fused_model_
     assert all(torch.isfinite(p).all() for p in fused.parameters())
+
+
+class Unbatched(nn.Module):
+    """Its activations have a first dimension of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = MLP([6, 11, 3])
+
+    def forward(self, x):
+        return self.net.layers[1](self.net.layers[0](x.float().unsqueeze(0)).relu())[0]
+
+
+def test_rows_are_held_out_where_the_first_dimension_holds_no_samples():
+    models, x = [Unbatched() for _ in range(2)], torch.randn(2, 6)
+    plain, corrected = (
+        WassersteinFusion(correction=c, random_state=0, example_inputs=(x,)).fit(models).fused_model_.state_dict()
+        for c in (None, "regression")
+    )
+    assert not torch.equal(plain["net.layers.1.weight"], corrected["net.layers.1.weight"])
+
+
+def test_noise_for_integers_that_are_no_tokens_is_a_named_error():
+    x = torch.randint(0, 100, (2, 6), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="give rows"):
+        WassersteinFusion(correction="repair", example_inputs=(x,)).fit([Unbatched() for _ in range(2)])
