@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..exceptions import WidthError
-from ..groups import Block, Graph, LabelledTensor, Span, along, put, relabel, take
+from ..groups import Block, Graph, LabelledTensor, along, put, relabel, take
 from .energy import carried_along
 
 __all__ = ["carry_map", "carry_state", "check_blocks", "mean_scales", "mean_state"]
@@ -61,30 +61,27 @@ def carry_state(
 
 
 def carry_map(
-    spans: Sequence[Span],
-    size: int,
-    wanted: Sequence[Span],
-    wanted_size: int,
-    graphs: tuple[Graph, Graph],
+    name: str,
+    axis: int,
+    source: Graph,
+    target: Graph,
     couplings: Mapping[str, Coupling],
     source_scales: Scales,
     target_scales: Scales,
 ) -> Tensor:
-    """How activations along an axis are carried to the target's: a matrix of shape (wanted_size, size).
+    """How activations along an axis of a tensor are carried: a matrix of shape (size in the target, size in the source).
 
     Parameters
     ----------
-    spans, wanted : sequence of Span
-        What stands on the axis in source and target.
-    size, wanted_size : int
-    graphs : (Graph, Graph)
-        Of source and target.
-    couplings, source_scales, target_scales
+    name : str
+    axis : int
+    source, target, couplings, source_scales, target_scales
         As in `carry_state`.
     """
-    both = []
-    for graph, own, n in ((graphs[0], spans, size), (graphs[1], wanted, wanted_size)):
-        both.append(replace(graph, tensors={"": LabelledTensor("", (n, size), (tuple(own), ()))}))
+    size, both = source.tensors[name].shape[axis], []
+    for graph in (source, target):
+        labels = graph.tensors[name]
+        both.append(replace(graph, tensors={"": LabelledTensor("", (labels.shape[axis], size), (labels.spans[axis], ()))}))
     eye = {"": torch.eye(size, dtype=torch.float64)}
     return carry_state(eye, both[0], both[1], couplings, source_scales, target_scales)[""]
 

@@ -97,7 +97,7 @@ class Writer:
     @property
     def eps(self) -> float:
         """Of the batch norm."""
-        return float(self.norm.args[7])  # type: ignore[union-attr, arg-type]
+        return float(self.end.args[7])  # type: ignore[arg-type]
 
     def _gain(self, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
         """What the norm multiplies the output by, and what it adds."""
@@ -121,7 +121,7 @@ class Writer:
         offset = torch.zeros(matrix.shape[:2]).to(matrix) + (offset.view(len(matrix), -1) if isinstance(offset, Tensor) else 0)
         return matrix, offset
 
-    def write(self, state: dict[str, Tensor], matrix: Tensor, offset: Tensor, mean: Tensor, var: Tensor) -> None:
+    def write(self, state: dict[str, Tensor], matrix: Tensor, offset: Tensor, *moments: Tensor) -> None:
         """Put a changed map into the tensors.
 
         Parameters
@@ -130,8 +130,8 @@ class Writer:
             Changed; its tensors are not.
         matrix, offset : Tensor
             As from `affine`; the offset counts only if `has_offset`.
-        mean, var : Tensor of shape (groups, outputs)
-            Statistics of ``matrix @ x`` over the rows, for the norm.
+        moments : two Tensors of shape (groups, outputs)
+            Mean and variance of ``matrix @ x`` over the rows; only a norm needs them.
         """
         names = self.norm_names
         if self.norm is None:
@@ -140,7 +140,8 @@ class Writer:
                 state[self.bias] = offset.flatten()
             return
         bias = state[self.bias] if self.bias is not None else 0.0
-        mean, var, offset = mean.flatten(), var.flatten().clamp_min(0.0), offset.flatten()  # rounding may make one negative
+        mean, var = (m.flatten() for m in moments)
+        var, offset = var.clamp_min(0.0), offset.flatten()  # rounding may make one negative
         if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
             gain = self._gain(state)[0].abs()
             gain = torch.maximum(gain, 1e-3 * gain.mean())

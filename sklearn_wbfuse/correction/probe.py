@@ -79,7 +79,7 @@ def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> 
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch and batch:
             leaf = leaf[torch.arange(size) % batch]
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        if _is_floating(leaf):
             leaf = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         found.append(leaf)
     return pytree.tree_unflatten(found, tree)
@@ -137,7 +137,7 @@ def coloured(
         found = list(leaves)
         for leaf, values in enumerate(white):
             found[leaf] = value = values[batch]
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+            if not _is_floating(value):
                 continue
             parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if w and leaf in own]
             if parts:

@@ -12,11 +12,11 @@ from torch.fx import Node
 from torch.nn.functional import linear
 
 from ..graph import Steps
+from ..layers.recurrent import KINDS
 from .affine import operation
 
 __all__ = ["Cell", "Part", "Sequences", "cells_of", "levels"]
 
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 State = Mapping[str, Tensor]
 
 
@@ -142,7 +142,7 @@ def _add(state: dict[str, Tensor], name: str, rows: slice, value: Tensor) -> Non
 def cells_of(node: Node, parameters: Mapping[Node, str]) -> list[Cell]:
     """The cells of a recurrent operation, level by level; none of another operation, or if a weight is computed."""
     kind = operation(node)
-    if kind not in GATES or node.target._overloadname != "input":  # type: ignore[union-attr]
+    if kind not in KINDS or node.target._overloadname != "input":  # type: ignore[union-attr]
         return []
     arguments: tuple[Any, ...] = node.args
     weights, has_biases, levels, _, _, bidirectional = arguments[2:8]

@@ -146,7 +146,7 @@ def _samples(steps: Steps) -> int | None:
 def _regress(rows: Rows, ridge: float) -> None:
     """All layers of an equation together; layers in groups one after the other."""
     state, writers = rows.fused.state, rows.equation.writers
-    several = len(writers) > 1 and any(len(w.affine(state)[0]) > 1 for w in writers)
+    several = len(writers) > 1 and any(len(w.matrix(state[w.weight])) > 1 for w in writers)
     for own in [[w] for w in writers] if several else [writers]:
         _regress_writers(rows, own, ridge)
 
@@ -174,9 +174,7 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
         matrix, offset = maps[w]
         cut = slice(at, at + matrix.shape[2])
         matrix = matrix + change[:, :, cut]
-        outputs = fitted.x[:, :, cut] @ matrix.mT
-        moments = outputs.mean(1), outputs.var(1, correction=0)
-        w.write(state, matrix, offset + shift if w is bears else offset, *moments)
+        w.write(state, matrix, offset + shift if w is bears else offset, *_moments(w, fitted.x[:, :, cut], matrix))
         at = cut.stop
 
 
@@ -222,6 +220,14 @@ class _Half:
         self._compare()
 
 
+def _moments(writer: Writer, x: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+    """Mean and variance of what a matrix makes of rows, for the norm of a layer that has one."""
+    if writer.norm is None:
+        return ()
+    outputs = x @ matrix.mT
+    return outputs.mean(1), outputs.var(1, correction=0)
+
+
 def _outputs(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """What rows (groups, rows, inputs) are mapped to, shape (rows, channels)."""
     return torch.baddbmm(offset[:, None], x, matrix.mT).transpose(0, 1).flatten(1)
@@ -238,9 +244,9 @@ def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], 
     at = fused.position[equation.at]
     own, theirs = Sequences(equation.at, fused), [Sequences(p.steps.nodes[at], p.steps) for p in parents]
     for level in levels(equation.cells):
+        few, others = own.cut(options.max_rows), [s.cut(options.max_rows) for s in theirs]
         for cell in level:
-            few = own.cut(options.max_rows)
-            _regress_cell(cell, few, [(p, s.cut(options.max_rows)) for p, s in zip(parents, theirs, strict=True)], options.ridge)
+            _regress_cell(cell, few, list(zip(parents, others, strict=True)), options.ridge)
         for sequences in (own, *theirs):
             sequences.advance(level)
 
@@ -272,9 +278,10 @@ def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Se
         matrix, offset = _Ridge(x, ridge, centred=cell.b_ih is not None).solve(e)
         cell.change(changed, part, matrix[0], offset[0])
 
+    few = all(bool(t.all()) for t in taken)  # nothing is held out
+
     def error(state: Mapping[str, Tensor]) -> float:
         runs = zip(own.run(cell, state), wanted, taken, strict=True)
-        few = all(bool(t.all()) for t in taken)  # nothing is held out
         return sum(float((r - h)[:, ~t | few].square().sum(dtype=torch.float64)) for r, h, t in runs)
 
     before, scale = error(state), sum(float(h.square().sum(dtype=torch.float64)) for h in wanted)

@@ -138,13 +138,12 @@ def _recompute(writer: Writer, rows: Rows) -> None:
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
-    eps = float(writer.node.args[7])  # type: ignore[arg-type]
-    spread = (old_var + eps).sqrt()
+    spread = (old_var + writer.eps).sqrt()
     ratio = _ratio(deviation, own.deviation / spread * gain.abs())
     shift = mean - (own.mean - old_mean) / spread * gain - bias
     differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | (shift.abs() > _EQUAL * deviation))
     new_mean = own.mean - (mean - bias) * (spread / ratio) / torch.where(gain == 0, 1.0, gain)
-    new_var = ((spread / ratio).square() - eps).clamp_min(0.0)
+    new_var = ((spread / ratio).square() - writer.eps).clamp_min(0.0)
     for name, old, new in (("mean", old_mean, new_mean), ("var", old_var, new_var)):
         state[names[name]] = torch.where(differs, new, old).to(state[names[name]])
 

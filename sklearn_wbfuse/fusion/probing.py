@@ -64,9 +64,10 @@ class Probing:
         else:
             self.batches = self._rows(data, probe, rng)
 
-    def steps(self, i: int) -> Steps:
-        """A parent at its start."""
-        return self._steps(self.architectures[i], self.plains[i], self.states[i], self.batches)
+    def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
+        """A parent at its start, on the probe's inputs or on others."""
+        given = self.batches if batches is None else batches
+        return self._steps(self.architectures[i], self.plains[i], self.states[i], given)
 
     @torch.no_grad()
     def activations(self, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()) -> list[Activations]:
@@ -88,15 +89,17 @@ class Probing:
         parents = []
         for i, (architecture, weight) in enumerate(zip(self.architectures, self.weights, strict=True)):
             if weight:
-                carry = functools.partial(self._carry_map, found, i, architecture.graph, target.graph)
+                carry = functools.partial(
+                    carry_map,
+                    source=architecture.graph,
+                    target=target.graph,
+                    couplings=found.couplings[i],
+                    source_scales=found.source_scales[i],
+                    target_scales=found.target_scales,
+                )
                 parents.append(Parent(self.steps(i), weight, carry))
         correction.correct(fused, parents, self.generator)
         return fused.state
-
-    @staticmethod
-    def _carry_map(found: Alignment, i: int, source: Graph, target: Graph, name: str, axis: int) -> Tensor:
-        axes = [(graph.tensors[name].spans[axis], graph.tensors[name].shape[axis]) for graph in (source, target)]
-        return carry_map(*axes[0], *axes[1], (source, target), found.couplings[i], found.source_scales[i], found.target_scales)
 
     def _steps(
         self, architecture: Architecture, plain: nn.Module, state: Mapping[str, Tensor], batches: Sequence[tuple[Any, ...]]
@@ -129,9 +132,7 @@ class Probing:
         for size in (-(-probe.n_samples // count), first):
             white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
             try:
-                networks = [
-                    self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)
-                ]
+                networks = [self.steps(i, white) for i in range(len(self.plains))]
                 break
             except DiscoveryError:  # the batch size may be written into the code
                 self.programs.clear()
@@ -144,7 +145,7 @@ class Probing:
                 "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
                 "fit(FusionInput(models, X))."
             )
-        networks = [self._steps(a, p, s, white) for a, p, s in zip(self.architectures, self.plains, self.states, strict=True)]
+        networks = [self.steps(i, white) for i in range(len(self.plains))]
         return coloured(networks, self.weights, examples, self.generator)
 
 
