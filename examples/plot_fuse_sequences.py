@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.datasets import RecurrentNet, load_digits
 from sklearn_wbfuse.exceptions import WidthError
+from sklearn_wbfuse.inspection import CouplingDisplay
 
 torch.set_num_threads(1)  # networks this small are faster on one
 digits = load_digits()
@@ -126,11 +127,8 @@ def states(model):
 correlation = np.corrcoef(states(draws[0][0]), states(draws[0][1]))[:48, 48:]
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained", width_ratios=(1.1, 1, 1))
-order = np.lexsort([-np.abs(plan).max(1), np.abs(plan).argmax(1)])
-image = left.imshow(64 * plan[order], cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-left.set(xlabel="Neuron of the smaller parent", ylabel="Neuron of the fused network, sorted")
-left.set(title="Coupling", xticks=[0, 47], xticklabels=["1", "48"], yticks=[0, 63], yticklabels=["1", "64"])
-figure.colorbar(image, ax=left, ticks=[-1, 0, 1], shrink=0.6, pad=0.03, label="Share of its row, with its sign")
+CouplingDisplay.from_estimator(fusion, model=0, ax=left)
+left.set(title="Coupling", xlabel="Neuron of the smaller parent")
 
 bins = np.linspace(-1, 1, 26)
 turned = np.where(pairs < 0, -correlation, correlation)

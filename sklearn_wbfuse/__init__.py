@@ -3,17 +3,21 @@
 from .fusion import VanillaAveraging, WassersteinFusion
 from .graph import discover
 from .layers import declare, register_rule, register_sizes
-from .model_selection import FusionInput, compare
+from .model_selection import FusionClassifier, FusionInput, FusionRegressor, compare
+from .persistence import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FusionClassifier",
     "FusionInput",
+    "FusionRegressor",
     "VanillaAveraging",
     "WassersteinFusion",
     "compare",
     "declare",
     "discover",
+    "load",
     "register_rule",
     "register_sizes",
 ]

@@ -8,6 +8,7 @@ __all__ = [
     "GroupNameError",
     "InvalidModelError",
     "NonFiniteError",
+    "PersistenceError",
     "SelfCheckError",
     "TransportError",
     "WidthError",
@@ -50,6 +51,10 @@ class SelfCheckError(FusionError):
 
 class TransportError(FusionError):
     """A transport problem has no valid solution: costs that are not finite, or a plan without its mass."""
+
+
+class PersistenceError(FusionError):
+    """A saved estimator can't be written or read: a folder, a file in it, or a value that can't be stored."""
 
 
 class FusionWarning(UserWarning):

@@ -4,7 +4,7 @@ from .carry import carry_map, carry_state, check_blocks, mean_scales, mean_state
 from .gauge import balance, scaled
 from .problem import Problem, Solution, random_start
 from .schedules import layerwise, match, match_all
-from .sweeps import joint
+from .sweeps import blurred, joint
 from .view import Feature, features, with_activations
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Problem",
     "Solution",
     "balance",
+    "blurred",
     "carry_map",
     "carry_state",
     "check_blocks",

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..groups import along
-from ..transport import Potentials
 from .energy import carried, carried_along, mean_target
 from .matching import assigned
 from .problem import Plans, Problem, Solution
@@ -25,7 +24,7 @@ from .products import Products
 from .steps import Step, sweep_steps
 from .view import Feature
 
-__all__ = ["Sweeps", "joint"]
+__all__ = ["Sweeps", "blurred", "joint"]
 
 log = logging.getLogger("sklearn_wbfuse")
 
@@ -36,25 +35,41 @@ _FEW = 0.25
 def joint(problem: Problem, start: Solution) -> Solution:
     """Sweep over groups and models until no coupling changes or the energy stops falling.
 
-    At reg=0 a step is taken only if the energy falls (for permutations it always does; for plans between unequal widths it
-    need not). Entropic sweeps take every step; they stop as well when the energy, which leaves the entropy out, stops falling,
-    and the sweep with the lowest energy is kept. At a large `reg` that is the start.
+    A step is taken only if the energy falls: for permutations it always does, for plans between unequal widths it need not.
     """
     state = Sweeps(problem, start.plans, sweep_steps(problem))
-    history, best = [start.energy], [dict(p) for p in state.plans]
+    history = [start.energy]
     sweep = 0
     for sweep in range(1, problem.max_iter + 1):
         fall = state.sweep()
         value = history[-1] if fall == 0 else history[-1] - fall if fall is not None else state.energy()
         log.info("joint sweep %d: energy %.6g", sweep, value)
-        if value <= min(history):
-            best = [dict(p) for p in state.plans]
         history.append(value)
         if fall == 0 or (history[-2] - value <= problem.tol * abs(history[-2]) and sweep > 1):
             break
-    if history[-1] <= min(history):  # free of the rounding of the falls
-        history[-1] = min(state.energy(), history[-2])
-    return Solution(best, min(history), sweep, history)
+    history[-1] = min(state.energy(), history[-2])  # free of the rounding of the falls
+    return Solution(state.plans, history[-1], sweep, history)
+
+
+def blurred(problem: Problem, exact: Solution) -> Solution:
+    """One entropic step from exact couplings: each model is coupled with the mean of the others as these are.
+
+    The reference keeps its couplings, so that the target's neurons are its own and no pair of models is blurred twice. Sweeps
+    of entropic steps, each against what the others have blurred, take ten times as long and lead to no better networks.
+    """
+    state, found = Sweeps(problem, exact.plans, sweep_steps(problem)), list[Plans]()
+    stays = problem.reference if problem.weights[problem.reference] > 0 else int(np.argmax(problem.weights))
+    for i, own in enumerate(exact.plans):
+        soft: Plans = {}
+        for step in () if i == stays else state.steps:
+            at = problem.touching(step.all)
+            family = [g for g in (step.blocks, *step.groups) if g in soft]  # neurons stay in blocks that have moved
+            before = {**own, **{g: soft[g] for g in family}}
+            soft |= step.solve(problem, i, at, state.others(i, at), [problem.models[i][p] for p in at], before, {})
+        found.append({**own, **soft})
+    result = problem.solution(found)
+    log.info("entropic step: energy %.6g", result.energy)
+    return Solution(result.plans, result.energy, exact.n_iter, [*exact.history, result.energy])
 
 
 class Sweeps:
@@ -67,11 +82,19 @@ class Sweeps:
         self.steps = steps
         self.pending = _Pending(problem, self.steps)
         self.products = Products(problem, self.moved)
-        self.potentials: dict[tuple[int, str], Potentials] = {}
 
     def energy(self) -> float:
         """At the best target."""
         return self.problem.energy(mean_target(self.moved, self.problem.weights), self.moved)
+
+    def others(self, i: int, at: Sequence[int]) -> list[Tensor]:
+        """Mean of some arrays of the other models; of the model itself if it has all the weight."""
+        weights, targets = self.problem.weights, list[Tensor]()
+        for p in at:
+            mean: Tensor = sum(w * m[p] for w, m in zip(weights, self.moved, strict=True))  # type: ignore[assignment]
+            alone = self.problem.alone(i)
+            targets.append(mean if alone else (mean - weights[i] * self.moved[i][p]) / (1 - weights[i]))
+        return targets
 
     def sweep(self) -> float | None:
         """One step for every group and model that may find something new; how much the energy fell, None if not known."""
@@ -88,7 +111,7 @@ class Sweeps:
     def _moving(self, step: Step) -> Collection[int]:
         """The models whose coupling of a group is looked for: of two that are permuted, one may stay where it is."""
         problem, count = self.problem, len(self.plans)
-        if count > 2 or problem.reg > 0 or not all(own[g].is_permutation for own in self.plans for g in step.all):
+        if count > 2 or not all(own[g].is_permutation for own in self.plans for g in step.all):
             return range(count)
         stays = problem.reference if problem.weights[problem.reference] > 0 else 1 - problem.reference
         return [1 - stays] if count == 2 else [0]
@@ -98,7 +121,7 @@ class Sweeps:
 
         Returns how much the energy fell, 0 if no coupling changed, None if it is not known.
         """
-        permuted = self.problem.reg == 0 and all(self.plans[i][g].is_permutation for g in step.all)
+        permuted = all(self.plans[i][g].is_permutation for g in step.all)
         if permuted and self.problem.alone(i):
             return 0.0
         if permuted and step.blocks is None and self.products.linear(step.groups[0]):
@@ -137,23 +160,18 @@ class Sweeps:
         return 2 * self.problem.weights[i] * self.products.weight(i) * gain or None  # nothing for a model of weight 0
 
     def _replace(self, step: Step, i: int) -> bool:
-        """Look for couplings of any kind, and take them if the energy falls or has an entropy."""
+        """Look for couplings of any kind, and take them if the energy falls."""
         problem, weight = self.problem, self.problem.weights[i]
-        alone = problem.alone(i)
         at = problem.touching(step.all)
-        described = [problem.described[p] for p in at]
-        targets = []
-        for p in at:
-            mean: Tensor = sum(w * m[p] for w, m in zip(problem.weights, self.moved, strict=True))  # type: ignore[assignment]
-            targets.append(mean if alone else (mean - weight * self.moved[i][p]) / (1 - weight))
+        described, targets = [problem.described[p] for p in at], self.others(i, at)
         source = [problem.models[i][p] for p in at]
-        found = step.solve(problem, i, at, targets, source, self.plans[i], self.potentials)
+        found = step.solve(problem, i, at, targets, source, self.plans[i], {})
         if all(c.same_as(self.plans[i][g], problem.tol) for g, c in found.items()):
             return False
         trial = {**self.plans[i], **found}
         arrays = [carried(f, a, trial) for f, a in zip(described, source, strict=True)]
         old = [self.moved[i][p] for p in at]
-        if problem.reg == 0 and _gain(described, targets, old, arrays, weight, alone) <= 0:
+        if _gain(described, targets, old, arrays, weight, problem.alone(i)) <= 0:
             return False
         self.plans[i] = trial
         for p, a in zip(at, arrays, strict=True):
@@ -195,7 +213,7 @@ class _Pending:
             self.near.append({k for k, other in enumerate(steps) if touched & set(other.all)})
             most = max((problem.described[p].groups.count(g) for p in at for g in step.all), default=0)
             plain = step.blocks is None or not step.free
-            self.settled.append(plain and (most < 2 or (most == 2 and problem.reg == 0 and step.blocks is None)))
+            self.settled.append(plain and (most < 2 or (most == 2 and step.blocks is None)))
         self.steps = {(i, k) for i in self.models for k in range(len(steps))}
 
     def take(self, model: int, step: int) -> bool:

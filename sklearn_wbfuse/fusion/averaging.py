@@ -11,7 +11,7 @@ from ..couplings import Coupling
 from ..exceptions import WidthError
 from ..groups import Graph
 from .alignment import Alignment, Network
-from .base import BaseFusion
+from .base import BaseFusion, Remember
 from .probing import Probing
 
 __all__ = ["VanillaAveraging"]
@@ -94,13 +94,18 @@ class VanillaAveraging(BaseFusion):
                     )
         return first
 
-    def _align(self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None) -> Alignment:
+    def _align(
+        self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None, remember: Remember
+    ) -> Alignment:
+        return self._as_they_stand(networks, target, weights)
+
+    def _align_new(self, network: Network, fused: Network) -> Alignment:
+        self._sizes([fused.graph, network.graph])
+        return self._as_they_stand([network], fused.graph, [1.0])
+
+    def _as_they_stand(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
         both = [features(n.graph, n.state, 1.0) for n in networks]
         arrays = [own for _, own in both]
         value = energy(both[0][0], mean_target(arrays, weights), arrays, arrays, weights)
         return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {}, value)
-
-    def _align_new(self, network: Network, fused: Network) -> Alignment:
-        self._sizes([fused.graph, network.graph])
-        return self._align([network], fused.graph, [1.0], None)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,25 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..barycenter import carry_state, mean_state
+from ..base import HelpfulMixin, did_you_mean
 from ..correction import CORRECTIONS, Probe
 from ..couplings import Couplings
 from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
+from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .alignment import Alignment, Network
-from .data import FusionInput, outputs, score_outputs
+from .data import FusionInput, outputs, rows_of, score_outputs
 from .probing import Probing
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
 
 log = logging.getLogger("sklearn_wbfuse")
 
+Remember = Callable[[Any, Callable[[], Any]], Any]
 
-class BaseFusion(TransformerMixin, BaseEstimator):
+
+class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     """Base of all fusions: subclasses say how neurons are coupled.
 
     A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
@@ -41,7 +44,6 @@ class BaseFusion(TransformerMixin, BaseEstimator):
 
     __metadata_request__fit = {"models": UNUSED}
     __metadata_request__transform = {"models": UNUSED}
-    __metadata_request__score = {"X": UNUSED}
 
     weights: Sequence[float] | None
     example_inputs: Any
@@ -81,6 +83,8 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         """
         data = models if isinstance(models, FusionInput) else None
         parents = validate_models(data.models if data is not None else models)
+        if data is not None and not len(data):
+            raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
             _check_labels(data, y)
         self._log_progress()
@@ -96,7 +100,12 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         if corrections or self._compares_activations:
             probe, rng = self._probe(), check_random_state(self.random_state)
             probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
-        found = self._align(networks, target.graph, lambda_, probing)
+        self._seen = [_fingerprint(m) for m in parents]
+
+        def remember(key: Any, compute: Callable[[], Any]) -> Any:
+            return compute() if data is None else data.cached((key, self._seen), compute)
+
+        found = self._align(networks, target.graph, lambda_, probing, remember)
         states = [
             carry_state(n.state, n.graph, target.graph, plans, own, found.target_scales)
             for n, plans, own in zip(networks, found.couplings, found.source_scales, strict=True)
@@ -113,7 +122,6 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
-        self._seen = [_fingerprint(m) for m in parents]
         self._run_once()
         return self
 
@@ -151,7 +159,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
             result.append(write_back(self.fused_model_, state, sized=plain))
         return result
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy of the fused model where `y` holds classes (class k is output k), R2 where it is continuous.
 
         Parameters
@@ -159,6 +167,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         X : FusionInput, or array-like of shape (n_samples, ...)
             Rows; models that a FusionInput carries are not looked at.
         y : array-like of shape (n_samples, ...)
+        sample_weight : array-like of shape (n_samples,), optional
 
         Raises
         ------
@@ -166,19 +175,23 @@ class BaseFusion(TransformerMixin, BaseEstimator):
             If given models instead of rows.
         """
         check_is_fitted(self)
-        if isinstance(X, nn.Module) or (isinstance(X, (list, tuple)) and X and isinstance(X[0], nn.Module)):
-            raise TypeError("score needs rows of data, not models: score(FusionInput(models, X), y), or score(X, y).")
-        data = X if isinstance(X, FusionInput) else FusionInput([], X)
+        data = rows_of(X)
         _check_labels(data, y)
-        return score_outputs(outputs(self.fused_model_, data), y)
+        return score_outputs(outputs(self.fused_model_, data), y, sample_weight)
 
     @abstractmethod
     def _sizes(self, parents: list[Graph]) -> dict[str, int]:
         """Sizes of the target's groups."""
 
     @abstractmethod
-    def _align(self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None) -> Alignment:
-        """Couplings of the parents; `probing` runs them where activations are compared."""
+    def _align(
+        self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None, remember: Remember
+    ) -> Alignment:
+        """Couplings of the parents; `probing` runs them where activations are compared.
+
+        ``remember(key, compute)`` is what `compute` returned for the same key and the same models, where fits share a
+        FusionInput.
+        """
 
     @abstractmethod
     def _align_new(self, network: Network, fused: Network) -> Alignment:
@@ -205,8 +218,7 @@ class BaseFusion(TransformerMixin, BaseEstimator):
                 continue
             if isinstance(correction, str):
                 if correction not in CORRECTIONS:
-                    near = difflib.get_close_matches(correction, CORRECTIONS, 1)
-                    hint = f" Did you mean {near[0]!r}?" if near else ""
+                    hint = did_you_mean(correction, CORRECTIONS)
                     raise ValueError(f"correction={correction!r} is unknown; there are {list(CORRECTIONS)}.{hint}")
                 correction = CORRECTIONS[correction]()
             if isinstance(correction, type) or not hasattr(correction, "correct"):
@@ -232,11 +244,8 @@ class BaseFusion(TransformerMixin, BaseEstimator):
         inputs = self.example_inputs
         if data is None:
             return discover_all(parents, inputs)
-        key = (id(inputs), *map(id, parents))
-        if key not in data.cache:
-            found = discover_all(parents, data.tensors(parents[0], slice(0, 2)) if inputs is None else inputs)
-            data.cache[key] = (found, inputs, parents)  # held, so that the ids stay theirs
-        return data.cache[key][0]
+        example = data.tensors(parents[0], slice(0, 2)) if inputs is None else inputs
+        return data.cached(inputs, lambda: discover_all(parents, example))
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
         first = architectures[0]
@@ -265,6 +274,35 @@ class BaseFusion(TransformerMixin, BaseEstimator):
             raise WidthError(
                 f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
             ) from error
+
+    def _stored(self) -> dict[str, Any]:
+        found, graphs = self._alignment, list(dict.fromkeys([self.graph_, *self._graphs]))
+        parents = zip(self._seen, self._graphs, found.couplings, found.source_scales, strict=True)
+        return {
+            "graphs": [group_table(graph) for graph in graphs],
+            "energy": self.energy_,
+            "n_iter": self.n_iter_,
+            "history": self.history_,
+            "parents": [
+                {"fingerprint": mark, "graph": graphs.index(graph), "couplings": plans, "scales": own}
+                for mark, graph, plans, own in parents
+            ],
+            "target_scales": found.target_scales,
+            "inputs": self._inputs,
+            "outputs": example_outputs(self.fused_model_, self._inputs),
+            "fused_model": self.fused_model_,
+        }
+
+    def _restore(self, stored: Mapping[str, Any], model: nn.Module) -> None:
+        parents, inputs = stored["parents"], stored["inputs"]
+        found = resized_to(model, inputs, stored["graphs"])
+        self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
+        self.graph_, self._graphs, self._inputs = found[0].graph, [found[p["graph"]].graph for p in parents], inputs
+        self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
+        plans, scales = [p["couplings"] for p in parents], [p["scales"] for p in parents]
+        self._alignment = Alignment(plans, scales, stored["target_scales"], self.energy_, self.n_iter_, self.history_)
+        self.couplings_, self.n_models_in_ = [Couplings(own) for own in plans], len(parents)
+        self._seen = [p["fingerprint"] for p in parents]
 
     def _log_progress(self) -> None:
         if self.verbose:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from ..exceptions import FusionError
+from ..exceptions import FusionError, NonFiniteError
 
-__all__ = ["FusionInput", "outputs", "score_outputs"]
+__all__ = ["FusionInput", "as_array", "class_scores", "outputs", "rows_of", "score_outputs"]
+
+_CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
+"""In a worker process: the caches of the last few FusionInputs that it was sent."""
+_N_CACHES = 4
+_N_RESULTS = 16
+"""How many results one cache holds."""
 
 
 class FusionInput:
     """Models to be fused, carried along with rows of data, so that scikit-learn can split the rows.
 
     Behaves as an array over the rows of `X`: it has a length and a shape and can be indexed by rows, which leaves the models
-    alone. Slices share one cache of discoveries.
+    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent.
 
     Parameters
     ----------
@@ -34,6 +44,8 @@ class FusionInput:
     ------
     ValueError
         If several inputs have different lengths.
+    FusionError
+        If `X` does not hold numbers.
     TypeError
         If `X` is a stream of batches, for which there is `from_batches`.
 
@@ -53,8 +65,12 @@ class FusionInput:
                 "X must hold rows. Got a stream of batches; FusionInput.from_batches(models, batches) draws rows from it."
             )
         self.arrays = tuple(a if isinstance(a, (Tensor, np.ndarray)) else np.asarray(a) for a in arrays)
+        for array in self.arrays:
+            if isinstance(array, np.ndarray) and array.dtype.kind not in "biuf":
+                raise FusionError(f"X must hold numbers, in rows of one shape. Got an array of dtype {array.dtype}.")
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
+        self._token, self._names = uuid.uuid4().hex, dict[int, int]()
 
     @classmethod
     def from_batches(
@@ -119,19 +135,46 @@ class FusionInput:
         part.arrays = tuple(
             a[torch.as_tensor(rows)] if isinstance(a, Tensor) and not isinstance(rows, slice) else a[rows] for a in self.arrays
         )
-        part.cache = self.cache
+        part.cache, part._token, part._names = self.cache, self._token, self._names
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": {}}
+        arrays = tuple(a.detach().numpy() if _is_numpy(a) else a for a in self.arrays)  # which joblib maps instead of copying
+        return {"models": self.models, "arrays": arrays, "token": self._token, "names": self._named(self.models)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.models, self.arrays, self._token = state["models"], state["arrays"], state["token"]
+        self._names = dict(zip(map(id, self.models), state["names"], strict=True))
+        self.cache = _CACHES.setdefault(self._token, {})
+        _CACHES.move_to_end(self._token)
+        while len(_CACHES) > _N_CACHES:
+            _CACHES.popitem(last=False)
 
     def __repr__(self) -> str:
         return f"FusionInput({len(self.models)} models, rows of shape {self.shape})"
 
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What was computed for these models and a key, nested and with tensors as it may be, once for all slices."""
+        leaves, structure = pytree.tree_flatten(key)
+        values = [(str(v.dtype), v.detach().cpu().double().numpy()) if isinstance(v, Tensor) else v for v in leaves]
+        key = (joblib.hash(values), str(structure), *self._named(self.models))
+        if key not in self.cache:
+            self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs
+        found = self.cache[key] = self.cache.pop(key)  # the last one used comes last
+        while len(self.cache) > _N_RESULTS:
+            del self.cache[next(iter(self.cache))]
+        return found[0]
+
+    def _named(self, models: Iterable[nn.Module]) -> list[int]:
+        """Names of models that survive the way into another process."""
+        return [self._names.get(id(m), id(m)) for m in models]
+
     def tensors(self, like: nn.Module, rows: slice = slice(None)) -> tuple[Tensor, ...]:
         """The rows as tensors in the floating dtype and on the device of a model."""
         parameter = next((p for p in like.parameters() if p.is_floating_point()), torch.zeros(()))
-        tensors = [torch.as_tensor(a[rows]) for a in self.arrays]
+        parts = [a[rows] for a in self.arrays]
+        # a map of a file can't be written to, and torch warns about sharing such memory
+        tensors = [torch.as_tensor(p if isinstance(p, Tensor) or p.flags.writeable else p.copy()) for p in parts]
         return tuple(t.to(parameter.device, parameter.dtype if t.is_floating_point() else t.dtype) for t in tensors)
 
 
@@ -163,10 +206,52 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
             f"score needs a network that returns one tensor. Got {type(pieces[0]).__name__}; "
             "wrap it so that it returns the logits."
         )
-    return torch.cat(pieces).float().cpu().numpy()
+    predicted = torch.cat(pieces).cpu()
+    return (predicted if predicted.dtype == torch.float64 else predicted.float()).numpy()
 
 
-def score_outputs(predicted: np.ndarray, y: Any) -> float:
+def rows_of(X: Any) -> FusionInput:
+    """Rows as a FusionInput.
+
+    Raises
+    ------
+    TypeError
+        If given models.
+    """
+    if isinstance(X, nn.Module) or (isinstance(X, (list, tuple)) and X and isinstance(X[0], nn.Module)):
+        raise TypeError("Rows of data are needed, not models: give FusionInput(models, X), or X.")
+    return X if isinstance(X, FusionInput) else FusionInput([], X)
+
+
+def as_array(y: Any) -> np.ndarray:
+    """Labels or targets, also of tensors on other devices or with gradients, as an array."""
+    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+
+
+def class_scores(predicted: np.ndarray) -> np.ndarray:
+    """Outputs of a classifier as one column per class; a single logit z becomes the columns 0 and z.
+
+    Raises
+    ------
+    FusionError
+        If a row has more than one axis.
+    NonFiniteError
+        If outputs are NaN.
+    """
+    if predicted.ndim > 2:
+        raise FusionError(f"A classifier returns one row of outputs per row of X. Got outputs of shape {predicted.shape}.")
+    if np.isnan(predicted).any():
+        row = int(np.argwhere(np.isnan(predicted))[0][0])
+        raise NonFiniteError(f"The network's output for row {row} is NaN; look for NaN or very large values in X.")
+    columns = predicted.reshape(len(predicted), -1)
+    return np.column_stack([np.zeros_like(columns), columns]) if columns.shape[1] == 1 else columns
+
+
+def _is_numpy(array: Any) -> bool:
+    return isinstance(array, Tensor) and array.device.type == "cpu" and array.dtype != torch.bfloat16
+
+
+def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None) -> float:
     """Accuracy where `y` holds classes, R2 where it is continuous.
 
     Parameters
@@ -180,17 +265,14 @@ def score_outputs(predicted: np.ndarray, y: Any) -> float:
     ValueError
         If lengths differ, or a label has no output.
     """
-    y = np.asarray(y)
+    y = as_array(y)
     check_consistent_length(predicted, y)
     if type_of_target(y).startswith("continuous"):
-        return float(r2_score(y, predicted.reshape(y.shape)))
-    if predicted.ndim < 2 or predicted.shape[1] == 1:
-        classes, chosen = 2, (predicted.reshape(len(y)) > 0).astype(int)  # one logit
-    else:
-        classes, chosen = predicted.shape[1], predicted.argmax(1)
-    unknown = np.setdiff1d(y, np.arange(classes))
+        return float(r2_score(y, predicted.reshape(y.shape), sample_weight=sample_weight))
+    scores = class_scores(predicted)
+    unknown = np.setdiff1d(y, np.arange(scores.shape[1]))
     if len(unknown):
         raise FusionError(
-            f"The network has outputs for classes 0 to {classes - 1}, but y holds {unknown[:5].tolist()}; relabel y."
+            f"The network has outputs for classes 0 to {scores.shape[1] - 1}, but y holds {unknown[:5].tolist()}; relabel y."
         )
-    return float(accuracy_score(y, chosen))
+    return float(accuracy_score(y, scores.argmax(1), sample_weight=sample_weight))

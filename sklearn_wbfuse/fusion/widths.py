@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..base import did_you_mean
 from ..exceptions import GroupNameError, WidthError
 from ..groups import Graph
 
@@ -58,8 +58,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
     if isinstance(target_widths, Mapping):
         for name in target_widths:
             if name not in widest:
-                near = difflib.get_close_matches(str(name), names, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, names)
                 raise GroupNameError(f"target_widths names the group {name!r}, but the network has {names}.{hint}")
         return {n: _positive(target_widths.get(n, widest[n]), n) for n in names}
     if isinstance(target_widths, Sequence) and not isinstance(target_widths, str):

@@ -2,7 +2,7 @@
 
 from .discovery import Architecture, discover, discover_all
 from .export import as_inputs
-from .modules import device_of, floating_state, plain_copy, unwrap, validate_models, write_back
+from .modules import device_of, floating_state, plain_copy, sizes_in, unwrap, validate_models, write_back
 from .states import resized_inputs
 from .steps import Steps, program_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "plain_copy",
     "program_of",
     "resized_inputs",
+    "sizes_in",
     "unwrap",
     "validate_models",
     "write_back",

@@ -14,7 +14,17 @@ from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
 from .parametrized import computed_tensors, materialise, parametrized_names, write_parametrized
 
-__all__ = ["aliases", "device_of", "floating_state", "plain_copy", "resize", "unwrap", "validate_models", "write_back"]
+__all__ = [
+    "aliases",
+    "device_of",
+    "floating_state",
+    "plain_copy",
+    "resize",
+    "sizes_in",
+    "unwrap",
+    "validate_models",
+    "write_back",
+]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -173,6 +183,47 @@ def resized_shape(labels: LabelledTensor, graph: Graph, sizes: Mapping[str, int]
         blocks = _multiplied(labels.diagonal, [s for spans in labels.spans for s in spans], graph, sizes)
         shape[1] //= blocks
     return tuple(shape)
+
+
+def sizes_in(shapes: Mapping[str, Sequence[int]], graph: Graph) -> dict[str, int]:
+    """Group sizes of a network of the same architecture, read off the shapes of its tensors.
+
+    An axis has its fixed positions and, of each group on it, so many for every neuron. How many heads or groups of a norm there
+    are is in no shape.
+
+    Raises
+    ------
+    WidthError
+        Naming the tensor whose shape no sizes give, or the group whose size can't be read.
+    """
+    axes = []
+    for name, labels in graph.tensors.items():
+        for axis, spans in enumerate(labels.spans[: 1 if labels.diagonal > 1 else None]):
+            each: dict[str, int] = {}
+            for span in spans:
+                each[span.group] = each.get(span.group, 0) + span.index.shape[1]
+            axes.append((shapes[name][axis] - len(labels.rest(axis)), each))
+    sizes: dict[str, int] = {}
+    for _ in graph.groups:  # each round reads one more group off a concatenation, at least
+        for free, each in axes:
+            unknown = [g for g in each if g not in sizes]
+            if len(unknown) == 1:
+                known = sum(sizes[g] * copies for g, copies in each.items() if g in sizes)
+                sizes[unknown[0]] = max((free - known) // each[unknown[0]], 1)
+    for name, size in graph.sizes.items():
+        same = all(sizes.get(g.name, g.size) == g.size for g in graph.groups.values() if g.within == name)
+        if name not in sizes and not same and name not in graph.cardinal:
+            raise WidthError(
+                f"How many of the blocks {name!r} there are can't be read off the shapes; give a network of these widths."
+            )
+        sizes.setdefault(name, size)
+    for name, labels in graph.tensors.items():
+        wanted = resized_shape(labels, graph, sizes)
+        if tuple(shapes[name]) != wanted:
+            raise WidthError(
+                f"{name!r} has the shape {tuple(shapes[name])}, which does not fit to the others: they ask for {wanted}."
+            )
+    return {name: sizes[name] for name in graph.groups}
 
 
 def _renumber(module: nn.Module, path: str, graph: Graph, sizes: Mapping[str, int]) -> None:

@@ -1,5 +1,8 @@
-"""Pictures of a fusion. Matplotlib is imported when something is drawn."""
+"""Pictures of a fusion and of searches over fusions. Matplotlib is imported when something is drawn."""
 
+from .coupling import CouplingDisplay
 from .interpolation import InterpolationDisplay
+from .plane import LossPlaneDisplay
+from .search import GridSearchDisplay
 
-__all__ = ["InterpolationDisplay"]
+__all__ = ["CouplingDisplay", "GridSearchDisplay", "InterpolationDisplay", "LossPlaneDisplay"]

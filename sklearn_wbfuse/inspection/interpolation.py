@@ -1,4 +1,4 @@
-"""Error along the straight line between two networks, before and after they are aligned."""
+"""Loss and error along the straight line between two networks, before and after they are aligned."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from sklearn.utils.multiclass import type_of_target
 from torch import nn
 
-from ..exceptions import FusionError, WidthError
-from ..fusion.data import FusionInput, outputs, score_outputs
-from ..graph import floating_state, plain_copy, validate_models
+from ..exceptions import FusionError
+from .combinations import Combinations, difference
+from .evaluation import Judge, checked_metrics
+from .figures import BLUE, VERMILION, new_axes, progress
 
 __all__ = ["InterpolationDisplay"]
 
+_STYLES = {"before": {"color": VERMILION, "linestyle": "--"}, "after": {"color": BLUE, "linestyle": "-"}}
+
 
 class InterpolationDisplay:
-    r"""Error along the straight line between two networks.
+    r"""Loss and error along the straight line between two networks.
 
     At position t of the line between networks with parameters :math:`\theta_1` and :math:`\theta_2`,
 
     .. math:: \varepsilon(t) = \mathrm{error}\big((1 - t)\,\theta_1 + t\,\theta_2\big), \qquad 0 \le t \le 1,
 
-    in percent, for all floating tensors (parameters and buffers). Its barrier is the largest rise above the straight line
-    between the errors of its ends,
+    for all floating tensors (parameters and buffers), and the loss in the same way: the mean cross-entropy of the outputs as
+    logits, in nats, and the error in percent where `y` holds classes; the mean squared error where `y` is continuous. The
+    barrier is the largest rise above the straight line between the values at the ends,
 
     .. math:: B = \max_t \big[\varepsilon(t) - (1 - t)\,\varepsilon(0) - t\,\varepsilon(1)\big] \ge 0
 
@@ -39,16 +41,24 @@ class InterpolationDisplay:
     t : array-like of shape (n_points,)
         Positions from 0, the first network, to 1, the second.
     before : array-like of shape (n_points,), optional
-        Error in percent between the networks as they are; None where their widths differ.
+        Error in percent between the networks as they are; None where their widths differ, and for continuous targets.
     after : array-like of shape (n_points,), optional
         Error in percent between the aligned networks.
+    loss_before, loss_after : array-like of shape (n_points,), optional
+        The same for the loss.
+    loss_name : str, default="cross-entropy, nats"
+        Which loss it is, for the label of its axis.
 
     Attributes
     ----------
     barrier_before, barrier_after : float or None
-        The barriers, in percentage points.
+        The barriers of the error, in percentage points.
+    loss_barrier_before, loss_barrier_after : float or None
+        The barriers of the loss.
     ax_, figure_, lines_ : Axes, Figure, list of Line2D
-        What was drawn last.
+        What was drawn last; of several panels, `ax_` is the first.
+    axes_ : list of Axes
+        All panels.
 
     References
     ----------
@@ -62,20 +72,42 @@ class InterpolationDisplay:
     (37.0, 0.5)
     """
 
-    def __init__(self, t: ArrayLike, *, before: ArrayLike | None = None, after: ArrayLike | None = None):
+    def __init__(
+        self,
+        t: ArrayLike,
+        *,
+        before: ArrayLike | None = None,
+        after: ArrayLike | None = None,
+        loss_before: ArrayLike | None = None,
+        loss_after: ArrayLike | None = None,
+        loss_name: str = "cross-entropy, nats",
+    ):
         self.t = np.asarray(t, dtype=float)
         self.before = None if before is None else np.asarray(before, dtype=float)
         self.after = None if after is None else np.asarray(after, dtype=float)
+        self.loss_before = None if loss_before is None else np.asarray(loss_before, dtype=float)
+        self.loss_after = None if loss_after is None else np.asarray(loss_after, dtype=float)
+        self.loss_name = loss_name
 
     @property
     def barrier_before(self) -> float | None:
-        """Barrier between the networks as they are."""
-        return None if self.before is None else _barrier(self.t, self.before)
+        """Barrier of the error between the networks as they are."""
+        return _barrier(self.t, self.before)
 
     @property
     def barrier_after(self) -> float | None:
-        """Barrier between the aligned networks."""
-        return None if self.after is None else _barrier(self.t, self.after)
+        """Barrier of the error between the aligned networks."""
+        return _barrier(self.t, self.after)
+
+    @property
+    def loss_barrier_before(self) -> float | None:
+        """Barrier of the loss between the networks as they are."""
+        return _barrier(self.t, self.loss_before)
+
+    @property
+    def loss_barrier_after(self) -> float | None:
+        """Barrier of the loss between the aligned networks."""
+        return _barrier(self.t, self.loss_after)
 
     @classmethod
     def from_models(
@@ -87,23 +119,24 @@ class InterpolationDisplay:
         *,
         aligned: Sequence[nn.Module] | None = None,
         n_points: int = 21,
+        metric: str | Sequence[str] | None = None,
         ax: Any = None,
     ) -> InterpolationDisplay:
-        """Compute and draw the error between two networks, and between their aligned versions if these are given.
+        """Compute loss and error between two networks, and between their aligned versions if these are given, and draw.
 
         Parameters
         ----------
         first, second : Module
             Not changed.
         X : array-like, Tensor or FusionInput of shape (n_samples, ...)
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,), or of the outputs' shape for continuous targets
             Class k is output k.
         aligned : list of two Module, optional
             The two networks after alignment, such as ``fusion.transform([first, second])``. Needed if their widths differ.
         n_points : int
             Number of networks on the line, both ends included.
-        ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+        metric, ax
+            As in `plot`.
 
         Returns
         -------
@@ -114,38 +147,33 @@ class InterpolationDisplay:
         WidthError
             If tensors of the networks differ in shape and none are given that do not.
         FusionError
-            If `y` does not hold classes.
+            If `y` does not fit to the outputs, or holds no classes and the error is asked for.
         ImportError
             If matplotlib is not installed.
         """
-        if n_points < 2:
-            raise FusionError(f"n_points must be at least 2, the ends of the line. Got {n_points}.")
-        if type_of_target(np.asarray(y)).startswith("continuous"):
-            raise FusionError("The error rate needs classes in y. Got continuous values.")
-        if aligned is not None and len(aligned) != 2:
-            raise FusionError(f"aligned must hold two networks, first and second. Got {len(aligned)}.")
-        data = X if isinstance(X, FusionInput) else FusionInput([], X)
-        t = np.linspace(0, 1, n_points)
-        before = after = None
-        if aligned is None or _difference(first, second) is None:
-            before = _errors(first, second, data, y, t)
-        if aligned is not None:
-            after = _errors(aligned[0], aligned[1], data, y, t)
-        return cls(t, before=before, after=after).plot(ax)
+        return cls._computed([first, second], aligned, Judge(X, y), n_points, metric, ax)
 
     @classmethod
     def from_estimator(
-        cls, fusion: Any, models: Sequence[nn.Module], X: Any, y: Any, *, n_points: int = 21, ax: Any = None
+        cls,
+        fusion: Any,
+        models: Sequence[nn.Module],
+        X: Any,
+        y: Any,
+        *,
+        n_points: int = 21,
+        metric: str | Sequence[str] | None = None,
+        ax: Any = None,
     ) -> InterpolationDisplay:
-        """Compute and draw the error between two networks before and after a fitted fusion aligns them.
+        """Compute and draw what lies between two networks before and after a fitted fusion aligns them.
 
         Parameters
         ----------
         fusion : fitted estimator
-            Its `transform` aligns.
+            Its `transform` aligns. A predictor such as `FusionClassifier` serves as well; its labels are then those of `y`.
         models : list of two Module
             Not changed. If their widths differ, only the line after alignment is drawn.
-        X, y, n_points, ax
+        X, y, n_points, metric, ax
             As in `from_models`.
 
         Returns
@@ -154,15 +182,43 @@ class InterpolationDisplay:
         """
         if len(models) != 2:
             raise FusionError(f"A line joins two networks. Got {len(models)}; give the two of interest.")
-        return cls.from_models(models[0], models[1], X, y, aligned=fusion.transform(models), n_points=n_points, ax=ax)
+        aligned = getattr(fusion, "fusion_", fusion).transform(models)
+        return cls._computed(models, aligned, Judge(X, y, fusion), n_points, metric, ax)
 
-    def plot(self, ax: Any = None) -> InterpolationDisplay:
-        """Draw the lines, with the barriers in the legend.
+    @classmethod
+    def _computed(
+        cls,
+        models: Sequence[nn.Module],
+        aligned: Sequence[nn.Module] | None,
+        judge: Judge,
+        n_points: int,
+        metric: str | Sequence[str] | None,
+        ax: Any,
+    ) -> InterpolationDisplay:
+        if n_points < 2:
+            raise FusionError(f"n_points must be at least 2, the ends of the line. Got {n_points}.")
+        if aligned is not None and len(aligned) != 2:
+            raise FusionError(f"aligned must hold two networks, first and second. Got {len(aligned)}.")
+        checked_metrics(metric, judge.metrics)
+        t, curves = np.linspace(0, 1, n_points), {}
+        if aligned is None or difference(models[0], models[1]) is None:
+            curves["before"] = _curves(models, judge, t)
+        if aligned is not None:
+            curves["after"] = _curves(aligned, judge, t)
+        errors = {word: own.get("error") for word, own in curves.items()}
+        losses = {f"loss_{word}": own["loss"] for word, own in curves.items()}
+        return cls(t, **errors, **losses, loss_name=judge.loss_name).plot(ax, metric=metric)
+
+    def plot(self, ax: Any = None, *, metric: str | Sequence[str] | None = None) -> InterpolationDisplay:
+        """Draw the lines and say how high the barriers are.
 
         Parameters
         ----------
-        ax : matplotlib Axes, optional
+        ax : matplotlib Axes, or list of them for several metrics, optional
             Where to draw; a new figure by default.
+        metric : {"error", "loss"} or a list of them, optional
+            What to draw, a panel for each; ``("loss", "error")`` draws both side by side under one legend. The error by
+            default, the loss where there is none.
 
         Returns
         -------
@@ -171,62 +227,54 @@ class InterpolationDisplay:
 
         Raises
         ------
+        FusionError
+            If there is no such metric, or not one Axes for each.
         ImportError
             If matplotlib is not installed.
         """
-        if ax is None:
-            ax = _new_axes()
-        self.ax_, self.figure_, self.lines_ = ax, ax.figure, []
-        for errors, word, style in (
-            (self.before, "before", {"color": "#D55E00", "linestyle": "--"}),  # vermilion and blue, told apart
-            (self.after, "after", {"color": "#0072B2", "linestyle": "-"}),  # in every kind of colour vision
-        ):
-            if errors is not None:
-                label = f"{word} alignment (barrier {_barrier(self.t, errors):.1f} points)"
-                self.lines_ += ax.plot(self.t, errors, label=label, linewidth=1.8, **style)
+        curves = {"error": (self.before, self.after), "loss": (self.loss_before, self.loss_after)}
+        shown = checked_metrics(metric, [name for name, own in curves.items() if any(c is not None for c in own)])
+        given = None if ax is None else list(np.atleast_1d(ax))
+        if given is not None and len(given) != len(shown):
+            raise FusionError(f"Every metric needs an Axes of its own. Got {len(given)} for {list(shown)}.")
+        axes = new_axes(4.8 if len(shown) == 1 else 3.6 * len(shown), 3.2, len(shown)) if given is None else given
+        self.ax_, self.axes_, self.figure_ = axes[0], axes, axes[0].figure
+        self.lines_: list[Any] = []
+        for panel, name in zip(axes, shown, strict=True):
+            self._draw(panel, name, dict(zip(_STYLES, curves[name], strict=True)), alone=len(shown) == 1)
+        if len(shown) > 1:
+            constrained = self.figure_.get_layout_engine() is not None
+            where = "outside upper center" if constrained else "upper center"  # above: it hides no line
+            self.figure_.legend(handles=axes[0].get_lines(), loc=where, ncols=2, frameon=False)
+        return self
+
+    def _draw(self, ax: Any, metric: str, curves: dict[str, np.ndarray | None], *, alone: bool) -> None:
+        """One panel: barriers in its legend where it stands alone, else above it."""
+        unit, digits = (" points", 1) if metric == "error" else (" nats" if "nats" in self.loss_name else "", 2)
+        barriers = []
+        for word, values in curves.items():
+            if values is not None:
+                barrier = f"{_barrier(self.t, values):.{digits}f}"
+                label = f"{word} alignment" + (f" (barrier {barrier}{unit})" if alone else "")
+                self.lines_ += ax.plot(self.t, values, label=label, linewidth=1.8, **_STYLES[word])
+                barriers.append(f"{barrier} {word}")
         ax.set_xlabel(r"Position $t$ on the line $(1-t)\,\theta_1 + t\,\theta_2$")
-        ax.set_ylabel("Error (%)")
+        ax.set_ylabel("Error (%)" if metric == "error" else f"Loss ({self.loss_name})")
         ax.set_xlim(0, 1)
         ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)  # above: it hides no line
-        return self
+        if alone:
+            ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)  # above: it hides no line
+        else:
+            ax.set_title(f"Barrier{f' in{unit}' if unit else ''}: {', '.join(barriers)}", fontsize="medium")
 
 
-def _new_axes() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'sklearn_wbfuse[plot]'") from error
-    return plt.subplots(figsize=(4.8, 3.2), layout="constrained")[1]
+def _barrier(t: np.ndarray, values: np.ndarray | None) -> float | None:
+    return None if values is None else float(np.max(values - (1 - t) * values[0] - t * values[-1]))
 
 
-def _barrier(t: np.ndarray, errors: np.ndarray) -> float:
-    return float(np.max(errors - (1 - t) * errors[0] - t * errors[-1]))
-
-
-def _difference(first: nn.Module, second: nn.Module) -> str | None:
-    """What keeps two networks from being joined by a line: the first tensor without a counterpart of its shape."""
-    shapes = [{name: tuple(t.shape) for name, t in floating_state(m).items()} for m in (first, second)]
-    for name in [*shapes[0], *shapes[1]]:
-        one, other = (s.get(name) for s in shapes)
-        if one != other:
-            return f"{name!r} has shape {one} in the first and {other} in the second"
-    return None
-
-
-@torch.no_grad()
-def _errors(first: nn.Module, second: nn.Module, data: FusionInput, y: Any, t: np.ndarray) -> np.ndarray:
-    """Error rate in percent at each position of the line between two networks."""
-    one, other = (plain_copy(m) for m in validate_models([first, second]))
-    difference = _difference(one, other)
-    if difference is not None:
-        raise WidthError(f"A line joins networks of equal shapes, but {difference}; give aligned=fusion.transform(models).")
-    ends = [{name: tensor.clone() for name, tensor in floating_state(m).items()} for m in (one, other)]
-    moving = floating_state(one)
-    errors = []
-    for position in t:
-        for name, tensor in moving.items():
-            tensor.copy_(torch.lerp(ends[0][name], ends[1][name].to(tensor), float(position)))
-        errors.append(100 * (1 - score_outputs(outputs(one, data), y)))
-    return np.array(errors)
+def _curves(models: Sequence[nn.Module], judge: Judge, t: np.ndarray) -> dict[str, np.ndarray]:
+    """Each metric at each position of the line between two networks."""
+    line = Combinations(models, " Give aligned=fusion.transform(models).")
+    found = [judge(line.at((1 - position, position))) for position in progress(t.tolist(), "networks on the line")]
+    return {name: np.array([values[name] for values in found]) for name in judge.metrics}

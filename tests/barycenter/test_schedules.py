@@ -116,9 +116,9 @@ def test_entropic_plans_have_their_marginals_and_a_larger_energy(schedule):
     models = family(lambda: MLP([5, 20, 15, 3]), 2)
     exact, soft = (WassersteinFusion(reg=reg, schedule=schedule).fit(models) for reg in (0.0, 0.05))
     assert exact.energy_ <= soft.energy_
-    for couplings in soft.couplings_:
+    for i, couplings in enumerate(soft.couplings_):
         for plan in couplings.values():
-            assert (plan > 0).sum() > len(plan)
+            assert (plan > 0).sum() > len(plan) or (i == 0 and schedule == "joint")  # the reference keeps its neurons
             np.testing.assert_allclose(plan.sum(0), 1 / plan.shape[1])
 
 

@@ -10,7 +10,7 @@ from networks import CNN, MLP, Encoder, Grouped, Recurrent, ResNet, randomised
 from sklearn.base import clone
 from torch import nn
 
-from sklearn_wbfuse import FusionInput
+from sklearn_wbfuse import FusionInput, load
 from sklearn_wbfuse.exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -125,6 +125,17 @@ class FuserConformance:
         for a, b in zip(loaded.transform(models), fusion.transform(models), strict=True):
             assert_same(values(a), values(b))
         assert type(fusion)(**fusion.get_params()).get_params() == fusion.get_params()
+
+    @pytest.mark.parametrize("name", ["mlp with norms", "lstm", "cnn in groups"])
+    def test_save_and_load(self, name, tmp_path):
+        *models, template = family(name, 3)
+        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        fusion.save(tmp_path / "saved")
+        loaded = load(tmp_path / "saved", model=template)
+        assert type(loaded) is type(fusion)
+        assert_same(values(loaded.fused_model_), values(fusion.fused_model_))
+        for a, b in zip(loaded.transform([*models, template]), fusion.transform([*models, template]), strict=True):
+            assert_same(values(a), values(b))
 
     def test_couplings_are_read_only_mass_plans_by_group(self):
         models = family("cnn", 2)

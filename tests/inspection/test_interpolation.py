@@ -5,19 +5,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import InterpolationDisplay
 
 matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg", force=True)
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def network(seed, hidden=24):
@@ -114,7 +108,15 @@ def test_errors_say_what_is_wrong(rows):
     with pytest.raises(FusionError, match="n_points"):
         InterpolationDisplay.from_models(model, model, X, y, n_points=1)
     with pytest.raises(FusionError, match="classes"):
+        InterpolationDisplay.from_models(model, model, X, X[:, 0], metric="error")
+    with pytest.raises(FusionError, match="outputs have"):
         InterpolationDisplay.from_models(model, model, X, X[:, 0])
+    with pytest.raises(FusionError, match=r"Did you mean 'loss'"):
+        InterpolationDisplay.from_models(model, model, X, y, metric="los")
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        InterpolationDisplay.from_models(model, model, X, y[:-1])
+    with pytest.raises(FusionError, match="Axes of its own"):
+        InterpolationDisplay([0, 1], before=[1, 1], loss_before=[1, 1]).plot([None], metric=("loss", "error"))
     with pytest.raises(FusionError, match="two networks"):
         InterpolationDisplay.from_models(model, model, X, y, aligned=[model])
     with pytest.raises(FusionError, match="two networks"):
@@ -125,3 +127,104 @@ def test_missing_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"sklearn_wbfuse\[plot\]"):
         InterpolationDisplay([0, 1], before=[1, 1]).plot()
+
+
+def test_losses_are_those_of_torch(rows):
+    model, X, y = rows
+    other = network(1)
+    display = InterpolationDisplay.from_models(model, other, X, y, n_points=3)
+    with torch.no_grad():
+        expected = [float(F.cross_entropy(m(X), y)) for m in (model, other)]
+    np.testing.assert_allclose(display.loss_before[[0, 2]], expected, rtol=1e-5)
+    assert display.loss_after is None and display.loss_barrier_after is None
+    assert display.loss_barrier_before == pytest.approx(max(display.loss_before[1] - np.mean(expected), 0))
+
+
+def test_one_logit_is_that_of_the_second_class():
+    model, X = nn.Linear(3, 1).eval(), torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    y = (X[:, 0] > 0).long()
+    display = InterpolationDisplay.from_models(model, model, X, y, n_points=2)
+    with torch.no_grad():
+        logits = model(X)[:, 0]
+        assert display.loss_before[0] == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, y.float())), rel=1e-5)
+        assert display.before[0] == pytest.approx(100 * float(((logits > 0) != y).float().mean()))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_continuous_targets_have_a_loss_alone(whole):
+    model, X = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).eval(), torch.randn(30, 3)
+    y = (10 * torch.randn(30)).round() + (0 if whole else 0.5)
+    regressor = FusionRegressor().fit([model, model])
+    display = InterpolationDisplay.from_estimator(regressor, [model, model], FusionInput([], X), y, n_points=2)
+    with torch.no_grad():
+        assert display.loss_before[0] == pytest.approx(float(((model(X)[:, 0] - y) ** 2).mean()), rel=1e-5)
+    assert display.before is None and display.barrier_after is None
+    assert display.ax_.get_ylabel() == "Loss (mean squared error)"
+    with pytest.raises(FusionError, match="classes"):
+        display.plot(metric="error")
+
+
+@pytest.mark.parametrize("classes", [list("abcd"), list("cadb")])
+def test_labels_of_a_classifier(rows, classes):
+    model, X, y = rows
+    classifier = FusionClassifier(classes=classes).fit([model, model])
+    labels = np.array(classes)[y.numpy()]
+    display = InterpolationDisplay.from_estimator(classifier, [model, model], FusionInput([], X), labels, n_points=2)
+    plain = InterpolationDisplay.from_models(model, model, X, y, n_points=2)
+    np.testing.assert_array_equal(display.before, 0)
+    np.testing.assert_allclose(display.loss_before, plain.loss_before)
+    with pytest.raises(FusionError, match=r"\['z'\]"):
+        InterpolationDisplay.from_estimator(classifier, [model, model], X, np.where(labels == "a", "z", labels))
+
+
+def test_one_pass_for_both_metrics(rows, monkeypatch):
+    model, X, y = rows
+    from sklearn_wbfuse.inspection import evaluation
+
+    calls = []
+    monkeypatch.setattr(evaluation, "outputs", lambda m, data: calls.append(m) or m(X).detach().numpy())
+    InterpolationDisplay.from_models(model, network(1), X, y, n_points=4, metric=("loss", "error"))
+    assert len(calls) == 4
+
+
+def test_two_panels_share_one_legend():
+    display = InterpolationDisplay(
+        [0, 0.5, 1], before=[2, 40, 4], after=[2, 3, 4], loss_before=[0, 2, 0], loss_after=[0, 0.5, 0]
+    ).plot(metric=("loss", "error"))
+    assert [ax.get_ylabel() for ax in display.axes_] == ["Loss (cross-entropy, nats)", "Error (%)"]
+    assert [ax.get_title() for ax in display.axes_] == [
+        "Barrier in nats: 2.00 before, 0.50 after",
+        "Barrier in points: 37.0 before, 0.0 after",
+    ]
+    (legend,) = display.figure_.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["before alignment", "after alignment"]
+    assert all(ax.get_legend() is None for ax in display.axes_) and len(display.lines_) == 4
+    np.testing.assert_array_equal(display.lines_[0].get_ydata(), [0, 2, 0])
+    given = matplotlib.pyplot.subplots(1, 2)[1]
+    assert display.plot(given, metric=["error", "loss"]).axes_ == list(given)
+    assert given[1].get_ylabel().startswith("Loss")
+
+
+def test_masks_of_infinite_values_stay(rows):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network(2)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf, 0.0]))
+
+        def forward(self, x):
+            return torch.maximum(self.inner(x) + self.mask, torch.tensor(-1e3))
+
+    _, X, y = rows
+    other = Masked()
+    other.inner = network(3)
+    display = InterpolationDisplay.from_models(Masked(), other, X, y, n_points=3)
+    assert np.isfinite(display.loss_before).all()
+
+
+def test_a_bar_only_where_someone_watches(rows, monkeypatch, capsys):
+    model, X, y = rows
+    InterpolationDisplay.from_models(model, model, X, y, n_points=2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    assert len(InterpolationDisplay.from_models(model, model, X, y, n_points=2).t) == 2

@@ -12,8 +12,9 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
 import sklearn_wbfuse.fusion.base as base
-from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion, compare, model_selection
+from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion, compare
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError
+from sklearn_wbfuse.model_selection import comparison
 
 ROWS = 80
 
@@ -67,7 +68,7 @@ class Aligned(Recorder):
 def recorder(monkeypatch):
     """Corrections, whether plain averages have them by now or not."""
     monkeypatch.setattr(Recorder, "fitted", [])
-    monkeypatch.setattr(model_selection, "VanillaAveraging", Recorder)
+    monkeypatch.setattr(comparison, "VanillaAveraging", Recorder)
     return Recorder
 
 
@@ -121,7 +122,9 @@ def test_values_are_plain(kind):
     y = y if "classes" in kind else targets
     y = torch.as_tensor(y).requires_grad_("targets" in kind) if "tensor" in kind else y
     for row in compare(models, X, y, verbose=False):
-        assert list(row) == ["name", "score", "to_parents", "parameters", "seconds", "note"]
+        assert list(row) == ["name", "score", "to_parents", "parameters", "seconds", "note", "estimator"]
+        fused = row.pop("estimator")
+        assert (fused is None) == (row["seconds"] is None or row["parameters"] is None)
         assert [type(value) for value in row.values() if value is not None] == [
             t for t, value in zip((str, float, float, int, float, str), row.values(), strict=True) if value is not None
         ]
@@ -350,7 +353,7 @@ class TestCorrectionsWithoutAlignment:
             def __init__(self, *, weights=None, example_inputs=None, device=None, verbose=0):
                 super().__init__(weights=weights, example_inputs=example_inputs, device=device, verbose=verbose)
 
-        monkeypatch.setattr(model_selection, "VanillaAveraging", Without)
+        monkeypatch.setattr(comparison, "VanillaAveraging", Without)
         models = family()
         X, y, _ = data(models)
         names = [row["name"] for row in compare(models, X, y, [Aligned(correction="repair")], verbose=False)]
@@ -481,7 +484,7 @@ class TestPrinting:
         X, y, _ = data(models)
         table = compare(models, X, y, [], verbose=False)
         table[0]["to_parents"] = -1e-17  # from the rounding of a mean
-        assert "+0.00" in model_selection._text(table[:1], "accuracy")
+        assert "+0.00" in comparison._text(table[:1], "accuracy")
 
     def test_r2_has_four_digits(self, capsys):
         models = family()

@@ -1,4 +1,4 @@
-"""Rows of data for scikit-learn's splitters and searches, and fusions side by side with their controls."""
+"""Fusions side by side with their controls."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sklearn.base import clone
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
-from .exceptions import FusionError
-from .fusion import VanillaAveraging, WassersteinFusion
-from .fusion.base import BaseFusion
-from .fusion.data import FusionInput, outputs, score_outputs
-from .graph import validate_models
+from ..exceptions import FusionError
+from ..fusion import VanillaAveraging, WassersteinFusion
+from ..fusion.base import BaseFusion
+from ..fusion.data import FusionInput, as_array, outputs, rows_of, score_outputs
+from ..graph import validate_models
 
-__all__ = ["FusionInput", "compare"]
+__all__ = ["compare"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -66,7 +66,8 @@ def compare(
         - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it; a fusion with
           `example_inputs` of its own finds them again;
         - ``note``: what there is to say, such as "below its best parent". A fusion that raises a FusionError, or that needs
-          what is not built yet, keeps its row: no score, and the message here.
+          what is not built yet, keeps its row: no score, and the message here;
+        - ``estimator``: the fitted fusion.
 
     Raises
     ------
@@ -134,7 +135,8 @@ def compare(
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
     """One row of the table, None where nothing is given."""
-    return {"name": name, "score": None, "to_parents": None, "parameters": None, "seconds": None, "note": "", **values}
+    keys = ("score", "to_parents", "parameters", "seconds")
+    return {"name": name, **dict.fromkeys(keys), "note": "", "estimator": None, **values}
 
 
 def _estimators(fusions: Any) -> list[Any]:
@@ -165,8 +167,8 @@ def _estimators(fusions: Any) -> list[Any]:
 
 def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
     """Rows and their labels, as many of the one as of the other."""
-    rows = X if isinstance(X, FusionInput) else FusionInput([], X)
-    labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    rows = rows_of(X)
+    labels = as_array(y)
     if not rows.shape or not len(rows):
         raise FusionError("There are no rows to score on; X needs at least one.")
     if not labels.shape or len(labels) != len(rows):
@@ -179,7 +181,7 @@ def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
 
 def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
     """Rows for the fits, which must not be those that are scored."""
-    rows = X_fit if isinstance(X_fit, FusionInput) else FusionInput([], X_fit)
+    rows = rows_of(X_fit)
     if not rows.shape or not len(rows):
         raise FusionError("X_fit has no rows; leave it out to fuse without data.")
     if any(own is array for own in rows.arrays for array in scored.arrays):
@@ -214,7 +216,7 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, y: np.nd
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
-        row["parameters"] = _size(estimator.fused_model_)
+        row["estimator"], row["parameters"] = estimator, _size(estimator.fused_model_)
         row["score"] = _score(outputs(estimator.fused_model_, rows), y, "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"

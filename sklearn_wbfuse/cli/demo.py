@@ -1,12 +1,10 @@
-"""Command line: parse arguments, call the public API."""
+"""``wbfuse demo``: train small networks, fuse them, print a table and draw a picture."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +13,38 @@ import torch
 from sklearn.utils import Bunch
 from torch import nn
 
-from . import FusionInput, VanillaAveraging, WassersteinFusion, __version__
-from .datasets import load_digits, train_mlp
-from .fusion.data import outputs, score_outputs
-from .inspection import InterpolationDisplay
+from .. import FusionInput, VanillaAveraging, WassersteinFusion
+from ..datasets import load_digits, train_mlp
+from ..fusion.data import outputs, score_outputs
+from ..inspection import InterpolationDisplay
+from .options import seed
+from .text import aligned, timed
 
-__all__ = ["main"]
+__all__ = ["add_command", "run"]
 
 # Two hidden layers on scikit-learn's digits: two networks of equal widths and a wider one.
 SMALL, BETWEEN, LARGE = (64, 32), (96, 48), (128, 64)
 PICTURE = "wbfuse_demo.png"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``wbfuse``.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit code: 0; 1 if the demo's fused network does not beat the plain average; 2 for wrong arguments.
-    """
-    parser = argparse.ArgumentParser(prog="wbfuse", description="Fuse trained PyTorch networks into one.")
-    parser.add_argument("--version", action="version", version=f"wbfuse {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    demo = commands.add_parser(
+def add_command(commands: Any) -> None:
+    """Add the command to those of a parser."""
+    parser = commands.add_parser(
         "demo",
         help="train small networks on digits, fuse them and show what comes out",
         description="Train three small networks of different seeds and widths on scikit-learn's digits, fuse them, print a "
         f"table and draw {PICTURE}. Takes seconds. Exits 1 unless the fused network beats the plain average.",
     )
-    demo.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes (default: here)")
-    demo.add_argument("--seed", type=_seed, default=0, help="seed of the first network (default: 0)")
-    demo.set_defaults(run=run_demo)
-    arguments = parser.parse_args(argv)
-    if not hasattr(arguments, "run"):
-        parser.print_help()
-        return 2
-    return arguments.run(arguments)
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes (default: here)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the first network (default: 0)")
+    parser.set_defaults(run=run)
 
 
-def run_demo(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """``wbfuse demo``: train, fuse, print the table, draw the picture."""
     folder = arguments.output
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        print(f"wbfuse demo: error: {folder} is not a folder that can be written to", file=sys.stderr)
-        return 2
+        raise OSError(f"{folder} is not a folder that can be written to.")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks this small are faster on one
     try:
@@ -78,12 +58,12 @@ def _demo(folder: Path, seed: int) -> int:
 
     def train(name: str, hidden: Sequence[int], seed: int) -> nn.Module:
         widths = (data.X_train.shape[1], *hidden, 10)
-        model, seconds = _timed(f"training {name}", lambda: train_mlp(data.X_train, data.y_train, widths, seed))
+        model, seconds = timed(f"training {name}", lambda: train_mlp(data.X_train, data.y_train, widths, seed))
         rows.add(f"{name}, a parent (seed {seed})", [model], data, seconds)
         return model
 
     def fuse(name: str, estimator: Any, models: list[nn.Module]) -> tuple[Any, float]:
-        fusion, seconds = _timed(name, lambda: estimator.fit(models))
+        fusion, seconds = timed(name, lambda: estimator.fit(models))
         return fusion, rows.add(name, [fusion.fused_model_], data, seconds)
 
     train_mlp(data.X_train, data.y_train, (64, 2, 10), epochs=1)  # PyTorch loads parts of itself: not part of A's seconds
@@ -137,13 +117,7 @@ class Rows:
         return accuracy
 
     def __str__(self) -> str:
-        lengths = [max(map(len, column)) for column in zip(*self.cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
-            for row in self.cells
-        ]
-        lines.insert(1, "  ".join("-" * n for n in lengths))
-        return "\n".join(line.rstrip() for line in lines)
+        return aligned(self.cells, 2)
 
 
 def _mean_softmax(models: list[nn.Module], X: Any) -> np.ndarray:
@@ -161,18 +135,3 @@ def _draw(fusion: Any, pair: list[nn.Module], data: Bunch, path: Path) -> str:
         return f"No picture: {error}"
     display.figure_.savefig(path, dpi=200)
     return f"Error along the line between A and B, before and after they are aligned: {path}"
-
-
-def _timed(what: str, action: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of an action and its seconds; says what is going on if somebody is watching."""
-    if sys.stderr.isatty():
-        print(f"{what} ...", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    result = action()
-    return result, time.perf_counter() - start
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**32 - 1. Got {text!r}.")
-    return int(text)

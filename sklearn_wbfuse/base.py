@@ -1,0 +1,58 @@
+"""What every estimator of this library adds to scikit-learn's: hints for misspelt names, and a link to its documentation."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from sklearn.utils._param_validation import InvalidParameterError, StrOptions
+
+__all__ = ["HelpfulMixin", "did_you_mean"]
+
+
+def did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """A hint at the name that is closest to a misspelt one, to be put behind an error message; empty if there is none.
+
+    Examples
+    --------
+    >>> did_you_mean("rn.l0", ["rnn.l0", "fc"])
+    " Did you mean 'rnn.l0'?"
+    >>> did_you_mean("conv", ["rnn.l0", "fc"])
+    ''
+    """
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class HelpfulMixin:
+    """Goes before ``BaseEstimator``."""
+
+    _doc_link_module = "sklearn_wbfuse"
+    _doc_link_template = "https://sklearn-wbfuse.readthedocs.io/en/latest/generated/{page}.html"
+
+    def _doc_link_url_param_generator(self) -> dict[str, str]:
+        name, (package, *parts) = type(self).__name__, type(self).__module__.split(".")
+        public = hasattr(sys.modules[package], name)
+        return {"page": ".".join([package, name] if public else [package, parts[0], name])}
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters by name; ``a__b`` is parameter b of the estimator that is parameter a."""
+        valid = self.get_params(deep=True)  # type: ignore[attr-defined]
+        for name in params:
+            if name.partition("__")[0] not in valid:
+                hint = did_you_mean(name, valid)
+                raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(valid)}.{hint}")
+        return super().set_params(**params)  # type: ignore[misc]
+
+    def _validate_params(self) -> None:
+        try:
+            super()._validate_params()  # type: ignore[misc]
+        except InvalidParameterError as error:
+            for name, constraints in self._parameter_constraints.items():  # type: ignore[attr-defined]
+                options = [o for c in constraints if isinstance(c, StrOptions) for o in c.options]
+                value = getattr(self, name)
+                if isinstance(value, str) and f"{name!r} parameter" in str(error):
+                    raise InvalidParameterError(f"{error}{did_you_mean(value, options)}") from None
+            raise

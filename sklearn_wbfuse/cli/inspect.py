@@ -1,0 +1,73 @@
+"""``wbfuse inspect``: what a file or a saved fusion holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import discover, load
+from ..exceptions import FusionError
+from .checkpoints import Template, build, network_of, read
+from .fuse import example_inputs
+from .options import add_model_options
+from .summary import described, summary
+
+__all__ = ["add_command", "run"]
+
+_EXAMPLE = """example:
+  wbfuse inspect fused                              what a saved fusion says of itself
+  wbfuse inspect fused --model train.py:Net         the same, and its neuron groups, found again and checked
+  wbfuse inspect a.pt --model train.py:Net          the neuron groups of a network: the names that --widths takes
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to those of a parser."""
+    parser = commands.add_parser(
+        "inspect",
+        help="show the neuron groups of a network, or what a saved fusion holds",
+        description="Show the neuron groups of a network in a file; of a saved fusion its parents, widths and couplings too, "
+        "for which no code is needed.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, metavar="MODEL", help="a file as for wbfuse fuse, or the folder of a saved fusion")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what there is."""
+    path = arguments.path
+    if path.is_dir():
+        print(_of_fusion(path))
+        if arguments.model is not None:
+            fusion = load(path, model=build(arguments.model))
+            fusion = getattr(fusion, "fusion_", fusion)
+            print(f"\n{_parameters(fusion.fused_model_)}, neuron groups:\n\n{fusion.graph_}")
+        return 0
+    if not path.exists():
+        raise FusionError(f"There is no file {path}.")
+    inputs = example_inputs(arguments.input_shape)
+    template = None if arguments.model is None else Template(build(arguments.model), inputs)
+    checkpoint = read(path, arguments.trust_pickle)
+    network = network_of(checkpoint, template)
+    print(f"{checkpoint}\n{_parameters(network)}, neuron groups:\n\n{discover(network, inputs)}")
+    return 0
+
+
+def _parameters(network: nn.Module) -> str:
+    return f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()):,} parameters"
+
+
+def _of_fusion(folder: Path) -> str:
+    content = described(folder)
+    parents = "\n".join(f"parent {i}: fingerprint {p['fingerprint']}" for i, p in enumerate(content["parents"]))
+    return (
+        f"{folder}: {len(content['parents'])} networks fused, {content['values']:,} values; saved by sklearn_wbfuse "
+        f"{content['library_version']} with PyTorch {content['torch_version']}\n{content['fusion']}\n"
+        f"energy {content['energy']:.6g} after {content['n_iter']} sweeps\n\n{parents}\n\n{summary(folder)}"
+    )

@@ -1,0 +1,64 @@
+"""A saved fusion in a few lines: widths, and what happened to the neurons of each parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..couplings import Coupling
+from ..exceptions import FusionError
+from ..persistence import decoded, read_folder
+from .text import aligned
+
+__all__ = ["described", "summary"]
+
+_SHOWN = 4  # parents that have a column
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What the description says of the innermost fusion: `fusion` is its repr, `parents` hold couplings, `values` are counted.
+
+    Raises
+    ------
+    FusionError
+        The save is of something else than a fusion.
+    """
+    content, state, tensors = read_folder(folder)
+    body = content
+    while "graphs" not in body.get("fitted", {}):
+        inner = [v["$estimator"] for v in body.get("fitted", {}).values() if isinstance(v, dict) and "$estimator" in v]
+        if not inner:
+            raise FusionError(f"{folder} holds a {content['estimator']}, not a fusion; read it by sklearn_wbfuse.load.")
+        body = inner[0]
+    fitted, options = body["fitted"], {key: body[key] for key in ("estimator", "parameters")}
+    shown = " ".join(repr(decoded({"$estimator": options}, tensors)).split())
+    values = sum(t.numel() for t in state.values())
+    return {**content, **fitted, "fusion": shown, "parents": decoded(fitted["parents"], tensors), "values": values}
+
+
+def summary(folder: Path) -> str:
+    """The groups as a table: widths, and per parent how its neurons were coupled."""
+    content = described(folder)
+    sizes = {name: row["size"] for name, row in content["graphs"][0].items()}
+    shown = content["parents"][:_SHOWN]
+    rows = [("group", "width", *(f"parent {i}" for i in range(len(shown))))]
+    for name, size in sizes.items():
+        rows.append((name, f"{size}", *(_cell(parent, name) for parent in shown)))
+    text = aligned(rows, 1)
+    more = len(content["parents"]) - len(shown)
+    return text + (f"\n... and {more} more parents" if more else "")
+
+
+def _cell(parent: Mapping[str, Any], name: str) -> str:
+    coupling: Coupling = parent["couplings"][name]
+    rows, columns = coupling.shape
+    if not coupling.is_permutation:
+        moved = f", {1 - np.trace(coupling.mass):.0%} of the mass moved" if rows == columns else ""
+        return f"{columns} by a plan{moved}"
+    moved_units = int(np.sum(coupling.index != np.arange(rows)))
+    flipped = 0 if coupling.signs is None else int(np.sum(coupling.signs < 0))
+    words = [f"{moved_units} moved" if moved_units else "in place", *([f"{flipped} with signs"] if flipped else [])]
+    return f"{columns}, {', '.join(words)}"

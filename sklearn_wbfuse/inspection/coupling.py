@@ -1,0 +1,177 @@
+"""The coupling of one neuron group as a heat map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from ..base import did_you_mean
+from ..exceptions import FusionError, GroupNameError
+from .figures import BLUE, VERMILION, colour_map, new_axes
+
+__all__ = ["CouplingDisplay"]
+
+MAX_CELLS = 128  # along an axis; in a figure of 3 inches a cell is then 1.7 points wide, and a single one can be seen
+
+
+class CouplingDisplay:
+    r"""Heat map of a coupling: which source neurons make up each target neuron.
+
+    Shown is the share that source neuron s has in target neuron t,
+
+    .. math:: S_{ts} = n\,\Pi_{ts}, \qquad \sum_s |S_{ts}| = 1,
+
+    for a coupling :math:`\Pi` of shape (n, n_source) and mass 1: an entry of 1 is one whole neuron, -1 one that changes its
+    sign. Target neurons are sorted by the source neuron that has the largest share in them, then by the mean position of their
+    mass, so that a permutation shows as a diagonal. What lies beside the diagonal are merged or split neurons.
+
+    Parameters
+    ----------
+    plan : array-like of shape (n_target, n_source)
+        :math:`\Pi`, negative where a neuron changes its sign.
+    group : str, optional
+        Name of the neuron group, for the title.
+    source, target : str
+        Whose neurons the columns and rows are, for the labels of the axes.
+
+    Attributes
+    ----------
+    order : ndarray of shape (n_target,)
+        Row r of the picture is target neuron ``order[r]``.
+    shares : ndarray of shape (n_target, n_source)
+        S with sorted rows, as shown.
+    ax_, figure_, image_ : Axes, Figure, AxesImage
+        What was drawn last.
+    colorbar_ : Colorbar or None
+
+    Raises
+    ------
+    FusionError
+        If `plan` is no matrix of finite numbers.
+
+    Examples
+    --------
+    >>> display = CouplingDisplay([[0, 0.5], [0.5, 0]])
+    >>> display.order
+    array([1, 0])
+    >>> display.shares
+    array([[1., 0.],
+           [0., 1.]])
+    """
+
+    def __init__(self, plan: ArrayLike, *, group: str | None = None, source: str = "source", target: str = "target"):
+        self.plan = np.asarray(plan, dtype=float)
+        if self.plan.ndim != 2 or not self.plan.size or not np.isfinite(self.plan).all():
+            raise FusionError(f"plan must be a matrix of finite numbers. Got an array of shape {self.plan.shape}.")
+        self.group, self.source, self.target = group, source, target
+        mass = np.abs(self.plan)
+        centre = mass @ np.arange(mass.shape[1]) / np.maximum(mass.sum(1), np.finfo(float).tiny)
+        self.order = np.lexsort([centre, mass.argmax(1)])
+        self.shares = len(self.plan) * self.plan[self.order]
+
+    @classmethod
+    def from_estimator(
+        cls, fusion: Any, group: str | None = None, *, model: int = -1, ax: Any = None, colorbar: bool = True
+    ) -> CouplingDisplay:
+        """Draw a coupling of a fitted fusion.
+
+        Parameters
+        ----------
+        fusion : fitted estimator
+            A fusion, or a predictor such as `FusionClassifier`.
+        group : str, optional
+            Name of a neuron group, as ``fusion.graph_`` lists them; the first by default.
+        model : int, default=-1
+            Which parent, by its position; the last by default, since the fused network often has the order of the first.
+        ax, colorbar
+            As in `plot`.
+
+        Returns
+        -------
+        CouplingDisplay
+
+        Raises
+        ------
+        GroupNameError
+            If there is no such group.
+        FusionError
+            If there is no such parent.
+        ImportError
+            If matplotlib is not installed.
+        """
+        fusion = getattr(fusion, "fusion_", fusion)
+        check_is_fitted(fusion, "couplings_")
+        count = len(fusion.couplings_)
+        if not -count <= model < count:
+            raise FusionError(f"model={model} is out of range: the fusion has parents 0 to {count - 1}.")
+        couplings = fusion.couplings_[model]
+        names = list(couplings)
+        if not names:
+            raise GroupNameError("The network has no neuron groups, so nothing was coupled.")
+        group = names[0] if group is None else group
+        if group not in couplings:
+            raise GroupNameError(f"group names the group {group!r}, but the network has {names}.{did_you_mean(group, names)}")
+        source = f"parent {model % count}"
+        return cls(couplings[group], group=group, source=source, target="fused network").plot(ax, colorbar=colorbar)
+
+    def plot(self, ax: Any = None, *, colorbar: bool = True) -> CouplingDisplay:
+        """Draw the heat map.
+
+        Shares are white at 0 and blue; where neurons change their sign, vermilion is positive and blue negative. Cells of large
+        couplings show the share of largest magnitude among several neurons, so that single ones are not lost.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+        colorbar : bool, default=True
+
+        Returns
+        -------
+        CouplingDisplay
+            Itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        if ax is None:
+            (ax,) = new_axes(3.9 if colorbar else 3.3, 3.3)
+        signed, largest = bool((self.shares < 0).any()), float(np.abs(self.shares).max())
+        limit = 1.0 if 0.5 <= largest <= 1 or not largest else largest  # 1 where it can be, so that pictures compare
+        rows, columns = self.shares.shape
+        down, across = (-(-size // MAX_CELLS) for size in self.shares.shape)  # neurons per cell
+        cells = _pooled(_pooled(self.shares, down).T, across).T
+        self.ax_, self.figure_, self.colorbar_ = ax, ax.figure, None
+        self.image_ = ax.imshow(
+            cells,
+            cmap=colour_map(BLUE, "white", VERMILION) if signed else colour_map("white", BLUE),
+            vmin=-limit if signed else 0,
+            vmax=limit,
+            extent=(0.5, across * cells.shape[1] + 0.5, down * cells.shape[0] + 0.5, 0.5),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        ax.set_xlim(0.5, columns + 0.5)
+        ax.set_ylim(rows + 0.5, 0.5)
+        ax.set_xlabel(f"Neuron of {self.source}")
+        ax.set_ylabel(f"Neuron of {self.target}, sorted")
+        ax.set_xticks(sorted({1, columns}))
+        ax.set_yticks(sorted({1, rows}))
+        if self.group is not None:
+            ax.set_title(self.group, fontsize="medium")
+        if colorbar:
+            label = "Share in the row" + (", with its sign" if signed else "")
+            self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax, label=label, shrink=0.8)
+        return self
+
+
+def _pooled(values: np.ndarray, step: int) -> np.ndarray:
+    """Of each `step` rows one: the entries of largest magnitude."""
+    starts = np.arange(0, len(values), step)
+    highest, lowest = (choose.reduceat(values, starts, axis=0) for choose in (np.maximum, np.minimum))
+    return np.where(highest >= -lowest, highest, lowest)

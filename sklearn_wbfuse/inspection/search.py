@@ -1,0 +1,287 @@
+"""Scores of a fitted search over one or two of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from ..exceptions import FusionError
+from .candidates import chosen_params, key, label, last_rounds, scoring_of, short_names, sorted_values, varying, without
+from .figures import BLUE, VERMILION, colour_map, new_axes
+
+__all__ = ["GridSearchDisplay"]
+
+MOST_NUMBERS = 150  # cells with a number written into them
+
+
+class GridSearchDisplay:
+    r"""Scores of a search: a line over one parameter, or a heat map over two.
+
+    A score is the mean over k folds. Where several candidates share the values of the parameters that are shown, since the
+    search went over others too, the best of them stands for all, and the title says so. Bars are standard errors,
+    :math:`s / \sqrt{k - 1}` with the ``std_test_score`` s of scikit-learn; the same parents are scored in all folds, so they
+    tell of the rows alone.
+
+    Use `from_estimator` to draw a search.
+
+    Parameters
+    ----------
+    params : list of str
+        One or two names.
+    values : list of list
+        For each parameter its values, in the order of the axes of `scores`.
+    scores : array-like of shape (n_first,) or (n_first, n_second)
+        NaN where all candidates failed.
+    errors : array-like of the shape of `scores`, optional
+        Standard errors.
+    tried : array-like of bool of the shape of `scores`, optional
+        False where there was no candidate; true everywhere by default.
+    best : tuple of int, optional
+        Where the best candidate stands in `scores`; None if it lacks a parameter.
+    without : dict of str to float, optional
+        Scores of candidates that lack a parameter, by what they have instead.
+    others : list of str
+        Searched parameters that the scores are the best over.
+    score_name : str
+
+    Attributes
+    ----------
+    ax_, figure_ : Axes, Figure
+        What was drawn last.
+
+    Raises
+    ------
+    FusionError
+        If the shapes do not fit together.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> X, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 5
+    >>> search = GridSearchCV(Ridge(), {"alpha": [1, 10, 0.1]}, cv=3).fit(X, y)
+    >>> display = GridSearchDisplay.from_estimator(search)
+    >>> display.params, display.values, display.scores.shape
+    (['alpha'], [[0.1, 1, 10]], (3,))
+    """
+
+    def __init__(
+        self,
+        params: Sequence[str],
+        values: Sequence[Sequence[Any]],
+        scores: ArrayLike,
+        *,
+        errors: ArrayLike | None = None,
+        tried: ArrayLike | None = None,
+        best: tuple[int, ...] | None = None,
+        without: Mapping[str, float] | None = None,
+        others: Sequence[str] = (),
+        score_name: str = "Score, mean over the folds",
+    ):
+        self.params, self.values = list(params), [list(own) for own in values]
+        self.scores = np.asarray(scores, dtype=float)
+        self.errors = None if errors is None else np.asarray(errors, dtype=float)
+        self.tried = np.ones(self.scores.shape, dtype=bool) if tried is None else np.asarray(tried, dtype=bool)
+        self.best, self.without, self.others, self.score_name = best, dict(without or {}), list(others), score_name
+        shape = tuple(map(len, self.values))
+        if len(self.params) != len(shape) or len(shape) not in (1, 2) or self.scores.shape != shape:
+            raise FusionError(
+                f"One or two parameters need scores over all their values, of shape {shape} for {self.params}. "
+                f"Got scores of shape {self.scores.shape}."
+            )
+
+    @classmethod
+    def from_estimator(
+        cls, search: Any, params: str | Sequence[str] | None = None, *, scoring: str | None = None, ax: Any = None
+    ) -> GridSearchDisplay:
+        """Draw a fitted search of scikit-learn: `GridSearchCV`, `HalvingGridSearchCV` or their randomised versions.
+
+        Of a halving search, each candidate has the score of the last round that it was in.
+
+        Parameters
+        ----------
+        search : fitted search
+            Anything with the `cv_results_` of scikit-learn's searches.
+        params : str or list of one or two str, optional
+            Searched parameters to show, rows before columns; by default one or two that take several values, numbers
+            preferred.
+        scoring : str, optional
+            Which score, of a search with several; by default the one that `refit` names, else the first.
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        GridSearchDisplay
+
+        Raises
+        ------
+        FusionError
+            If a parameter was not searched, or none varies.
+        ImportError
+            If matplotlib is not installed.
+        """
+        check_is_fitted(search, "cv_results_")
+        name = scoring_of(search, scoring)
+        mean, deviation = (search.cv_results_[f"{kind}_test_{name}"] for kind in ("mean", "std"))
+        kept = last_rounds(search.cv_results_)
+        candidates = [search.cv_results_["params"][i] for i in kept]
+        shown = chosen_params(params, candidates)
+        inside = [all(param in own for param in shown) for own in candidates]
+        have = [own for own, complete in zip(candidates, inside, strict=True) if complete]
+        values = [sorted_values([own[param] for own in have]) for param in shown]
+        places = [{key(value): place for place, value in enumerate(own)} for own in values]
+        scores, errors = np.full((2, *map(len, values)), np.nan)
+        tried, at = np.zeros(scores.shape, dtype=bool), {}
+        for i, own, complete in zip(kept, candidates, inside, strict=True):
+            if complete:
+                at[i] = place = tuple(order[key(own[param])] for order, param in zip(places, shown, strict=True))
+                tried[place] = True
+                if not (np.isnan(mean[i]) or scores[place] >= mean[i]):
+                    scores[place] = mean[i]
+                    errors[place] = deviation[i] / np.sqrt(search.n_splits_ - 1) if search.n_splits_ > 1 else np.nan
+        free, best = varying(candidates), _best(search, name, mean, kept)
+        lacking = [j for j, complete in enumerate(inside) if not complete]
+        return cls(
+            shown,
+            values,
+            scores,
+            errors=errors,
+            tried=tried,
+            best=None if best is None else at.get(best),
+            without=without([candidates[j] for j in lacking], [mean[kept[j]] for j in lacking], free),
+            others=[param for param in varying(have) if param not in shown],
+            score_name=f"{'Score' if name == 'score' else name}, mean over the folds",
+        ).plot(ax)
+
+    def plot(self, ax: Any = None) -> GridSearchDisplay:
+        """Draw the line, or the heat map with its numbers, and mark the best candidate.
+
+        Candidates that failed are named as such. Those that lack a parameter are dashed lines beside the line, and in the
+        title of the heat map. Its colours span at least four standard errors, so that cells that differ by noise look alike.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        GridSearchDisplay
+            Itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        if ax is None:
+            (ax,) = new_axes(4.8, 3.2 if self.scores.ndim == 1 else max(2.4, min(1.2 + 0.42 * len(self.scores), 6)))
+        self.ax_, self.figure_ = ax, ax.figure
+        names, notes = short_names(self.params), []
+        if self.others:
+            notes.append(f"Best over {' and '.join(short_names(self.others))}")
+        if self.scores.ndim == 1:
+            self._draw_line(ax)
+            ax.set(xlabel=names[0], ylabel=self.score_name)
+        else:
+            self._draw_map(ax)
+            ax.set(xlabel=names[1], ylabel=names[0])
+            notes = [self.score_name, *notes, *(f"{name}: {_number(score)}" for name, score in self.without.items())]
+        ax.set_title("\n".join(notes), fontsize="medium")
+        return self
+
+    def _draw_line(self, ax: Any) -> None:
+        values, places = self.values[0], np.arange(len(self.scores), dtype=float)
+        scale = _scale(values)
+        if scale is not None:
+            places = np.asarray(values, dtype=float)
+            ax.set_xscale(scale[0], **scale[1])
+        else:
+            ax.set_xlim(-0.6, len(places) - 0.4)
+        ax.errorbar(places, self.scores, self.errors, fmt="o" if scale is None else "o-", color=BLUE, capsize=3)
+        for place in places[np.isnan(self.scores)]:
+            ax.axvline(place, color="0.8", linewidth=1, zorder=0)
+            ax.text(place, 0.02, "failed", transform=ax.get_xaxis_transform(), ha="center", rotation=90, backgroundcolor="white")
+        if self.best is not None and np.isfinite(self.scores[self.best]):
+            ax.plot(
+                places[self.best],
+                self.scores[self.best],
+                "o",
+                markersize=11,
+                markerfacecolor="none",
+                markeredgecolor=VERMILION,
+                markeredgewidth=1.8,
+                label="best",
+            )
+        for name, score, shade in zip(self.without, self.without.values(), ("black", "0.4", "0.6"), strict=False):
+            ax.axhline(score, color=shade, linestyle="--", label=name if np.isfinite(score) else f"{name}: failed")
+        _name_ticks(ax, places, values)
+        ax.set_xticks([], minor=True)
+        ax.spines[["top", "right"]].set_visible(False)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False)
+
+    def _draw_map(self, ax: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        low, high = self._limits()
+        image = ax.imshow(self.scores, cmap=colour_map("white", BLUE), vmin=low, vmax=high, aspect="auto")
+        ax.set_yticks(np.arange(len(self.values[0])), [label(value) for value in self.values[0]])
+        _name_ticks(ax, np.arange(len(self.values[1])), self.values[1])
+        if self.scores.size > MOST_NUMBERS:
+            ax.figure.colorbar(image, ax=ax)
+        for place in np.argwhere(self.tried):
+            score = self.scores[tuple(place)]
+            if self.scores.size <= MOST_NUMBERS or np.isnan(score):
+                red, green, blue, _ = (0.9,) * 4 if np.isnan(score) else image.cmap(image.norm(score))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+                ax.text(*place[::-1], _number(score), ha="center", va="center", color="white" if dark else "black")
+        if self.best is not None and np.isfinite(self.scores[self.best]):
+            row, column = self.best
+            ax.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, clip_on=False)
+            )
+
+    def _limits(self) -> tuple[float, float]:
+        """Scores of the darkest and the lightest colour: at least four standard errors apart, so that noise looks alike."""
+        finite = self.scores[np.isfinite(self.scores)]
+        if not len(finite):
+            return 0.0, 1.0
+        known = np.zeros(1) if self.errors is None else self.errors[np.isfinite(self.errors)]
+        room = 4 * float(np.median(known)) if len(known) else 0.0
+        more = max(room - float(np.ptp(finite)), 0.0) / 2
+        return float(finite.min()) - more, float(finite.max()) + more
+
+
+def _best(search: Any, scoring: str, scores: np.ndarray, kept: Sequence[int]) -> int | None:
+    """The search's own best candidate; where it has none for this score, the highest score."""
+    if hasattr(search, "best_index_") and getattr(search, "refit", None) in (scoring, True, False):
+        return int(search.best_index_)
+    finite = [i for i in kept if np.isfinite(scores[i])]
+    return max(finite, key=lambda i: scores[i]) if finite else None
+
+
+def _scale(values: Sequence[Any]) -> tuple[str, dict[str, Any]] | None:
+    """Scale of the axis of numbers, logarithmic where they span more than a decade; None for values that are no numbers."""
+    if not all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values):
+        return None
+    sizes = [abs(value) for value in values if value]
+    if len(sizes) < 2 or max(sizes) <= 10 * min(sizes):
+        return "linear", {}
+    return ("log", {}) if min(values) > 0 else ("symlog", {"linthresh": min(sizes), "linscale": 0.5})
+
+
+def _name_ticks(ax: Any, places: np.ndarray, values: Sequence[Any]) -> None:
+    """The values below the x axis, slanted where they are long."""
+    labels = [label(value) for value in values]
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 48 else {}
+    ax.set_xticks(places, labels, **slanted)
+
+
+def _number(score: float) -> str:
+    return "failed" if np.isnan(score) else f"{score:.3f}" if abs(score) < 100 else f"{score:.3g}"

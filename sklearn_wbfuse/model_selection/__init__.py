@@ -1,0 +1,7 @@
+"""Fusions under scikit-learn's searches: rows that carry models along, predictors, and tables of controls."""
+
+from ..fusion import FusionInput
+from .comparison import compare
+from .predictors import FusionClassifier, FusionRegressor
+
+__all__ = ["FusionClassifier", "FusionInput", "FusionRegressor", "compare"]

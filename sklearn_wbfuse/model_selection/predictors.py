@@ -1,0 +1,353 @@
+"""A fusion as a classifier or regressor of scikit-learn: it predicts with the fused network."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, RegressorMixin, _fit_context, clone
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ..base import HelpfulMixin
+from ..exceptions import FusionError
+from ..fusion import WassersteinFusion
+from ..fusion.data import FusionInput, as_array, class_scores, outputs, rows_of
+
+__all__ = ["FusionClassifier", "FusionRegressor"]
+
+
+class _Predictor(HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
+    """What classifier and regressor share: a clone of `fusion` is fitted, and its fused network run on rows."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        "fusion": [HasMethods(["fit", "set_params"]), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    fusion: Any
+    batch_size: int
+    fusion_: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        tags.no_validation = True
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; where `fusion` is None also those of the fusion that stands for it, so that searches find them."""
+        params = super().get_params(deep)
+        if deep and self.fusion is None:
+            params |= {f"fusion__{name}": value for name, value in WassersteinFusion().get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters by name; ``fusion__reg`` is `reg` of the fusion."""
+        if self.fusion is None and params.get("fusion") is None and any(name.startswith("fusion__") for name in params):
+            self.fusion = WassersteinFusion()
+        return super().set_params(**params)
+
+    @property
+    def fused_model_(self) -> nn.Module:
+        """The fused network."""
+        check_is_fitted(self)
+        return self.fusion_.fused_model_
+
+    def _fit_fusion(self, X: Any, y: Any) -> np.ndarray:
+        """Fit a clone of the fusion; what the fused network returns for a few rows."""
+        data = X if isinstance(X, FusionInput) else None
+        if y is not None:
+            if data is None:
+                raise FusionError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
+            if len(y) != len(data):
+                raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+        fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
+        self.fusion_ = fusion.fit(X)
+        if not hasattr(fusion, "fused_model_"):
+            raise TypeError(f"fusion={self.fusion!r} has no fused_model_ after fit; give one such as WassersteinFusion().")
+        return outputs(fusion.fused_model_, FusionInput([], tuple(fusion._inputs)) if data is None else data[:2])
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return outputs(self.fused_model_, rows_of(X), self.batch_size)
+
+
+class FusionClassifier(ClassifierMixin, _Predictor):
+    r"""Fuse networks into one and classify with it.
+
+    A network with outputs z of shape (n_samples, n_classes) gives class k the probability :math:`e^{z_k} / \sum_j e^{z_j}`: z
+    are logits or log-probabilities. Rows that are all probabilities already stay as they are. A single output z is the logit
+    of the second of two classes.
+
+    Parameters
+    ----------
+    fusion : estimator, optional
+        Any fusion of this library; ``WassersteinFusion()`` by default. It is cloned.
+    classes : array-like of shape (n_classes,), optional
+        Labels of the outputs, in the order of the outputs; 0, 1, ... by default.
+    batch_size : int, default=200
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+
+    Attributes
+    ----------
+    fusion_ : estimator
+        The fitted fusion, with `couplings_`, `graph_` and what else it has.
+    fused_model_ : Module
+        That of `fusion_`.
+    classes_ : ndarray of shape (n_classes,)
+        Labels in sorted order, which is the order of the columns of `predict_proba` and `decision_function`.
+
+    See Also
+    --------
+    compare : Fusions beside their controls, without a search.
+
+    Examples
+    --------
+    Which fusion, and which `reg`?
+
+    >>> import torch
+    >>> from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    >>> from sklearn_wbfuse import FusionInput, VanillaAveraging
+    >>> from sklearn_wbfuse.datasets import load_digits, train_mlp
+    >>> digits = load_digits()
+    >>> models = [train_mlp(digits.X_train, digits.y_train, (64, 32, 10), seed) for seed in (0, 1)]
+    >>> grid = [
+    ...     {"fusion": [WassersteinFusion()], "fusion__reg": [0, 1e-3]},
+    ...     {"fusion": [VanillaAveraging()]},
+    ... ]
+    >>> folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    >>> search = GridSearchCV(FusionClassifier(), grid, cv=folds).fit(FusionInput(models, digits.X_val), digits.y_val)
+    >>> search.best_params_["fusion"]
+    WassersteinFusion()
+    >>> search.predict_proba(digits.X_test).shape
+    (500, 10)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {**_Predictor._parameter_constraints, "classes": ["array-like", None]}
+
+    def __init__(self, fusion: Any = None, *, classes: ArrayLike | None = None, batch_size: int = 200):
+        self.fusion = fusion
+        self.classes = classes
+        self.batch_size = batch_size
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Fuse the models.
+
+        Parameters
+        ----------
+        X : FusionInput, or list of Module
+            The models, and rows if there are any.
+        y : array-like of shape (n_samples,), optional
+            Labels. They are checked and not learnt from.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        FusionError
+            If the network is no classifier, or `classes` or `y` does not fit to its outputs.
+        """
+        labels = None if y is None else column_or_1d(as_array(y), warn=True)
+        if labels is not None:
+            check_classification_targets(labels)
+        scores = class_scores(self._fit_fusion(X, labels))
+        count = scores.shape[1]
+        given = np.arange(count) if self.classes is None else as_array(self.classes)
+        if given.ndim != 1 or len(np.unique(given)) != len(given):
+            raise FusionError(f"classes must be a list of labels that are all different. Got {self.classes!r}.")
+        if len(given) != count:
+            raise FusionError(f"classes has {len(given)} labels, but the network tells {count} classes apart.")
+        self.classes_, self._order = np.unique(given, return_index=True)
+        # cross_val_predict hands over positions in the sorted classes instead of labels
+        if labels is not None and not np.isin(labels, np.arange(count)).all():
+            self._check_known(labels)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of rows.
+
+        Parameters
+        ----------
+        X : FusionInput, or array-like of shape (n_samples, ...)
+            Models that a FusionInput carries are not looked at.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        NonFiniteError
+            If outputs are NaN.
+        """
+        best = self._scores(X).argmax(1)
+        return self.classes_[best]
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Outputs of the network in the order of `classes_`; for two classes the second less the first.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes in the order of `classes_`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        scores = self._scores(X)
+        return scores if _are_probabilities(scores) else softmax(scores, axis=1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of `predict_proba`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        scores = self._scores(X)
+        with np.errstate(divide="ignore"):
+            return np.log(scores) if _are_probabilities(scores) else log_softmax(scores, axis=1)
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy.
+
+        Parameters
+        ----------
+        X : FusionInput, or array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Raises
+        ------
+        FusionError
+            If `y` holds a label that is not in `classes_`.
+        """
+        predicted, labels = self.predict(X), column_or_1d(as_array(y))
+        self._check_known(labels)
+        return float(accuracy_score(labels, predicted, sample_weight=sample_weight))
+
+    def _scores(self, X: Any) -> np.ndarray:
+        return class_scores(self._outputs(X))[:, self._order]
+
+    def _check_known(self, labels: np.ndarray) -> None:
+        unknown = np.setdiff1d(labels, self.classes_)
+        if len(unknown):
+            raise FusionError(
+                f"y holds {unknown[:5].tolist()}, but the classes are {_few(self.classes_)}; relabel y, or say which labels the "
+                "outputs stand for: FusionClassifier(classes=[...])."
+            )
+
+
+class FusionRegressor(RegressorMixin, _Predictor):
+    """Fuse networks into one and predict continuous targets with it.
+
+    Parameters
+    ----------
+    fusion : estimator, optional
+        Any fusion of this library; ``WassersteinFusion()`` by default. It is cloned.
+    batch_size : int, default=200
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+
+    Attributes
+    ----------
+    fusion_ : estimator
+        The fitted fusion, with `couplings_`, `graph_` and what else it has.
+    fused_model_ : Module
+        That of `fusion_`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_wbfuse import FusionInput
+    >>> _ = torch.manual_seed(0)
+    >>> model, X = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)), torch.randn(20, 3)
+    >>> regressor = FusionRegressor().fit(FusionInput([model, model], X))
+    >>> regressor.predict(X).shape, regressor.score(X, model(X).detach())
+    ((20,), 1.0)
+    """
+
+    def __init__(self, fusion: Any = None, *, batch_size: int = 200):
+        self.fusion = fusion
+        self.batch_size = batch_size
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Fuse the models.
+
+        Parameters
+        ----------
+        X : FusionInput, or list of Module
+            The models, and rows if there are any.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), optional
+            Targets. They are checked and not learnt from.
+
+        Returns
+        -------
+        self
+        """
+        if y is not None:
+            check_array(as_array(y), dtype="numeric", ensure_2d=False, allow_nd=True, input_name="y")
+        self._fit_fusion(X, y)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Outputs of the network.
+
+        Parameters
+        ----------
+        X : FusionInput, or array-like of shape (n_samples, ...)
+            Models that a FusionInput carries are not looked at.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_targets)
+        """
+        predicted = self._outputs(X)
+        return predicted[:, 0] if predicted.ndim == 2 and predicted.shape[1] == 1 else predicted
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """R2, the mean over targets.
+
+        Parameters
+        ----------
+        X : FusionInput, or array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Raises
+        ------
+        FusionError
+            If there are not as many targets as outputs.
+        """
+        predicted, targets = self.predict(X), as_array(y)
+        if predicted.size != targets.size:
+            raise FusionError(f"y has shape {targets.shape}, but the predictions have {predicted.shape}.")
+        n = len(predicted)
+        return float(r2_score(targets.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
+
+
+def _are_probabilities(scores: np.ndarray) -> bool:
+    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
+
+
+def _few(classes: np.ndarray) -> str:
+    shown = classes[:10].tolist()
+    return f"{shown}" if len(classes) <= 10 else f"{shown} and {len(classes) - 10} more"

@@ -1,0 +1,20 @@
+"""Fitted estimators on disk: safetensors and JSON, nothing that runs when it is read."""
+
+from .estimators import PersistenceMixin, decoded, load
+from .files import FILES, check_writable, read_folder, read_tensors
+from .networks import example_outputs, fill, group_table, resized_to, restored_network
+
+__all__ = [
+    "FILES",
+    "PersistenceMixin",
+    "check_writable",
+    "decoded",
+    "example_outputs",
+    "fill",
+    "group_table",
+    "load",
+    "read_folder",
+    "read_tensors",
+    "resized_to",
+    "restored_network",
+]

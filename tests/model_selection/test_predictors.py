@@ -1,0 +1,178 @@
+"""FusionClassifier and FusionRegressor: they predict what the fused network computes, in scikit-learn's conventions."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import MLP, Recurrent, disguised, randomised
+from scipy.special import softmax
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
+from torch import nn
+
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+
+N = 40
+
+
+def pair(outputs=3, seed=0):
+    """Networks that are permuted copies of one another, and rows; the fused network is the first."""
+    rng = np.random.default_rng(seed)
+    model = randomised(MLP([5, 7, 6, outputs]), rng)
+    return [model, disguised(model, rng)], rng.normal(size=(N, 5))
+
+
+def logits(model, X):
+    with torch.no_grad():
+        return model(torch.as_tensor(X)).numpy()
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(2, 5), st.integers(1, N + 1))
+def test_predictions_are_those_of_the_network_whatever_the_batches(seed, outputs, batch_size):
+    models, X = pair(outputs, seed)
+    z = logits(models[0], X)
+    classifier = FusionClassifier(batch_size=batch_size).fit(FusionInput(models, X), z.argmax(1))
+    np.testing.assert_array_equal(classifier.predict(X), z.argmax(1))
+    np.testing.assert_allclose(classifier.predict_proba(X), softmax(z, axis=1), atol=1e-8)
+    np.testing.assert_allclose(classifier.predict_log_proba(X), np.log(softmax(z, axis=1)), atol=1e-7)
+    decision = z[:, 1] - z[:, 0] if outputs == 2 else z
+    np.testing.assert_allclose(classifier.decision_function(X), decision, atol=1e-8)
+    assert classifier.score(X, z.argmax(1)) == 1.0
+    regressor = FusionRegressor(batch_size=batch_size).fit(FusionInput(models, X), z)
+    np.testing.assert_allclose(regressor.predict(FusionInput([], X)), z, atol=1e-8)
+    assert regressor.score(X, z) == pytest.approx(1.0)
+
+
+@given(st.integers(0, 2**31 - 1), st.permutations(["ant", "bee", "cat", "dog"]))
+def test_columns_follow_the_sorted_labels_whatever_the_order_of_the_outputs(seed, classes):
+    models, X = pair(4, seed)
+    z, names = logits(models[0], X), np.array(classes)
+    y = names[z.argmax(1)]
+    classifier = FusionClassifier(classes=classes).fit(FusionInput(models, X), y)
+    assert classifier.classes_.tolist() == ["ant", "bee", "cat", "dog"]
+    np.testing.assert_array_equal(classifier.predict(X), y)
+    np.testing.assert_array_equal(classifier.classes_[classifier.predict_proba(X).argmax(1)], y)
+    for column, name in enumerate(classifier.classes_):
+        np.testing.assert_allclose(classifier.decision_function(X)[:, column], z[:, classes.index(name)], atol=1e-8)
+    assert classifier.score(X, y) == 1.0 and classifier.score(X, np.roll(y, 1)) == np.mean(y == np.roll(y, 1))
+
+
+@pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_single_logit_tells_two_classes(classes, flat):
+    models, X = pair(1)
+    if flat:
+        models = [nn.Sequential(m, nn.Flatten(0)) for m in models]
+    z = logits(models[0], X).reshape(-1)
+    names = np.array([0, 1] if classes is None else classes)
+    y = names[(z > 0).astype(int)]
+    classifier = FusionClassifier(classes=classes).fit(FusionInput(models, X), y)
+    np.testing.assert_array_equal(classifier.predict(X), y)
+    positive = 1 / (1 + np.exp(-z)) if classifier.classes_[1] == names[1] else 1 / (1 + np.exp(z))
+    np.testing.assert_allclose(classifier.predict_proba(X)[:, 1], positive, atol=1e-8)
+    assert classifier.decision_function(X).shape == (N,)
+    np.testing.assert_array_equal(classifier.decision_function(X) > 0, y == classifier.classes_[1])
+
+
+def test_probabilities_stay_probabilities():
+    models, X = pair(3)
+    ready = [nn.Sequential(m, nn.Softmax(1)) for m in models]
+    classifier = FusionClassifier().fit(FusionInput(ready, X))
+    np.testing.assert_allclose(classifier.predict_proba(X), softmax(logits(models[0], X), axis=1), atol=1e-8)
+    np.testing.assert_allclose(classifier.predict_log_proba(X), np.log(classifier.predict_proba(X)), atol=1e-8)
+
+
+def test_one_target_gives_one_dimension():
+    models, X = pair(1)
+    regressor = FusionRegressor().fit(FusionInput(models, X))
+    assert regressor.predict(X).shape == (N,)
+    for y in (logits(models[0], X), logits(models[0], X)[:, 0]):
+        assert regressor.score(X, y) == pytest.approx(1.0)
+
+
+def test_scores_are_scikit_learns_and_those_of_the_fusion():
+    models, X = pair(3)
+    models[1] = randomised(MLP([5, 7, 6, 3]), np.random.default_rng(1))
+    rng = np.random.default_rng(2)
+    y, targets, weights = rng.integers(0, 3, N), rng.normal(size=(N, 3)), rng.uniform(size=N)
+    classifier = FusionClassifier(VanillaAveraging()).fit(FusionInput(models, X), y)
+    regressor = FusionRegressor(VanillaAveraging()).fit(FusionInput(models, X), targets)
+    fusion = VanillaAveraging().fit(models)
+    for w in (None, weights):
+        hits = accuracy_score(y, classifier.predict(X), sample_weight=w)
+        assert classifier.score(X, y, w) == pytest.approx(hits) == fusion.score(X, y, w)
+        explained = r2_score(targets, regressor.predict(X), sample_weight=w)
+        assert regressor.score(X, targets, w) == pytest.approx(explained) == fusion.score(X, targets, w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("given_as", ["float64", "float32", "tensor", "list"])
+def test_rows_are_cast_and_sent_to_the_network(dtype, given_as, device):
+    models, X = pair(3)
+    models = [m.to(device, dtype) for m in models]
+    rows = {"float64": X, "float32": X.astype("float32"), "tensor": torch.as_tensor(X), "list": X.tolist()}[given_as]
+    classifier = FusionClassifier().fit(FusionInput(models, rows), np.zeros(N, dtype=int))
+    assert next(classifier.fused_model_.parameters()).dtype == dtype
+    assert next(classifier.fused_model_.parameters()).device.type == device.type
+    assert classifier.predict_proba(rows).dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    expected = models[0].double()(torch.as_tensor(X, device=device)).softmax(1).detach().cpu().numpy()
+    np.testing.assert_allclose(classifier.predict_proba(rows), expected, atol=0.2 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_models_alone_and_without_labels():
+    models, X = pair(3)
+    alone = FusionClassifier().fit(models)
+    unlabelled = FusionClassifier().fit(FusionInput(models, X))
+    np.testing.assert_array_equal(alone.predict_proba(X), unlabelled.predict_proba(X))
+    recurrent = randomised(Recurrent("lstm", 4), np.random.default_rng(0), torch.float32)
+    assert FusionClassifier().fit([recurrent, recurrent]).classes_.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_fusion_is_cloned_and_models_and_labels_are_left_alone():
+    models, X = pair(3)
+    state, y = copy.deepcopy(models[0].state_dict()), np.zeros(N, dtype=int)
+    fusion = WassersteinFusion(reg=1e-3)
+    classifier = FusionClassifier(fusion).fit(FusionInput(models, X), y)
+    assert not hasattr(fusion, "fused_model_") and classifier.fusion is fusion
+    assert classifier.fusion_.reg == 1e-3 and classifier.fused_model_ is classifier.fusion_.fused_model_
+    assert all(torch.equal(t, state[name]) for name, t in models[0].state_dict().items())
+    assert not y.any()
+
+
+@pytest.mark.parametrize("make", [FusionClassifier, FusionRegressor])
+def test_parameters_reach_the_default_fusion(make):
+    estimator = make()
+    assert estimator.get_params()["fusion__reg"] == 0.0 and estimator.fusion is None
+    twin = clone(estimator.set_params(fusion__reg=1e-3, batch_size=7))
+    assert (twin.fusion.reg, twin.batch_size) == (1e-3, 7)
+    assert make().get_params()["fusion__reg"] == 0.0  # nothing is shared between instances
+    assert make().set_params(fusion=VanillaAveraging(), fusion__weights=[1, 0]).fusion.weights == [1, 0]
+
+
+def test_pickle_and_kinds():
+    models, X = pair(3)
+    classifier = FusionClassifier(classes=["a", "b", "c"]).fit(FusionInput(models, X))
+    loaded = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(loaded.predict(X), classifier.predict(X))
+    assert is_classifier(classifier) and is_regressor(FusionRegressor())
+    assert not hasattr(clone(classifier), "classes_")
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function"])
+def test_not_fitted(method):
+    with pytest.raises(NotFittedError, match="FusionClassifier"):
+        getattr(FusionClassifier(), method)(np.zeros((2, 5)))
+
+
+def test_documentation_and_html():
+    for estimator in (FusionClassifier(), WassersteinFusion()):
+        link = estimator._get_doc_link()
+        assert link.endswith(f"/generated/sklearn_wbfuse.{type(estimator).__name__}.html") and link in estimator._repr_html_()
+    assert "sk-nested" in FusionClassifier(VanillaAveraging())._repr_html_() or "VanillaAveraging" in repr(
+        FusionClassifier(VanillaAveraging())
+    )

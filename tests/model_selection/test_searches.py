@@ -1,0 +1,251 @@
+"""scikit-learn's searches and what else it wraps around estimators, over fusions, predictors, and which fusion."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from joblib import parallel_config
+from networks import MLP, disguised, randomised
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    KFold,
+    RandomizedSearchCV,
+    ShuffleSplit,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+    learning_curve,
+    validation_curve,
+)
+from torch import nn
+
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.fusion import base, data
+
+WHICH = [
+    {"fusion": [WassersteinFusion()], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
+    {"fusion": [VanillaAveraging()]},
+]
+FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network and a permuted copy, and rows with the labels that it gives: fusions are right, averages are not."""
+    rng = np.random.default_rng(0)
+    model = randomised(MLP([5, 9, 8, 3]), rng)
+    X = rng.normal(size=(120, 5))
+    with torch.no_grad():
+        model.linears[-1].bias -= model(torch.as_tensor(X)).mean(0)  # no class is rare
+        y = model(torch.as_tensor(X)).argmax(1).numpy()
+    return FusionInput([model, disguised(model, rng)], X), y
+
+
+def search(kind, task, grid=WHICH, estimator=None, **options):
+    X, y = task
+    return kind(estimator or FusionClassifier(), grid, error_score="raise", **{"cv": FOLDS, **options}).fit(X, y)
+
+
+def test_a_grid_over_which_fusion(task):
+    X, y = task
+    found = search(GridSearchCV, task)
+    assert isinstance(found.best_params_["fusion"], WassersteinFusion) and found.best_score_ == 1.0
+    average = found.cv_results_["mean_test_score"][-1]
+    assert average == pytest.approx(cross_val_score(VanillaAveraging(), X, y, cv=FOLDS).mean()) and average < 0.9
+    np.testing.assert_array_equal(found.predict(X.arrays[0]), y)
+    assert found.score(X, y) == 1.0 and found.predict_proba(X).shape == (120, 3)
+
+
+def test_randomised_and_halving_searches(task):
+    assert search(RandomizedSearchCV, task, {"fusion__reg": [0, 1e-3, 1e-2]}, n_iter=2, random_state=0).best_score_ == 1.0
+    halving = search(HalvingGridSearchCV, task, random_state=0, min_resources=30)
+    assert halving.best_score_ == 1.0 and len(halving.n_resources_) > 1
+
+
+def test_fusions_and_regressors_are_searched_too(task):
+    X, _ = task
+    assert search(GridSearchCV, task, {"reg": [0, 1e-3]}, WassersteinFusion()).best_score_ == 1.0
+    with torch.no_grad():
+        targets = X.models[0](torch.as_tensor(X.arrays[0])).numpy()
+    found = search(GridSearchCV, (X, targets), {"fusion__reg": [0, 0.5]}, FusionRegressor(), cv=KFold(3))
+    assert found.best_params_ == {"fusion__reg": 0} and found.best_score_ == pytest.approx(1.0)
+
+
+def test_parameters_of_the_default_fusion(task):
+    assert search(GridSearchCV, task, {"fusion__reg": [0, 1e-3], "fusion__alpha_h": [1]}).best_params_["fusion__alpha_h"] == 1
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function"])
+@pytest.mark.parametrize("classes", [None, ["c", "a", "b"]])
+def test_cross_val_predict(task, method, classes):
+    X, y = task
+    labels = y if classes is None else np.array(classes)[y]
+    found = cross_val_predict(FusionClassifier(classes=classes), X, labels, cv=FOLDS, method=method)
+    if method == "predict":
+        np.testing.assert_array_equal(found, labels)
+    else:
+        np.testing.assert_array_equal(np.unique(labels)[found.argmax(1)], labels)
+
+
+def test_curves_and_scorers(task):
+    X, y = task
+    _, scores = validation_curve(FusionClassifier(), X, y, param_name="fusion__reg", param_range=[0, 1e-3], cv=FOLDS)
+    assert scores.shape == (2, 3) and (scores[0] == 1).all()
+    assert learning_curve(FusionClassifier(), X, y, cv=FOLDS, train_sizes=[20, 40])[2].shape == (2, 3)
+    for scoring in ("neg_log_loss", "roc_auc_ovr", "f1_macro", "balanced_accuracy"):
+        assert np.isfinite(cross_val_score(FusionClassifier(), X, y, cv=FOLDS, scoring=scoring, error_score="raise")).all()
+
+
+def test_sorted_folds_that_lack_a_class(task):
+    X, y = task
+    order = np.argsort(y)
+    scores = cross_val_score(FusionClassifier(), X[order], y[order], cv=KFold(3), error_score="raise")
+    assert (scores == 1).all()  # classes are the network's outputs, whatever a fold holds
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+def test_calibration(task, method):
+    X, y = task
+    fitted = FusionClassifier().fit(X, y)
+    calibrated = CalibratedClassifierCV(FrozenEstimator(fitted), method=method).fit(X, y)
+    proba = calibrated.predict_proba(X.arrays[0])
+    assert roc_auc_score(y, proba, multi_class="ovr") > 0.9
+    np.testing.assert_allclose(proba, calibrated.predict_proba(X))
+
+
+def test_metadata_is_routed(task):
+    X, y = task
+    weights = np.zeros(len(y))
+    weights[:10] = 1
+    with sklearn.config_context(enable_metadata_routing=True):
+        for estimator, grid in ((FusionClassifier(VanillaAveraging()), {"batch_size": [7]}), (VanillaAveraging(), {})):
+            requested = estimator.set_score_request(sample_weight=True)
+            found = GridSearchCV(requested, grid, cv=ShuffleSplit(2, random_state=0)).fit(X, y, sample_weight=weights)
+            expected = []
+            for _, test in ShuffleSplit(2, random_state=0).split(X):
+                expected.append(clone(requested).fit(X).score(X[test], y[test], sample_weight=weights[test]))
+            np.testing.assert_allclose(found.cv_results_["mean_test_score"], np.mean(expected))
+
+
+def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, monkeypatch):
+    X, y = task
+    counts = {"discoveries": 0, "copies": 0}
+    discover, deepcopy = base.discover_all, MLP.__deepcopy__ if hasattr(MLP, "__deepcopy__") else None
+    assert deepcopy is None
+
+    def counted(*arguments):
+        counts["discoveries"] += 1
+        return discover(*arguments)
+
+    def inside_clone(estimator, safe=True):
+        before = counts["copies"]
+        result = clone(estimator, safe=safe)
+        assert counts["copies"] == before
+        return result
+
+    monkeypatch.setattr(base, "discover_all", counted)
+    shared = FusionInput(X.models, X.arrays[0])
+    assert search(GridSearchCV, (shared, y)).best_score_ == 1.0
+    assert counts["discoveries"] == 1
+    monkeypatch.setattr(MLP, "__deepcopy__", lambda self, memo: counts.__setitem__("copies", 1), raising=False)
+    for estimator in (FusionClassifier(), search(GridSearchCV, (shared, y), {"batch_size": [5]}, FusionClassifier(Named()))):
+        clone(estimator)
+    shared[np.arange(5)]
+    assert counts["copies"] == 0
+
+
+class Named(VanillaAveraging):
+    """A fusion that only remembers how many models it was given."""
+
+    def fit(self, models, y=None):
+        self.n_models_in_ = len(models.models)
+        self.fused_model_ = models.models[0]
+        return self
+
+
+def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
+    X, y = task
+    from sklearn_wbfuse.fusion import wasserstein
+
+    calls, joint = [], wasserstein.joint
+    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
+    shared = FusionInput(X.models, X.arrays[0])
+    fits = [WassersteinFusion(reg=reg, random_state=0).fit(shared) for reg in (0, 1e-3, 1e-2)]
+    assert len(calls) == 1
+    for fusion in fits:
+        alone = WassersteinFusion(reg=fusion.reg, random_state=0).fit(X.models)
+        for ours, theirs in zip(fusion.couplings_, alone.couplings_, strict=True):
+            assert all((ours[name] == theirs[name]).all() for name in theirs)
+        assert fusion.history_ == alone.history_ and fusion.energy_ == alone.energy_
+    calls.clear()
+    for changed in ({"alpha_h": 2.0}, {"weights": [1, 3]}, {"random_state": 1}, {"symmetry": "permutation"}, {"n_init": 2}):
+        WassersteinFusion(**{"random_state": 0, **changed}).fit(shared)
+    assert len(calls) == 6
+    with torch.no_grad():
+        trained = copy.deepcopy(X.models[1])
+        shared.models[1].linears[0].weight.mul_(1.5)
+    WassersteinFusion(random_state=0).fit(shared)
+    X.models[1].load_state_dict(trained.state_dict())
+    assert len(calls) == 7  # weights that have changed are matched again
+
+
+def test_two_processes_give_the_same(task):
+    one, two = (search(GridSearchCV, task, n_jobs=n) for n in (1, 2))
+    np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+
+
+def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
+    X, _ = task
+    sent = [pickle.dumps(part) for part in (X, X[:50], X[np.arange(20)])]
+    monkeypatch.setattr(data, "_CACHES", type(data._CACHES)())
+    first, second, third = (pickle.loads(s) for s in sent)
+    assert first.cache is second.cache is third.cache is not X.cache and not first.cache
+    calls = []
+    for part in (first, second, third):
+        part.cached("key", lambda: calls.append(1))
+    assert calls == [1]
+    second.models[1] = copy.deepcopy(second.models[1])  # another network is another key
+    second.cached("key", lambda: calls.append(1))
+    assert calls == [1, 1]
+    for _ in range(2 * data._N_CACHES):
+        pickle.loads(pickle.dumps(FusionInput(X.models, X.arrays[0])))
+    assert len(data._CACHES) == data._N_CACHES
+    for key in range(3 * data._N_RESULTS):
+        first.cached(key, lambda: None)
+    assert len(first.cache) == data._N_RESULTS
+
+
+@pytest.mark.parametrize("kind", ["numpy", "float32", "tensor", "integers", "bfloat16", "several"])
+def test_a_fusion_input_survives_pickling(kind):
+    rows = torch.randn(9, 4)
+    X = {
+        "numpy": rows.numpy().astype("float64"),
+        "float32": rows.numpy(),
+        "tensor": rows.clone().requires_grad_(),
+        "integers": torch.arange(9),
+        "bfloat16": rows.bfloat16(),
+        "several": (rows, np.arange(9)),
+    }[kind]
+    before = FusionInput([nn.Linear(4, 2)], X)
+    after = pickle.loads(pickle.dumps(before))
+    assert len(after) == 9 and after.shape == before.shape
+    for ours, theirs in zip(after.tensors(after.models[0]), before.tensors(before.models[0]), strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@pytest.mark.dask
+def test_a_dask_cluster_gives_the_same(task):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
+        with parallel_config(backend="dask"):
+            found = search(GridSearchCV, task)
+    np.testing.assert_array_equal(found.cv_results_["mean_test_score"], search(GridSearchCV, task).cv_results_["mean_test_score"])
