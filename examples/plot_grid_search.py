@@ -73,9 +73,9 @@ print("Best:", {name: value for name, value in search.best_params_.items() if na
 display = GridSearchDisplay.from_estimator(search)
 
 # %%
-# Without the recurrent weights, ``alpha_h=0``, the fused networks are the worst
-# of the grid, the more so the more their couplings are blurred. Among the others
-# few differences exceed the noise of so few rows.
+# Without the recurrent weights, ``alpha_h=0``, fused networks get worse the more
+# their couplings are blurred. Elsewhere no clear trend stands out from the noise
+# of so few rows, and the frame stands where it does partly by chance.
 
 print(f"Mean standard error over the folds: {display.errors.mean():.1%}")
 

@@ -48,7 +48,7 @@ def test_demo_writes_its_picture(demo):
 
 
 def test_without_a_win_and_without_matplotlib(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli, "VanillaAveraging", lambda: WassersteinFusion(random_state=0))  # a tie is no win
+    monkeypatch.setattr(cli.demo, "VanillaAveraging", lambda: WassersteinFusion(random_state=0))  # a tie is no win
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["demo", "--output", str(tmp_path)]) == 1

@@ -108,7 +108,7 @@ CASES = {
     "a wider target": (lambda w: CNN(4, 3, 5 + w), (0, 2), IMAGES, {"target_widths": 2.0, "merge": "all"}),
     "tied, a dict": (Tied, (4, 4), TOKENS, {}),
     "half precision": (lambda w: MLP([5, 8, w, 3]).to(torch.bfloat16), (4, 4), ROWS, {}),
-    "signs": (lambda w: Recurrent("lstm", w), (4, 5), (torch.randn(3, 5, 4),), {"reg": 0.02, "max_iter": 3}),
+    "signs": (lambda w: Recurrent("lstm", w), (3, 3), (torch.randn(3, 2, 4),), {"reg": 0.02, "max_iter": 2}),
     "a state": (lambda w: Stateful("gru", w), (5, 5), (torch.randn(3, 2, 4), torch.zeros(1, 3, 5)), {}),
     "weight norm": (lambda w: normed(nn.utils.parametrizations.weight_norm, w), (5, 5), (torch.randn(2, 3),), {}),
     "weight norm by hooks": (lambda w: normed(nn.utils.weight_norm, w), (5, 5), (torch.randn(2, 3),), {}),

@@ -11,7 +11,7 @@ from typing import NoReturn
 from sklearn.utils._param_validation import InvalidParameterError
 
 from .. import __version__
-from ..exceptions import FusionError, FusionWarning
+from ..exceptions import DiscoveryError, FusionError, FusionWarning
 from . import demo, fuse, inspect
 
 __all__ = ["main"]
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    return f"{text} Here: --input-shape 3,32,32, without the batch." if "example_inputs=(" in text else text
+    is_about_inputs = isinstance(error, DiscoveryError) and "example_inputs=" in text
+    return f"{text} Here: --input-shape 3,32,32 for one input, or rows X in --data." if is_about_inputs else text

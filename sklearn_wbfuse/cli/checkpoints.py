@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import did_you_mean
-from ..exceptions import FusionError
+from ..exceptions import DiscoveryError, FusionError
 from ..graph import Architecture, plain_copy, sizes_in, unwrap
-from ..persistence import FILES, fill, read_folder, read_tensors, restored_network
+from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
 
 __all__ = ["Checkpoint", "Template", "build", "network_of", "read"]
 
@@ -96,21 +96,23 @@ def network_of(checkpoint: Checkpoint, template: Template | None) -> nn.Module:
             "it: --model package.module:Net, or --model file.py:Net."
         )
     try:
-        return _filled(checkpoint.state, template)
+        return _filled(completed(checkpoint.state, template.network), template)
+    except DiscoveryError:  # of the template alone
+        raise
     except FusionError as error:
         raise type(error)(f"{checkpoint.path} does not fit to --model: {error}") from error
 
 
 def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
     shapes = {name: t.shape for name, t in template.network.state_dict().items()}
-    resizable = all(n in shapes and t.dim() == len(shapes[n]) for n, t in state.items())
+    resizable = set(state) == set(shapes) and all(t.dim() == len(shapes[n]) for n, t in state.items())
     if not resizable or all(shapes[n] == t.shape for n, t in state.items()):
         network = plain_copy(template.network, plain=False)
         fill(network, state)
         return network
     own = template.architecture
-    shapes |= {n: t.shape for n, t in state.items()}
-    return restored_network(template.network, own.resized(sizes_in(shapes, own.graph)), state, (), None)
+    sizes = sizes_in({n: t.shape for n, t in state.items()}, own.graph)
+    return restored_network(template.network, own.resized(sizes), state, (), None)
 
 
 def build(name: str) -> nn.Module:
@@ -170,7 +172,7 @@ def _of_file(path: Path) -> Any:
 def _torch_load(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # pickles raise anything
         text = str(error)
@@ -185,8 +187,9 @@ def _torch_load(path: Path, trust: bool) -> Any:
                 f"{path} is a pickle of more than tensors ({foreign[1]}), which can run code when it is read; nothing was run. "
                 "Save the state dict alone, torch.save(model.state_dict(), path), or add --trust-pickle if you made the file."
             ) from error
-        first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        raise FusionError(f"{path} is no readable PyTorch file: {first} It is cut off, damaged or of another kind.") from error
+        lines = text.partition("WeightsUnpickler error:")[2].strip().splitlines() or text.strip().splitlines()
+        why = lines[0].strip() if lines else type(error).__name__
+        raise FusionError(f"{path} is no readable PyTorch file ({why}): it is cut off, damaged or of another kind.") from error
 
 
 def _unnested(found: Any, checkpoint: Checkpoint) -> Mapping[str, Tensor]:

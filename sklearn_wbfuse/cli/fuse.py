@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import VanillaAveraging, WassersteinFusion, compare
+from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
 from ..persistence import FILES, check_writable
 from .card import write_card
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "fuse",
         help="fuse networks in files into one",
-        description="Fuse trained networks of one architecture, of any widths, into one. Writes a folder with the fused "
+        description="Fuse trained networks of one architecture, of any widths, into one. Writes a folder with the fused\n"
         "network (model.safetensors), its couplings, and a README.md that says how to load it.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,6 +77,8 @@ def add_command(commands: Any) -> None:
     group.add_argument("--seed", type=seed, default=0, help="default: 0")
     parser.set_defaults(run=run)
 
+
+_ENERGIES = "Energies: of the fusion after all neurons were brought to balanced scales, of the plain average as they stand."
 
 _HELP = {
     "correction": "what follows the alignment; deep networks need regression (default: none)",
@@ -135,6 +137,7 @@ def _fuse(models: list[nn.Module], fusion: Any, data: Any) -> tuple[Any, list[di
         if row["estimator"] is None:
             raise FusionError(row["note"])
         return row["estimator"], table
+    discover(nn.Linear(2, 2))  # PyTorch loads parts of itself: not part of the seconds
     table = [{"name": f"parent {i}", "parameters": _size(model)} for i, model in enumerate(models)]
     shared = {name: getattr(fusion, name) for name in ("weights", "example_inputs", "device", "random_state")}
     try:
@@ -142,13 +145,13 @@ def _fuse(models: list[nn.Module], fusion: Any, data: Any) -> tuple[Any, list[di
     except WidthError:
         table.append({"name": "plain average", "note": "needs equal widths"})
     table.append(_fitted("fused", fusion, models))
-    cells = [("network", "parameters", "energy", "seconds")]
+    cells: list[tuple[str, ...]] = [("network", "parameters", "energy", "seconds")]
     for row in table:
         numbers = [
             format(row[k], f) if k in row else "" for k, f in (("parameters", ",d"), ("energy", ".4g"), ("seconds", ".2f"))
         ]
-        cells.append((row["name"] + (f" {row['note']}" if "note" in row else ""), *numbers))
-    print(aligned(cells, 1))
+        cells.append((": ".join(str(row[k]) for k in ("name", "note") if k in row), *numbers))
+    print(f"{aligned(cells, 1)}\n\n{_ENERGIES}")
     return fusion, table
 
 
@@ -184,7 +187,7 @@ def _read_data(path: Path) -> dict[str, Any]:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise FusionError(
-            f"--data {path} is no npz file of plain arrays ({error}); write one by numpy.savez(path, X=..., y=...)."
+            f"--data {path} is no npz file of plain arrays, without pickled objects; write one: numpy.savez(path, X=..., y=...)."
         ) from error
     found: dict[str, Any] = {"y": arrays.get("y")}
     for name in ("X", "X_fit"):

@@ -29,7 +29,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
         help="show the neuron groups of a network, or what a saved fusion holds",
-        description="Show the neuron groups of a network in a file; of a saved fusion its parents, widths and couplings too, "
+        description="Show the neuron groups of a network in a file; of a saved fusion its parents, widths and couplings,\n"
         "for which no code is needed.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,11 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what there is."""
     path = arguments.path
     if path.is_dir():
-        print(_of_fusion(path))
+        text = _of_fusion(path)
         if arguments.model is not None:
             fusion = load(path, model=build(arguments.model))
             fusion = getattr(fusion, "fusion_", fusion)
-            print(f"\n{_parameters(fusion.fused_model_)}, neuron groups:\n\n{fusion.graph_}")
+            text += f"\n\n{_parameters(fusion.fused_model_)}, neuron groups:\n\n{fusion.graph_}"
+        print(text)
         return 0
     if not path.exists():
         raise FusionError(f"There is no file {path}.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.utils._pprint import _changed_params
 
 from ..couplings import Coupling
 from ..exceptions import FusionError
@@ -34,9 +36,21 @@ def described(folder: Path) -> dict[str, Any]:
             raise FusionError(f"{folder} holds a {content['estimator']}, not a fusion; read it by sklearn_wbfuse.load.")
         body = inner[0]
     fitted, options = body["fitted"], {key: body[key] for key in ("estimator", "parameters")}
-    shown = " ".join(repr(decoded({"$estimator": options}, tensors)).split())
-    values = sum(t.numel() for t in state.values())
-    return {**content, **fitted, "fusion": shown, "parents": decoded(fitted["parents"], tensors), "values": values}
+    return {
+        **content,
+        **fitted,
+        "fusion": _label(decoded({"$estimator": options}, tensors)),
+        "parents": decoded(fitted["parents"], tensors),
+        "values": sum(t.numel() for t in state.values()),
+    }
+
+
+def _label(estimator: Any) -> str:
+    """An estimator with the parameters that are not at their defaults, long ones cut."""
+    short = reprlib.Repr()
+    short.maxother = short.maxstring = 30
+    shown = [f"{k}={' '.join(short.repr(v).split())}" for k, v in _changed_params(estimator).items()]
+    return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
 def summary(folder: Path) -> str:
@@ -47,7 +61,7 @@ def summary(folder: Path) -> str:
     rows = [("group", "width", *(f"parent {i}" for i in range(len(shown))))]
     for name, size in sizes.items():
         rows.append((name, f"{size}", *(_cell(parent, name) for parent in shown)))
-    text = aligned(rows, 1)
+    text = f"Neuron groups, and what became of each parent's neurons:\n\n{aligned(rows, 1)}"
     more = len(content["parents"]) - len(shown)
     return text + (f"\n... and {more} more parents" if more else "")
 

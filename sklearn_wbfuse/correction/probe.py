@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from ..base import HelpfulMixin
 from ..graph import Steps
 from .affine import Norm, operation, writer_of
 from .recurrent import cells_of
@@ -31,7 +32,7 @@ _WHITE = 0.1
 """Share of the noise's variance that is white."""
 
 
-class Probe(BaseEstimator):
+class Probe(HelpfulMixin, BaseEstimator):
     """Which inputs, and how many, costs of activations and corrections are computed on.
 
     Parameters

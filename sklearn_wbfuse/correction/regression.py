@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from ..base import HelpfulMixin
 from ..exceptions import FusionError
 from ..graph import Steps
 from .affine import Writer
@@ -72,7 +73,7 @@ class _Ridge:
         return change, (mean - self.mean @ change.mT)[:, 0]
 
 
-class Regression(BaseEstimator):
+class Regression(HelpfulMixin, BaseEstimator):
     r"""Regress every layer of a fused network, in order, on the weighted mean of its parents' aligned outputs.
 
     Layers that write into one sum are regressed together, batch norms are part of the layer in front of them, the gates of a

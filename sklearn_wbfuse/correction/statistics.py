@@ -21,6 +21,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from ..base import HelpfulMixin
 from ..exceptions import FusionWarning
 from ..graph import Steps
 from .affine import Writer
@@ -33,7 +34,7 @@ _EQUAL = 1e-4
 """Channels whose statistics differ by less, relative to the deviation, stay as they are."""
 
 
-class Repair(BaseEstimator):
+class Repair(HelpfulMixin, BaseEstimator):
     r"""REPAIR: mean and deviation of every layer's channels become the weighted mean of the parents'.
 
     Layer by layer, each with what the repaired layers before it compute; a batch norm is part of the layer in front of it. A
@@ -86,7 +87,7 @@ def _repair(writer: Writer, rows: Rows) -> None:
     writer.write(rows.fused.state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
 
 
-class BatchNorm(BaseEstimator):
+class BatchNorm(HelpfulMixin, BaseEstimator):
     r"""Running statistics of batch norms such that what they compute has the parents' statistics.
 
     The running variance becomes :math:`(\gamma \sigma(x) / \sigma^*)^2` and the running mean

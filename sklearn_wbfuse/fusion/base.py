@@ -255,7 +255,14 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
         return first.resized(sizes)
 
     def _network(self, model: nn.Module, graph: Graph) -> Network:
-        device = torch.device(self.device) if self.device is not None else device_of(model)
+        try:
+            device = torch.device(self.device) if self.device is not None else device_of(model)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise FusionError(
+                f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
+                "'cpu', or None for the models' own."
+            ) from error
         state = {}
         for name, tensor in floating_state(plain_copy(model)).items():
             dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -63,7 +63,7 @@ class WassersteinFusion(BaseFusion):
         (others as in the widest parent), or a list in the order of `graph_`.
     reg : float, default=0.0
         Entropic regularisation :math:`\varepsilon` relative to the largest cost, the means of rows and columns subtracted; 0 is
-        exact.
+        exact. In the joint schedule one entropic step follows the exact sweeps, in which the reference keeps its couplings.
     alpha_h : float, default=1.0
         Weight of recurrent tensors (W_hh) in the energy; the paper's :math:`\alpha_H` is this times the layer's hidden units
         over its inputs. 0 leaves them out, the paper's WB variant.

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import RegressorMixin
-from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import nn
 
@@ -49,10 +48,9 @@ class Judge:
 
     def __init__(self, X: Any, y: ArrayLike, estimator: Any = None):
         self.data, labels = rows_of(X), as_array(y)
-        check_consistent_length(self.data, labels)
-        self.is_continuous = isinstance(estimator, RegressorMixin) or type_of_target(labels).startswith(
-            "continuous"
-        )
+        if not labels.shape or len(labels) != len(self.data):
+            raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
+        self.is_continuous = isinstance(estimator, RegressorMixin) or type_of_target(labels).startswith("continuous")
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
 
     @property

@@ -20,11 +20,12 @@ from ..base import HelpfulMixin
 from ..exceptions import FusionError
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, as_array, class_scores, outputs, rows_of
+from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
 
 
-class _Predictor(HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
+class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
     """What classifier and regressor share: a clone of `fusion` is fitted, and its fused network run on rows."""
 
     _parameter_constraints: ClassVar[dict] = {

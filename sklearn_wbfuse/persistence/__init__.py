@@ -2,12 +2,13 @@
 
 from .estimators import PersistenceMixin, decoded, load
 from .files import FILES, check_writable, read_folder, read_tensors
-from .networks import example_outputs, fill, group_table, resized_to, restored_network
+from .networks import completed, example_outputs, fill, group_table, resized_to, restored_network
 
 __all__ = [
     "FILES",
     "PersistenceMixin",
     "check_writable",
+    "completed",
     "decoded",
     "example_outputs",
     "fill",

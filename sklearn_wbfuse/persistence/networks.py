@@ -24,6 +24,7 @@ from ..groups import Graph
 
 __all__ = [
     "checked_template",
+    "completed",
     "example_outputs",
     "fill",
     "group_table",
@@ -59,14 +60,8 @@ def stored_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, ties
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict into a network and take over its dtypes; tied tensors may be in it once.
-
-    Raises
-    ------
-    ArchitectureMismatchError
-        Naming tensors or shapes that differ.
-    """
+def completed(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict with all names of the tensors that a model has tied and that were stored once."""
     same: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         same.setdefault(id(tensor), []).append(name)
@@ -75,6 +70,18 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         held = next((n for n in names if n in state), None)
         if held is not None:
             full |= {n: state[held] for n in names if n not in state}
+    return full
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict into a network and take over its dtypes; tied tensors may be in it once.
+
+    Raises
+    ------
+    ArchitectureMismatchError
+        Naming tensors or shapes that differ.
+    """
+    full = completed(state, model)
     _check_tensors(model, full)
     floating = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(floating) == 1:

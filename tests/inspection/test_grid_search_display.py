@@ -114,6 +114,20 @@ def test_candidates_without_a_parameter_are_not_dropped():
     assert [t.get_text() for t in whole.ax_.get_xticklabels()] == ["Scored()", "Plain()"]
 
 
+def test_what_varies_only_between_grids_is_no_axis():
+    alone = GridSearchDisplay.from_estimator(search([{"inner": [Scored()], "inner__a": [0, 1]}, {"inner": [Plain()]}]))
+    assert alone.params == ["inner__a"] and list(alone.without) == ["Plain()"] and not alone.others
+    alike = search([{"inner": [Plain()], "a": [0, 1]}, {"inner": [Plain()], "a": [2]}])
+    assert GridSearchDisplay.from_estimator(alike).params == ["a"]
+
+
+def test_others_of_one_name_are_the_best_of_them():
+    long = 30 * "x"
+    fitted = search([{"a": [1, 2]}, {"c": [long, long + "x", long + "xx"]}])
+    display = GridSearchDisplay.from_estimator(fitted, "a")
+    assert list(display.without.values()) == [fitted.cv_results_["mean_test_score"][2:].max()]
+
+
 def test_many_others_are_counted():
     display = GridSearchDisplay.from_estimator(search([{"a": [1, 2]}, {"b": [1, 2, 3, 4, 5]}]), "a")
     (name,) = display.without

@@ -134,16 +134,34 @@ def test_without_a_value_there_is_the_last_colour():
     X, y = torch.randn(20, 3), torch.randint(2, (20,))
     display = LossPlaneDisplay.from_estimator(WassersteinFusion().fit(models), models, X, y, n_points=7, margin=0.5)
     assert np.isnan(display.values).any() and np.isfinite(display.values).any()
-    display.figure_.canvas.draw()
+    assert display.contour_.zmax == 2 * display.contour_.levels[-1]
+    distance = float((vector(models[0]) - vector(models[1])).norm())  # of parameters, not of the running variance
+    assert np.linalg.norm(display.points["model 2"]) == pytest.approx(distance)
+
+
+def test_what_networks_share_stays():
+    class Masked(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.inner = network(seed)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0]))
+
+        def forward(self, x):
+            return torch.maximum(self.inner(x) + self.mask, torch.tensor(-1e3))
+
+    X, y = torch.randn(20, 4), torch.zeros(20, dtype=torch.int64)
+    models = [Masked(seed) for seed in range(3)]
+    assert np.isfinite(LossPlaneDisplay.from_models(*models, X, y, n_points=3).values).all()
 
 
 def test_plot_uses_given_axes_and_positive_levels():
     points = {"model 1": (0, 0), "model 2": (1, 2), "aligned model 2": (2, 0), "mean": (1, 0)}
-    values = np.array([[0.0, 1.0, 2.0], [4.0, 50.0, np.inf], [np.nan, 3.0, 1.0]])
+    values = np.array([[0.0, 1.0, 2.0], [4.0, 5.0, 4.5], [np.nan, 3.0, 1.0]])
     axes = matplotlib.pyplot.subplots()[1]
     display = LossPlaneDisplay([0, 1, 2], [0, 1, 2], values, points, point_values={"model 1": 0.0})
     assert display.plot(axes) is display and display.ax_ is axes and display.figure_ is axes.figure
     levels = display.contour_.levels
+    assert display.contour_.zmax == 2 * levels[-1]
     assert levels[0] > 0 and (np.diff(levels) > 0).all() and np.diff(np.log(levels)).std() < 0.1
     assert {text.get_text().replace("\n", " ") for text in axes.texts} == set(points)
     LossPlaneDisplay([0, 1], [0, 1], np.full((2, 2), 3.0), points).plot().figure_.canvas.draw()

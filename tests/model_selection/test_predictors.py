@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
 
 N = 40
 
@@ -161,6 +161,21 @@ def test_pickle_and_kinds():
     np.testing.assert_array_equal(loaded.predict(X), classifier.predict(X))
     assert is_classifier(classifier) and is_regressor(FusionRegressor())
     assert not hasattr(clone(classifier), "classes_")
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], np.array(["c", "b", "a"]), [2, 5, 3], None])
+def test_saved_and_loaded(labels, tmp_path):
+    models, X = pair(3)
+    classifier = FusionClassifier(WassersteinFusion(reg=1e-3, random_state=0), classes=labels).fit(FusionInput(models, X))
+    classifier.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", model=models[1])
+    assert type(loaded) is FusionClassifier and repr(loaded) == repr(classifier)
+    np.testing.assert_array_equal(loaded.classes_, classifier.classes_)
+    np.testing.assert_array_equal(loaded.predict(X), classifier.predict(X))
+    np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
+    regressor = FusionRegressor().fit(models)
+    regressor.save(tmp_path / "other")
+    np.testing.assert_array_equal(load(tmp_path / "other", model=models[0]).predict(X), regressor.predict(X))
 
 
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function"])

@@ -1,0 +1,196 @@
+"""What users get wrong: every mistake has an error of its own that says what was given and what to do."""
+
+import numpy as np
+import pytest
+import torch
+from networks import CNN, MLP, randomised
+from sklearn.model_selection import KFold, cross_val_score
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
+from sklearn_wbfuse.exceptions import (
+    ArchitectureMismatchError,
+    DiscoveryError,
+    FusionError,
+    GroupNameError,
+    InvalidModelError,
+    NonFiniteError,
+    WidthError,
+)
+from sklearn_wbfuse.inspection import CouplingDisplay, InterpolationDisplay, LossPlaneDisplay
+
+X = np.random.default_rng(0).normal(size=(12, 5))
+Y = np.arange(12) % 3
+
+
+def family(widths=(5, 8, 6, 3), count=2):
+    return [randomised(MLP(list(widths)), np.random.default_rng(seed)) for seed in range(count)]
+
+
+def rows(X=X, **options):
+    return FusionInput(family(**options), X)
+
+
+def nan(array):
+    array = np.array(array)
+    array[3] = np.nan
+    return array
+
+
+def poisoned():
+    models = family()
+    models[1].linears[1].weight.data[0, 0] = float("nan")
+    return models
+
+
+def classifier(**options):
+    return FusionClassifier(**options).fit(rows(), Y)
+
+
+def tokens():
+    return [nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3)) for _ in range(2)]
+
+
+MODELS = {
+    "a class instead of a model": (lambda: WassersteinFusion().fit([MLP, MLP]), InvalidModelError, "Model 0 must be .* Got type"),
+    "a path instead of a model": (lambda: WassersteinFusion().fit(["a.pt"]), InvalidModelError, "Model 0 must be .* Got str"),
+    "a state dict": (lambda: WassersteinFusion().fit([family()[0].state_dict()]), InvalidModelError, "Got OrderedDict"),
+    "one model": (lambda: WassersteinFusion().fit(family()[0]), InvalidModelError, "put the models into a list"),
+    "no model": (lambda: FusionClassifier().fit(FusionInput([], X)), InvalidModelError, "at least one model"),
+    "another architecture": (
+        lambda: WassersteinFusion().fit([family()[0], CNN(3, 3, 3)]),
+        ArchitectureMismatchError,
+        "Models 0 and 1 have different parameters",
+    ),
+    "another depth": (
+        lambda: WassersteinFusion().fit([*family((5, 8, 3), 1), *family((5, 8, 8, 3), 1)]),
+        ArchitectureMismatchError,
+        "depth may not",
+    ),
+    "other outputs": (
+        lambda: WassersteinFusion().fit([*family((5, 8, 3), 1), *family((5, 8, 4), 1)]),
+        WidthError,
+        "'linears.1.weight' axis 0: sizes 3 and 4",
+    ),
+    "NaN in a weight": (lambda: WassersteinFusion().fit(poisoned()), NonFiniteError, r"Model 1: 'linears.1.weight' of shape"),
+    "an unknown group": (
+        lambda: WassersteinFusion({"linears.11": 4}).fit(family()),
+        GroupNameError,
+        r"names the group 'linears.11', but the network has .* Did you mean 'linears.1'",
+    ),
+    "an unknown group of a picture": (
+        lambda: CouplingDisplay.from_estimator(WassersteinFusion().fit(family()), group="linear.1"),
+        GroupNameError,
+        "Did you mean 'linears.1'",
+    ),
+    "a width": (lambda: WassersteinFusion(64).fit(family()), WidthError, "ambiguous: give a factor as a float"),
+    "too few widths": (lambda: WassersteinFusion([64]).fit(family()), WidthError, "1 entries, but the network has 2 groups"),
+    "weights of other models": (lambda: WassersteinFusion(weights=[1]).fit(family()), FusionError, "one entry per model: 2"),
+    "a device that is not there": (lambda: WassersteinFusion(device="xla").fit(family()), FusionError, "device='xla' can't be used"),
+    "no device at all": (lambda: WassersteinFusion(device="gpu").fit(family()), FusionError, "device='gpu' can't be used"),
+    "two devices": (
+        lambda: WassersteinFusion().fit([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]),
+        InvalidModelError,
+        r"move them with \.to\(device\)",
+    ),
+}
+ROWS = {
+    "no rows": (lambda: FusionClassifier().fit(rows(X[:0]), Y[:0]), FusionError, "has no rows; give some, or fuse without"),
+    "no rows to predict for": (lambda: classifier().predict(X[:0]), FusionError, "at least one"),
+    "NaN in a row": (lambda: classifier().predict(nan(X)), NonFiniteError, "output for row 3 is NaN; look for NaN"),
+    "NaN in a row that a correction reads": (
+        lambda: WassersteinFusion(correction="regression", example_inputs=(torch.zeros(2, 5),)).fit(rows(nan(X))),
+        NonFiniteError,
+        "Input 0 has NaN",
+    ),
+    "NaN in a row for the score": (lambda: WassersteinFusion().fit(rows()).score(nan(X), Y), NonFiniteError, "row 3 is NaN"),
+    "words": (lambda: rows(X.astype(str)), FusionError, "must hold numbers.* dtype <U"),
+    "rows of several lengths": (
+        lambda: rows(np.array([np.zeros(2), np.zeros(3)], dtype=object)),
+        FusionError,
+        "rows of one shape. Got an array of dtype object",
+    ),
+    "integers for a network of floats": (
+        lambda: FusionClassifier().fit(rows(np.ones((4, 5), dtype=int))),
+        FusionError,
+        "does not run",
+    ),
+    "integers to predict for": (lambda: classifier().predict(np.ones((4, 5), dtype=int)), FusionError, "not made floats"),
+    "floats for an embedding": (
+        lambda: FusionClassifier().fit(FusionInput(tokens(), np.zeros((4, 3)))),
+        DiscoveryError,
+        "does not run on example inputs",
+    ),
+    "rows of another width": (lambda: classifier().predict(X[:, :4]), FusionError, r"does not run on rows of \(12, 4\) float64"),
+    "models instead of rows": (lambda: classifier().predict(family()), TypeError, "Rows of data are needed, not models"),
+    "a loader instead of rows": (
+        lambda: rows(DataLoader(TensorDataset(torch.as_tensor(X)))),
+        TypeError,
+        r"FusionInput.from_batches\(models, batches\)",
+    ),
+    "labels without rows": (lambda: FusionClassifier().fit(family(), Y), FusionError, r"fit\(FusionInput\(models, X\), y\)"),
+    "too few labels": (lambda: FusionClassifier().fit(rows(), Y[:-1]), FusionError, "X has 12 rows but y has 11"),
+    "several inputs of other lengths": (lambda: rows((X, X[:4])), ValueError, "inconsistent numbers of samples"),
+}
+LABELS = {
+    "unknown labels": (lambda: FusionClassifier().fit(rows(), Y + 1), FusionError, r"y holds \[3\], but the classes are \[0, 1, 2\]"),
+    "unknown labels to score": (lambda: classifier().score(X, Y + 5), FusionError, "relabel y, or say which labels"),
+    "words for numbers": (lambda: FusionClassifier().fit(rows(), np.array(["a", "b", "c"])[Y]), FusionError, r"classes=\[\.\.\.\]"),
+    "too few classes": (lambda: classifier(classes=["a", "b"]), FusionError, "2 labels, but the network tells 3 classes apart"),
+    "a class twice": (lambda: classifier(classes=["a", "b", "a"]), FusionError, "all different"),
+    "targets instead of classes": (lambda: FusionClassifier().fit(rows(), X[:, 0]), ValueError, "Unknown label type: continuous"),
+    "several labels per row": (lambda: FusionClassifier().fit(rows(), np.eye(12, 3, dtype=int)), ValueError, "should be a 1d array"),
+    "NaN as a target": (lambda: FusionRegressor().fit(rows(), nan(X[:, 0])), ValueError, "y contains NaN"),
+    "too few targets": (lambda: FusionRegressor().fit(rows()).score(X, X[:, 0]), FusionError, r"y has shape \(12,\).*\(12, 3\)"),
+    "outputs per pixel": (
+        lambda: FusionClassifier().fit(FusionInput([nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1)], np.zeros((4, 1, 2, 2)))),
+        FusionError,
+        r"one row of outputs per row of X. Got outputs of shape \(2, 3, 2, 2\)",
+    ),
+    "sorted folds that lack classes, with a scorer that needs them": (
+        lambda: cross_val_score(
+            FusionClassifier(), rows(), np.sort(Y), cv=KFold(3), scoring="neg_log_loss", error_score="raise"
+        ),
+        ValueError,
+        "explicitly through the labels argument",
+    ),
+}
+OPTIONS = {
+    "a misspelt option": (lambda: WassersteinFusion(schedule="join").fit(family()), ValueError, "Did you mean 'joint'"),
+    "a misspelt correction": (lambda: WassersteinFusion(correction="regresion").fit(family()), ValueError, "mean 'regression'"),
+    "a misspelt parameter": (lambda: FusionClassifier().set_params(fusion__alfa_h=1), ValueError, "Did you mean 'alpha_h'"),
+    "a class instead of a fusion": (lambda: classifier(fusion=WassersteinFusion), TypeError, "an instance of .* instead of a class"),
+    "data that there are not": (lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()), FusionError, "needs data: fit"),
+    "inputs of another shape": (
+        lambda: WassersteinFusion(example_inputs=(torch.zeros(2, 7),)).fit(family()),
+        DiscoveryError,
+        r"does not run on example inputs of shapes \(\(2, 7\),\)",
+    ),
+}
+PICTURES = {
+    "three networks on a line": (
+        lambda: InterpolationDisplay.from_estimator(WassersteinFusion().fit(family()), family(count=3), X, Y),
+        FusionError,
+        "two networks",
+    ),
+    "a plane through two widths": (
+        lambda: LossPlaneDisplay.from_estimator(
+            WassersteinFusion().fit([*family((5, 8, 3), 1), *family((5, 9, 3), 1)]),
+            [*family((5, 8, 3), 1), *family((5, 9, 3), 1)],
+            X,
+            Y,
+        ),
+        WidthError,
+        "",
+    ),
+}
+MISTAKES = MODELS | ROWS | LABELS | OPTIONS | PICTURES
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_mistake_has_its_error(mistake):
+    make, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message) as caught:
+        make()
+    assert len(str(caught.value).splitlines()) <= 3

@@ -1,0 +1,380 @@
+"""``wbfuse fuse`` and ``wbfuse inspect``, in process, through files."""
+
+import copy
+import json
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import disguised, mlps, randomised
+from torch import nn
+
+from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
+from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(5, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
+    def forward(self, x):
+        return self.head(self.norm(self.first(x)).relu())
+
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+def sum_of_two():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(5, 4), nn.Linear(2, 4), nn.Linear(4, 3)
+        def forward(self, x, y):
+            return self.head((self.a(x) + self.b(y)).relu())
+    return Sum()
+
+def needs(width): return Net(width)
+def number(): return 3
+text = "no factory"
+"""
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """The module of the user's networks."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "users_nets.py").write_text(NETS)
+    sys.path.insert(0, str(folder))
+    import users_nets
+
+    yield users_nets
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def work(nets, tmp_path, monkeypatch):
+    """A folder with the user's files, which is the current one."""
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for seed, name, width in ((0, "a", 6), (1, "b", 6), (2, "wide", 9)):
+        torch.manual_seed(seed)
+        network = nets.Net(width)
+        torch.save(network.state_dict(), f"{name}.pt")
+        safetensors.torch.save_file(network.state_dict(), f"{name}.safetensors")
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 5)).astype("float32")
+    np.savez("test.npz", X=X, y=rng.integers(0, 3, 40), X_fit=X[::-1])
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of a command."""
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    return (code, *capsys.readouterr())
+
+
+MODEL = ("--model", "nets.py:Net")
+
+
+def state(name):
+    return torch.load(name, weights_only=True)
+
+
+def test_fuse_without_data(work, nets, capsys):
+    code, out, err = run(capsys, "fuse", "a.pt", "b.safetensors", "-o", "out", *MODEL)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[5:9]] == ["parent", "parent", "plain", "fused"]
+    assert "out/model.safetensors" in out and "out/README.md" in out
+    models = [nets.Net(6), nets.Net(6)]
+    for model, name in zip(models, "ab", strict=True):
+        model.load_state_dict(state(f"{name}.pt"))
+    expected = WassersteinFusion(random_state=0).fit(models).fused_model_.state_dict()
+    found = safetensors.torch.load_file("out/model.safetensors")
+    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+
+
+def test_the_snippet_of_the_card_loads_the_network(work, capsys):
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 0
+    card = (work / "out" / "README.md").read_text()
+    assert "wbfuse fuse a.pt b.pt -o out --model nets.py:Net" in card
+    assert f"`{cli.checkpoints.read(work / 'a.pt', False).sha256}`" in card
+    names = {}
+    exec(card.split("```python")[1].split("```")[0], names)
+    assert torch.equal(names["network"].first.weight, safetensors.torch.load_file("out/model.safetensors")["first.weight"])
+
+
+def test_fuse_with_data_prints_and_keeps_the_table(work, capsys):
+    code, out, _ = run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL, "--data", "test.npz", "--correction", "repair")
+    assert code == 0 and "accuracy on 40 rows. The fits saw 40 other rows" in out
+    card = (work / "out" / "README.md").read_text()
+    assert "| ensemble |" in card and "| plain average |" in card
+    loaded = load("out", model=users_net())
+    assert loaded.correction == "repair"
+    with np.load("test.npz") as file:
+        score = loaded.score(FusionInput([], file["X"]), file["y"])
+    assert f"{score:.2%}" in next(line for line in out.splitlines() if line.startswith("WassersteinFusion"))
+
+
+def users_net():
+    import users_nets
+
+    return users_nets.Net()
+
+
+def test_parents_of_any_widths(work, capsys):
+    code, out, _ = run(capsys, "fuse", "a.pt", "wide.pt", "-o", "out", *MODEL, "--widths", "first=8", "--weights", "0.25,0.75")
+    assert code == 0 and "plain average: needs equal widths" in out
+    loaded = load("out", model=users_net())
+    assert loaded.graph_.sizes == {"first": 8} and loaded.weights == [0.25, 0.75]
+    assert [c["first"].shape for c in loaded.couplings_] == [(8, 6), (8, 9)]
+    code, out, _ = run(capsys, "fuse", "out", "a.pt", "-o", "again", *MODEL, "--widths", "1.5")
+    assert code == 0 and "parent 0: out (a saved fusion)" in out
+    assert load("again", model=users_net()).graph_.sizes == {"first": 12}
+
+
+def nest(content):
+    torch.save(content, "nested.pt")
+
+
+NESTS = {
+    "under a name": (lambda s: nest({"epoch": 3, "state_dict": s}), "the state dict in 'state_dict'"),
+    "beside another": (lambda s: nest({"ema": s, "model": s}), "the state dict in 'model'"),
+    "of DataParallel": (lambda s: nest({f"module.{n}": t for n, t in s.items()}), "without the prefix 'module.'"),
+    "compiled": (
+        lambda s: nest({"net": {f"_orig_mod.module.{n}": t for n, t in s.items()}}),
+        "the state dict in 'net', without the prefix '_orig_mod.', without the prefix 'module.'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTS)
+def test_nested_checkpoints(name, work):
+    build, notes = NESTS[name]
+    build(state("a.pt"))
+    checkpoint = read(work / "nested.pt", False)
+    assert ", ".join(checkpoint.notes) == notes
+    network = network_of(checkpoint, Template(users_net()))
+    assert torch.equal(network.first.weight, state("a.pt")["first.weight"]) and not network.training
+
+
+def test_several_inputs(work, nets, capsys):
+    torch.save(nets.sum_of_two().state_dict(), "two.pt")
+    arguments = ("two.pt", "two.pt", "-o", "out", "--model", "nets:sum_of_two")
+    assert run(capsys, "fuse", *arguments, "--input-shape", "5", "--input-shape", "2")[0] == 0
+    np.savez("two.npz", X0=np.zeros((4, 5), "f4"), X1=np.zeros((4, 2), "f4"), y=np.arange(4) % 3)
+    assert run(capsys, "fuse", *arguments, "--data", "two.npz", "--overwrite")[0] == 0
+
+
+class Bomb(nn.Module):
+    """Its pickle makes a folder where it is read."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+def test_a_pickle_is_not_run(work, capsys):
+    torch.save(Bomb(), "bomb.pt")
+    (work / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
+    said = f"bomb.pt is a pickle of more than tensors ({os.mkdir.__module__}.mkdir), which can run code when it is read; nothing"
+    for name, message in (("bomb.pt", said), ("bomb.pkl", "bomb.pkl is no readable PyTorch file")):
+        for command in (("fuse", "a.pt", name, "-o", "out"), ("inspect", name)):
+            code, _, err = run(capsys, *command, *MODEL)
+            assert code == 2 and len(err.splitlines()) == 1 and message in err
+    assert not (work / "exploded").exists()
+    torch.load("bomb.pt", weights_only=False)
+    assert (work / "exploded").exists()  # it would have
+
+
+def test_a_trusted_pickle_needs_no_model(work, nets, capsys):
+    torch.manual_seed(0)
+    torch.save(nets.Net(5), "whole.pt")
+    code, out, _ = run(capsys, "fuse", "whole.pt", "whole.pt", "-o", "out", "--trust-pickle", "--widths", "2.0")
+    assert code == 0 and "whole.pt (a pickled network)" in out
+    names = {}
+    exec((work / "out" / "README.md").read_text().split("```python")[1].split("```")[0], names)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(names["network"](x), torch.load("whole.pt", weights_only=False).eval()(x))
+
+
+def test_inspect(work, capsys):
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL, "--input-shape", "5")[0] == 0
+    code, out, err = run(capsys, "inspect", "out")
+    assert (code, err) == (0, "") and "2 networks fused" in out and max(map(len, out.splitlines())) < 130
+    assert f"energy {json.loads((work / 'out' / 'fusion.json').read_text())['fitted']['energy']:.6g}" in out
+    row = next(line for line in out.splitlines() if line.startswith("first"))
+    assert row.split()[1] == "6" and "in place" in row and "moved" in row
+    code, with_code, _ = run(capsys, "inspect", "out", *MODEL)
+    assert code == 0 and with_code.startswith(out.rstrip()) and "first.weight[0]" in with_code
+    code, out, _ = run(capsys, "inspect", "wide.safetensors", *MODEL)
+    assert code == 0 and "Net with 102 parameters" in out and "first  9" in out
+
+
+def test_overwrite(work, capsys):
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 0
+    code, _, err = run(capsys, "fuse", "a.pt", "wide.pt", "-o", "out", *MODEL)
+    assert code == 2 and "--overwrite" in err
+    assert run(capsys, "fuse", "a.pt", "wide.pt", "-o", "out", *MODEL, "--overwrite")[0] == 0
+    assert load("out", model=users_net()).graph_.sizes == {"first": 9}
+    assert "wide.pt" in (work / "out" / "README.md").read_text()
+
+
+def test_progress_is_for_terminals(work, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, _, err = run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)
+    assert code == 0 and "reading a.pt ..." in err.splitlines()
+
+
+def test_warnings_are_notes(work, nets, capsys):
+    class Blocked(nets.Net):
+        def forward(self, x):
+            return super().forward(x) + torch.cumsum(self.first(x), 1).sum(1, keepdim=True)
+
+    nets.Blocked = Blocked
+    torch.save(nets.Net(4).state_dict(), "blocked.pt")
+    code, out, err = run(capsys, "inspect", "blocked.pt", "--model", "users_nets:Blocked")
+    assert (code, err) == (0, "") and "Note: " in out and "stay in place" in out
+
+
+def test_interrupted(work, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.fuse, "build", interrupt)
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 130
+
+
+def save_arrays(**arrays):
+    return lambda: np.savez("bad.npz", **arrays)
+
+
+def write(name, data):
+    return lambda: open(name, "wb").write(data)
+
+
+def cut(name):
+    return lambda: os.truncate(name, os.path.getsize(name) - 20)
+
+
+def renamed():
+    torch.save({f"x{n}": t for n, t in state("a.pt").items()}, "b.pt")
+
+
+def reshaped():
+    torch.save(state("a.pt") | {"head.bias": torch.zeros(4)}, "b.pt")
+
+
+X = np.zeros((4, 5), "float32")
+PAIR = ("fuse", "a.pt", "b.pt", "-o", "out")
+DATA = (*PAIR, *MODEL, "--data", "bad.npz")
+MISTAKES = {
+    "no network": (None, PAIR, "a.pt holds tensors but not the network .*--model package.module:Net"),
+    "no colon": (None, (*PAIR, "--model", "nets"), "must be package.module:Net or path/to/file.py:Net. Got 'nets'"),
+    "no such module": (None, (*PAIR, "--model", "nots:Net"), "names the module 'nots', which is neither installed nor in /"),
+    "no such file": (None, (*PAIR, "--model", "nots.py:Net"), "names the file nots.py, which does not exist"),
+    "no such name": (None, (*PAIR, "--model", "nets.py:Nte"), "nets.py has no 'Nte'. Did you mean 'Net'"),
+    "no factory": (None, (*PAIR, "--model", "nets.py:text"), "is a str; name a class or a function"),
+    "a factory with arguments": (
+        None,
+        (*PAIR, "--model", "nets.py:needs"),
+        "called without arguments, raised TypeError: needs()",
+    ),
+    "a factory of numbers": (None, (*PAIR, "--model", "nets.py:number"), "made a int; it must make a torch.nn.Module"),
+    "code that fails": (write("bad.py", b"import nowhere"), (*PAIR, "--model", "bad.py:Net"), "No module named 'nowhere'"),
+    "code that is none": (write("bad.py", b"def def"), (*PAIR, "--model", "bad.py:Net"), "bad.py raised SyntaxError"),
+    "no such parent": (None, ("fuse", "a.pt", "c.pt", "-o", "out", *MODEL), "c.pt: No such file"),
+    "a text": (write("b.pt", b"weights"), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
+    "an empty file": (write("b.pt", b""), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
+    "cut off": (cut("b.pt"), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
+    "cut off safetensors": (
+        cut("b.safetensors"),
+        ("fuse", "a.pt", "b.safetensors", "-o", "out", *MODEL),
+        "b.safetensors is no readable safetensors file",
+    ),
+    "no state dict": (
+        lambda: nest({"epoch": 3}),
+        ("inspect", "nested.pt", *MODEL),
+        "holds no state dict but a dict with ['epoch']",
+    ),
+    "other names": (renamed, (*PAIR, *MODEL), "b.pt does not fit to --model: .*only stored are ['xfirst.weight'"),
+    "other outputs": (reshaped, (*PAIR, *MODEL), "b.pt does not fit to --model: 'head.bias' has the shape (4,)"),
+    "inputs that can't be guessed": (
+        lambda: torch.save(__import__("users_nets").Pictures().state_dict(), "a.pt"),
+        ("inspect", "a.pt", "--model", "nets.py:Pictures"),
+        "begins with the Conv2d 'conv'.*Here: --input-shape",
+    ),
+    "a folder with other things": (
+        lambda: (os.mkdir("out"), write("out/thesis.tex", b"")()),
+        (*PAIR, *MODEL, "--overwrite"),
+        "out holds other things than a saved fusion: ['thesis.tex']",
+    ),
+    "an unknown group": (None, (*PAIR, *MODEL, "--widths", "fist=4"), "names the group 'fist'.*Did you mean 'first'"),
+    "widths that are none": (None, (*PAIR, *MODEL, "--widths", "a,b"), "--widths: must be a factor"),
+    "weights that are none": (None, (*PAIR, *MODEL, "--weights", "half"), "--weights: must be numbers such as 0.7,0.3"),
+    "too few weights": (None, (*PAIR, *MODEL, "--weights", "1"), "weights must have one entry per model: 2"),
+    "a negative reg": (None, (*PAIR, *MODEL, "--reg", "-1"), "'reg' parameter"),
+    "an unknown correction": (None, (*PAIR, *MODEL, "--correction", "repiar"), "invalid choice: 'repiar'"),
+    "a shape that is none": (None, (*PAIR, *MODEL, "--input-shape", "3,x"), "must be whole numbers such as 1,28,28"),
+    "no such data": (None, DATA, "bad.npz: No such file"),
+    "data that are none": (write("bad.npz", b"1,2,3"), DATA, "bad.npz is no npz file of plain arrays"),
+    "no labels": (save_arrays(X=X), DATA, "bad.npz holds ['X'], but no y"),
+    "no rows": (save_arrays(y=X[:, 0]), DATA, "bad.npz holds ['y'], but no X"),
+    "pickled arrays": (save_arrays(X=X, y=np.array([Bomb] * 4, dtype=object)), DATA, "without pickled objects"),
+    "unknown labels": (save_arrays(X=X, y=np.arange(4) + 5), DATA, "outputs for classes 0 to 2, but y holds [5, 6, 7, 8]"),
+    "other rows": (save_arrays(X=X[:, :3], y=np.arange(4) % 3), DATA, "example inputs of shapes ((2, 3),)"),
+    "a missing save": (None, ("inspect", "nowhere"), "There is no file nowhere"),
+    "a folder of something": (lambda: os.mkdir("empty"), ("inspect", "empty"), "empty holds no complete save"),
+}
+if not torch.cuda.is_available():
+    MISTAKES["no such device"] = (None, (*PAIR, *MODEL, "--device", "cuda"), "--device: 'cuda' can't be used here")
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_give_one_line(name, work, capsys):
+    prepare, arguments, message = MISTAKES[name]
+    if prepare is not None:
+        prepare()
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith(f"wbfuse {arguments[0]}: error: ")
+    position = 0
+    for part in message.split(".*"):
+        position = err.find(part, position)
+        assert position >= 0, err
+    assert not (work / "exploded").exists() and not (work / "out" / "fusion.json").exists()
+
+
+@settings(max_examples=4)
+@given(mlps(), st.integers(0, 2**31))
+def test_permuted_copies_through_files_fuse_to_the_original(tmp_path_factory, network, seed):
+    folder, rng = tmp_path_factory.mktemp("permuted"), np.random.default_rng(seed)
+    network = randomised(network, rng)
+    copies = [network, disguised(network, rng), disguised(network, rng)]
+    for i, model in enumerate(copies):
+        safetensors.torch.save_file(model.state_dict(), folder / f"{i}.safetensors")
+    module = sys.modules.setdefault("users_random_nets", type(sys)("users_random_nets"))
+    module.make = lambda: copy.deepcopy(network)
+    paths = [str(folder / f"{i}.safetensors") for i in range(3)]
+    assert cli.main(["fuse", *paths, "-o", str(folder / "out"), "--model", "users_random_nets:make"]) == 0
+    fused = load(folder / "out", model=network).fused_model_
+    torch.testing.assert_close(fused(network.example), network(network.example))
+
+
+def test_help_has_an_example(capsys):
+    for command in ("fuse", "inspect"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0 and f"wbfuse {command} " in out.partition("example:")[2]
