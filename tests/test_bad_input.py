@@ -1,5 +1,9 @@
 """What users get wrong: every mistake has an error of its own that says what was given and what to do."""
 
+import contextlib
+import io
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ from sklearn.model_selection import KFold, cross_val_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion, cli, load
 from sklearn_wbfuse.exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -16,6 +20,7 @@ from sklearn_wbfuse.exceptions import (
     GroupNameError,
     InvalidModelError,
     NonFiniteError,
+    PersistenceError,
     WidthError,
 )
 from sklearn_wbfuse.inspection import CouplingDisplay, InterpolationDisplay, LossPlaneDisplay
@@ -87,7 +92,7 @@ MODELS = {
     "a width": (lambda: WassersteinFusion(64).fit(family()), WidthError, "ambiguous: give a factor as a float"),
     "too few widths": (lambda: WassersteinFusion([64]).fit(family()), WidthError, "1 entries, but the network has 2 groups"),
     "weights of other models": (lambda: WassersteinFusion(weights=[1]).fit(family()), FusionError, "one entry per model: 2"),
-    "a device that is not there": (lambda: WassersteinFusion(device="xla").fit(family()), FusionError, "device='xla' can't be used"),
+    "a device that is not there": (lambda: WassersteinFusion(device="xla").fit(family()), FusionError, "'xla' can't be used"),
     "no device at all": (lambda: WassersteinFusion(device="gpu").fit(family()), FusionError, "device='gpu' can't be used"),
     "two devices": (
         lambda: WassersteinFusion().fit([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]),
@@ -134,13 +139,17 @@ ROWS = {
     "several inputs of other lengths": (lambda: rows((X, X[:4])), ValueError, "inconsistent numbers of samples"),
 }
 LABELS = {
-    "unknown labels": (lambda: FusionClassifier().fit(rows(), Y + 1), FusionError, r"y holds \[3\], but the classes are \[0, 1, 2\]"),
+    "unknown labels": (
+        lambda: FusionClassifier().fit(rows(), Y + 1),
+        FusionError,
+        r"y holds \[3\], but the classes are \[0, 1, 2",
+    ),
     "unknown labels to score": (lambda: classifier().score(X, Y + 5), FusionError, "relabel y, or say which labels"),
-    "words for numbers": (lambda: FusionClassifier().fit(rows(), np.array(["a", "b", "c"])[Y]), FusionError, r"classes=\[\.\.\.\]"),
+    "words for numbers": (lambda: FusionClassifier().fit(rows(), np.array(["a", "b", "c"])[Y]), FusionError, r"classes=\["),
     "too few classes": (lambda: classifier(classes=["a", "b"]), FusionError, "2 labels, but the network tells 3 classes apart"),
     "a class twice": (lambda: classifier(classes=["a", "b", "a"]), FusionError, "all different"),
     "targets instead of classes": (lambda: FusionClassifier().fit(rows(), X[:, 0]), ValueError, "Unknown label type: continuous"),
-    "several labels per row": (lambda: FusionClassifier().fit(rows(), np.eye(12, 3, dtype=int)), ValueError, "should be a 1d array"),
+    "several labels per row": (lambda: FusionClassifier().fit(rows(), np.eye(12, 3, dtype=int)), ValueError, "be a 1d array"),
     "NaN as a target": (lambda: FusionRegressor().fit(rows(), nan(X[:, 0])), ValueError, "y contains NaN"),
     "too few targets": (lambda: FusionRegressor().fit(rows()).score(X, X[:, 0]), FusionError, r"y has shape \(12,\).*\(12, 3\)"),
     "outputs per pixel": (
@@ -149,9 +158,7 @@ LABELS = {
         r"one row of outputs per row of X. Got outputs of shape \(2, 3, 2, 2\)",
     ),
     "sorted folds that lack classes, with a scorer that needs them": (
-        lambda: cross_val_score(
-            FusionClassifier(), rows(), np.sort(Y), cv=KFold(3), scoring="neg_log_loss", error_score="raise"
-        ),
+        lambda: cross_val_score(FusionClassifier(), rows(), np.sort(Y), cv=KFold(3), scoring="neg_log_loss", error_score="raise"),
         ValueError,
         "explicitly through the labels argument",
     ),
@@ -160,7 +167,7 @@ OPTIONS = {
     "a misspelt option": (lambda: WassersteinFusion(schedule="join").fit(family()), ValueError, "Did you mean 'joint'"),
     "a misspelt correction": (lambda: WassersteinFusion(correction="regresion").fit(family()), ValueError, "mean 'regression'"),
     "a misspelt parameter": (lambda: FusionClassifier().set_params(fusion__alfa_h=1), ValueError, "Did you mean 'alpha_h'"),
-    "a class instead of a fusion": (lambda: classifier(fusion=WassersteinFusion), TypeError, "an instance of .* instead of a class"),
+    "a class instead of a fusion": (lambda: classifier(fusion=WassersteinFusion), TypeError, "instance of .* instead of a class"),
     "data that there are not": (lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()), FusionError, "needs data: fit"),
     "inputs of another shape": (
         lambda: WassersteinFusion(example_inputs=(torch.zeros(2, 7),)).fit(family()),
@@ -182,15 +189,96 @@ PICTURES = {
             Y,
         ),
         WidthError,
-        "",
+        "widths|shapes",
     ),
 }
-MISTAKES = MODELS | ROWS | LABELS | OPTIONS | PICTURES
+
+
+def saved(folder):
+    WassersteinFusion(random_state=0).fit(family()).save(folder / "saved")
+    return folder / "saved"
+
+
+def cut(folder, name):
+    where = saved(folder)
+    (where / name).write_bytes((where / name).read_bytes()[:-20])
+    return where
+
+
+class Bomb:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a pickle was run')",))
+
+
+def pickled(folder, name):
+    with (folder / name).open("wb") as file:
+        pickle.dump(Bomb(), file)
+    return folder / name
+
+
+def fuse(*arguments):
+    """What ``wbfuse fuse`` says in its one line, as an error."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(["fuse", *map(str, arguments)])
+    (line,) = printed.getvalue().splitlines()
+    assert code == 2 and line.startswith("wbfuse fuse: error: ")
+    raise FusionError(line)
+
+
+SMALL = f"{__file__}:small"
+FILES = {
+    "a folder that is not there": (lambda f: load(f / "none", model=family()[0]), PersistenceError, "There is no folder"),
+    "a file for the folder": (
+        lambda f: load(pickled(f, "a.pt"), model=family()[0]),
+        PersistenceError,
+        "like a pickle, which can run",
+    ),
+    "another folder": (lambda f: load(f, model=family()[0]), PersistenceError, "no complete save"),
+    "a truncated file": (lambda f: load(cut(f, "model.safetensors"), model=family()[0]), PersistenceError, "cut off, damaged"),
+    "a truncated description": (
+        lambda f: load(cut(f, "fusion.json"), model=family()[0]),
+        PersistenceError,
+        "fusion.json is damaged",
+    ),
+    "no template": (lambda f: load(saved(f)), InvalidModelError, r"load\(folder, model=Net\(\.\.\.\)\)"),
+    "the class as template": (lambda f: load(saved(f), model=MLP), InvalidModelError, "give an instance"),
+    "a template of another architecture": (lambda f: load(saved(f), model=CNN(3, 3, 3)), ArchitectureMismatchError, "template"),
+    "a parent that is not there": (
+        lambda f: fuse(f / "a.pt", "-o", f / "out", "--model", SMALL),
+        FusionError,
+        "a.pt: No such",
+    ),
+    "a parent that would run code": (
+        lambda f: fuse(pickled(f, "a.pt"), "-o", f / "out", "--model", SMALL),
+        FusionError,
+        "a.pt is ",
+    ),
+    "a parent that is cut off": (
+        lambda f: fuse(cut(f, "model.safetensors") / "model.safetensors", "-o", f / "out", "--model", SMALL),
+        FusionError,
+        "model.safetensors is no readable safetensors file",
+    ),
+    "a folder that holds other things": (
+        lambda f: fuse(f / "a.pt", "-o", pickled(f, "a.pt").parent, "--model", SMALL),
+        FusionError,
+        "holds other things than a saved fusion",
+    ),
+}
+
+
+def small():
+    return family()[0]
+
+
+MISTAKES = MODELS | ROWS | LABELS | OPTIONS | PICTURES | FILES
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_every_mistake_has_its_error(mistake):
+def test_every_mistake_has_its_error(mistake, tmp_path):
     make, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=message) as caught:
-        make()
+        make(tmp_path) if mistake in FILES else make()
     assert len(str(caught.value).splitlines()) <= 3

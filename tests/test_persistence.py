@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from networks import CNN, MLP, Recurrent, disguised, networks, randomised
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sklearn_wbfuse import VanillaAveraging, WassersteinFusion, declare, load
+from sklearn_wbfuse import FusionClassifier, FusionRegressor, VanillaAveraging, WassersteinFusion, declare, load
 from sklearn_wbfuse.correction import Probe, Regression, Repair
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionWarning, InvalidModelError, PersistenceError
-from sklearn_wbfuse.persistence import PersistenceMixin
+from sklearn_wbfuse.persistence import PersistenceMixin, fill
 from sklearn_wbfuse.persistence.values import Decoder, Encoder
 
 
@@ -168,8 +168,17 @@ def test_tied_tensors_are_stored_once_and_recorded(tmp_path):
 
 def test_a_template_of_other_precision_gives_way(saved, parents):
     fusion, folder = saved
-    loaded = load(folder, model=copy.deepcopy(parents[0]).double())
-    assert same_tensors(loaded.fused_model_, fusion.fused_model_)
+    template = copy.deepcopy(parents[0]).double()
+    template.register_buffer("not_stored", torch.ones(1, dtype=torch.float64), persistent=False)
+    loaded = load(folder, model=template).fused_model_
+    assert same_tensors(loaded, fusion.fused_model_) and loaded.not_stored.dtype == torch.float32
+
+
+def test_mixed_precision():
+    mixed, template = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)) for _ in range(2))
+    mixed[2].double()
+    fill(template, mixed.state_dict())
+    assert same_tensors(template, mixed)
 
 
 def test_the_description_is_for_people(saved):
@@ -214,6 +223,7 @@ values = st.recursive(
 
 
 @given(values)
+@example([float("nan"), -float("inf"), {"$float": 1, 2: None}])
 def test_any_value_comes_back(value):
     encoder = Encoder()
     text = json.dumps(encoder.value(value, "x"), allow_nan=False)
@@ -254,6 +264,15 @@ def test_estimators_within_estimators(parents, tmp_path):
     )
     assert loaded.fusion.reg == 0.1 and not hasattr(loaded.fusion, "fused_model_")
     assert same_tensors(loaded.fusion_.fused_model_, voter.fusion_.fused_model_)
+
+
+def test_classifiers_and_regressors(parents, tmp_path):
+    X = torch.randn(20, 5).numpy()
+    for estimator in (FusionClassifier(classes=["yes", "no", "?"]), FusionRegressor(VanillaAveraging(), batch_size=7)):
+        models = [parents[0]] * 2 if estimator.fusion else parents
+        estimator.fit(models).save(tmp_path / type(estimator).__name__)
+        loaded = load(tmp_path / type(estimator).__name__, model=parents[1])
+        assert (loaded.predict(X) == estimator.predict(X)).all() and repr(loaded) == repr(estimator)
 
 
 def test_a_later_save_takes_the_place_of_an_earlier_one(parents, copied):

@@ -139,7 +139,7 @@ class FusionInput:
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        arrays = tuple(a.detach().numpy() if _is_numpy(a) else a for a in self.arrays)  # which joblib maps instead of copying
+        arrays = tuple(_mappable(a) for a in self.arrays)
         return {"models": self.models, "arrays": arrays, "token": self._token, "names": self._named(self.models)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -247,8 +247,10 @@ def class_scores(predicted: np.ndarray) -> np.ndarray:
     return np.column_stack([np.zeros_like(columns), columns]) if columns.shape[1] == 1 else columns
 
 
-def _is_numpy(array: Any) -> bool:
-    return isinstance(array, Tensor) and array.device.type == "cpu" and array.dtype != torch.bfloat16
+def _mappable(array: Any) -> Any:
+    """The same rows as an array of NumPy where there is one: joblib maps these into other processes instead of copying."""
+    in_numpy = isinstance(array, Tensor) and array.device.type == "cpu" and array.dtype != torch.bfloat16
+    return array.detach().numpy() if in_numpy else array
 
 
 def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None) -> float:

@@ -89,14 +89,14 @@ def sorted_values(values: Sequence[Any]) -> list[Any]:
     return sorted(different) if all(map(_is_number, different)) else different
 
 
-def without(candidates: Sequence[Params], scores: Sequence[float], free: Sequence[str], most: int = 3) -> dict[str, float]:
+def without(lacking: Sequence[tuple[Params, float]], free: Sequence[str], most: int = 3) -> dict[str, float]:
     """Scores of candidates that lack a parameter, by what they have of those that are `free`; if these are many, the best."""
     found: dict[str, float] = {}
-    for own, score in zip(candidates, scores, strict=True):
+    for own, score in lacking:
         parts = [label(v) if isinstance(v, BaseEstimator) else f"{n}={label(v)}" for n, v in own.items() if n in free]
         name = ", ".join(parts) or "others"
         found[name] = np.fmax(found.get(name, np.nan), score)
-    return found if len(found) <= most else {f"best of {len(candidates)} others": np.fmax.reduce(list(found.values()))}
+    return found if len(found) <= most else {f"best of {len(lacking)} others": np.fmax.reduce(list(found.values()))}
 
 
 def key(value: Any) -> Any:

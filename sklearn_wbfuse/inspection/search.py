@@ -131,21 +131,20 @@ class GridSearchDisplay:
         kept = last_rounds(search.cv_results_)
         candidates = [search.cv_results_["params"][i] for i in kept]
         shown = chosen_params(params, candidates)
-        inside = [all(param in own for param in shown) for own in candidates]
-        have = [own for own, complete in zip(candidates, inside, strict=True) if complete]
+        have = [own for own in candidates if all(param in own for param in shown)]
         values = [sorted_values([own[param] for own in have]) for param in shown]
         places = [{key(value): place for place, value in enumerate(own)} for own in values]
         scores, errors = np.full((2, *map(len, values)), np.nan)
         tried, at = np.zeros(scores.shape, dtype=bool), {}
-        for i, own, complete in zip(kept, candidates, inside, strict=True):
-            if complete:
+        for i, own in zip(kept, candidates, strict=True):
+            if all(param in own for param in shown):
                 at[i] = place = tuple(order[key(own[param])] for order, param in zip(places, shown, strict=True))
                 tried[place] = True
                 if not (np.isnan(mean[i]) or scores[place] >= mean[i]):
                     scores[place] = mean[i]
                     errors[place] = deviation[i] / np.sqrt(search.n_splits_ - 1) if search.n_splits_ > 1 else np.nan
-        free, best = varying(candidates), _best(search, name, mean, kept)
-        lacking = [j for j, complete in enumerate(inside) if not complete]
+        best = _best(search, name, mean, kept)
+        lacking = [(own, mean[i]) for i, own in zip(kept, candidates, strict=True) if i not in at]
         return cls(
             shown,
             values,
@@ -153,7 +152,7 @@ class GridSearchDisplay:
             errors=errors,
             tried=tried,
             best=None if best is None else at.get(best),
-            without=without([candidates[j] for j in lacking], [mean[kept[j]] for j in lacking], free),
+            without=without(lacking, varying(candidates)),
             others=[param for param in varying(have) if param not in shown],
             score_name=f"{'Score' if name == 'score' else name}, mean over the folds",
         ).plot(ax)

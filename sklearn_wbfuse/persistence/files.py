@@ -158,7 +158,7 @@ def _sealed(content: dict[str, Any]) -> dict[str, Any]:
 def _text(value: Any, indent: int = 0) -> str:
     """Indented JSON, in which short lists and objects stand on one line."""
     line = json.dumps(value, allow_nan=False)
-    if indent and (len(line) + indent <= _WIDTH or not isinstance(value, (list, dict))):
+    if len(line) + indent <= _WIDTH or not isinstance(value, (list, dict)):
         return line
     if isinstance(value, dict):
         parts, ends = [f"{json.dumps(k)}: {_text(v, indent + 1)}" for k, v in value.items()], "{}"

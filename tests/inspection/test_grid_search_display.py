@@ -123,7 +123,7 @@ def test_what_varies_only_between_grids_is_no_axis():
 
 def test_others_of_one_name_are_the_best_of_them():
     long = 30 * "x"
-    fitted = search([{"a": [1, 2]}, {"c": [long, long + "x", long + "xx"]}])
+    fitted = search([{"a": [1, 2]}, {"c": [long + "xx", long + "x", long]}])
     display = GridSearchDisplay.from_estimator(fitted, "a")
     assert list(display.without.values()) == [fitted.cv_results_["mean_test_score"][2:].max()]
 

@@ -29,7 +29,7 @@ from sklearn.model_selection import (
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.fusion import base, data
+from sklearn_wbfuse.fusion import base, data, wasserstein
 
 WHICH = [
     {"fusion": [WassersteinFusion()], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
@@ -173,9 +173,7 @@ class Named(VanillaAveraging):
 
 
 def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
-    X, y = task
-    from sklearn_wbfuse.fusion import wasserstein
-
+    X, _ = task
     calls, joint = [], wasserstein.joint
     monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(X.models, X.arrays[0])
@@ -245,7 +243,7 @@ def test_a_fusion_input_survives_pickling(kind):
 @pytest.mark.dask
 def test_a_dask_cluster_gives_the_same(task):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
-        with parallel_config(backend="dask"):
-            found = search(GridSearchCV, task)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster), parallel_config(backend="dask"):
+        found = search(GridSearchCV, task)
     np.testing.assert_array_equal(found.cv_results_["mean_test_score"], search(GridSearchCV, task).cv_results_["mean_test_score"])
