@@ -196,6 +196,9 @@ def _read_data(path: Path) -> dict[str, Any]:
     missing = [name for name in ("X", "y") if found[name] is None]
     if missing:
         raise FusionError(f"--data {path} holds {list(arrays)}, but no {' and no '.join(missing)}.")
-    if found["X_fit"] is None:
-        del found["X_fit"]
-    return found
+    rows = {name: [len(a) if a.ndim else 0 for a in _tuple(found[name])] for name in found if found[name] is not None}
+    if len({*rows["X"], *rows["y"]}) > 1 or len(set(rows.get("X_fit", []))) > 1 or not all(map(all, rows.values())):
+        raise FusionError(
+            f"--data {path} holds arrays of these numbers of rows: {rows}; X and y need equally many, at least one."
+        )
+    return {name: found[name] for name in rows}

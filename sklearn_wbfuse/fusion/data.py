@@ -193,7 +193,7 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
     model.eval()
     try:
         pieces = [model(*data.tensors(model, slice(i, i + batch_size))) for i in range(0, len(data), batch_size)]
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:  # IndexError: tokens beyond an embedding
         rows = [f"{tuple(a.shape)} {a.dtype}" for a in data.arrays]
         raise FusionError(
             f"The network does not run on rows of {', '.join(rows)}: {error}. Integers are not made floats."
