@@ -1,6 +1,11 @@
-"""Two networks of different widths, trained on scikit-learn's digits and saved, for ``wbfuse fuse``: see the README.
+"""
+Two networks for the command line
+=================================
 
-python examples/train.py writes a.safetensors, b.safetensors and test.npz into the folder that it is run in.
+Trains two networks of different widths on scikit-learn's digits and writes
+``a.safetensors``, ``b.safetensors`` and ``test.npz`` into the folder that it is
+run in. Then ``wbfuse fuse a.safetensors b.safetensors -o fused --model
+examples/train.py:Net --data test.npz`` makes one of them.
 """
 
 import numpy as np
