@@ -21,10 +21,9 @@ from base_models import base_model, mnist
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from tables import number, show, spread
 from torch import nn
-from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.datasets import RecurrentNet, load_digits, train_mlp
+from sklearn_wbfuse.datasets import load_digits, train_mlp, train_recurrent
 
 REGS = [0.0, *np.geomspace(1e-4, 2e-2, 15)]
 ALPHAS = [0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0]
@@ -38,19 +37,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def digits_lstm(seed: int, hidden: int = 64) -> nn.Module:
+def digits_lstm(seed: int) -> nn.Module:
     """An LSTM trained on the digits, 8 steps of 8 values."""
     data = load_digits()
-    X = data.X_train.view(-1, 8, 8)
-    torch.manual_seed(seed)
-    model = RecurrentNet("lstm", inputs=8, hidden=hidden)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(20):
-        for rows in torch.randperm(len(X)).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(model(X[rows]), data.y_train[rows]).backward()
-            optimizer.step()
-    return model.eval()
+    return train_recurrent(data.X_train.view(-1, 8, 8), data.y_train, "lstm", 64, seed)
 
 
 def digits() -> None:

@@ -20,10 +20,9 @@ states of 48 and of 64 neurons become one.
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.datasets import RecurrentNet, load_digits
+from sklearn_wbfuse.datasets import load_digits, train_recurrent
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.inspection import CouplingDisplay
 
@@ -33,15 +32,7 @@ X_train, X_test = (rows.view(-1, 8, 8) for rows in (digits.X_train, digits.X_tes
 
 
 def train(hidden, seed):
-    torch.manual_seed(seed)
-    model = RecurrentNet("gru", inputs=8, hidden=hidden)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(20):
-        for rows in torch.randperm(len(X_train)).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(model(X_train[rows]), digits.y_train[rows]).backward()
-            optimizer.step()
-    return model.eval()
+    return train_recurrent(X_train, digits.y_train, "gru", hidden, seed)
 
 
 draws = [[train(48, seed), train(64, seed + 1)] for seed in (0, 10, 20)]

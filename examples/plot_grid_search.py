@@ -16,30 +16,15 @@ data: it is split by rows, and every split fuses the same parents.
 
 import torch
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.datasets import RecurrentNet, load_digits
+from sklearn_wbfuse.datasets import load_digits, train_recurrent
 from sklearn_wbfuse.inspection import GridSearchDisplay
 
 torch.set_num_threads(1)  # networks this small are faster on one
 digits = load_digits()
 X_train, X_val, X_test = (rows.view(-1, 8, 8) for rows in (digits.X_train, digits.X_val, digits.X_test))
-
-
-def train(seed):
-    torch.manual_seed(seed)
-    model = RecurrentNet("lstm", inputs=8, hidden=32)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(20):
-        for rows in torch.randperm(len(X_train)).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(model(X_train[rows]), digits.y_train[rows]).backward()
-            optimizer.step()
-    return model.eval()
-
-
-parents = [train(seed) for seed in (0, 1)]
+parents = [train_recurrent(X_train, digits.y_train, "lstm", 32, seed) for seed in (0, 1)]
 
 # %%
 # The search

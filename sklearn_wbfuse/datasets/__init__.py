@@ -3,7 +3,7 @@
 from ._files import DatasetError
 from .architectures import MLP, VGG11, MLPNet, RecurrentNet, ResNet20, TextNet
 from .cifar import load_cifar10
-from .digits import load_digits, train_mlp
+from .digits import load_digits, train_mlp, train_recurrent
 from .mnist import load_mnist
 from .text import load_ag_news, load_sst2
 
@@ -21,4 +21,5 @@ __all__ = [
     "load_mnist",
     "load_sst2",
     "train_mlp",
+    "train_recurrent",
 ]

@@ -1,20 +1,23 @@
-"""scikit-learn's digits, and perceptrons trained on them in a fraction of a second."""
+"""scikit-learn's digits, and networks trained on them in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import sklearn.datasets
 import torch
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architectures import MLP
+from .architectures import MLP, RecurrentNet
 
-__all__ = ["load_digits", "train_mlp"]
+__all__ = ["load_digits", "train_mlp", "train_recurrent"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def load_digits(random_state: int = 0) -> Bunch:
@@ -97,12 +100,55 @@ def train_mlp(
     >>> bool((model(digits.X_test).argmax(1) == digits.y_test).float().mean() > 0.9)
     True
     """
+    return _trained(lambda: MLP(widths), X, y, seed, epochs, learning_rate, batch_size)
+
+
+def train_recurrent(
+    X: Tensor,
+    y: Tensor,
+    cell: str,
+    hidden: int,
+    seed: int = 0,
+    *,
+    epochs: int = 20,
+    learning_rate: float = 3e-3,
+    batch_size: int = 50,
+) -> RecurrentNet:
+    """Train a `RecurrentNet` for ten classes as `train_mlp` does.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n, steps, inputs)
+        The digits as 8 steps of 8 values: ``digits.X_train.view(-1, 8, 8)``.
+    y : Tensor of shape (n,)
+    cell : {"rnn", "lstm", "gru"}
+    hidden : int
+    seed : int
+    epochs, learning_rate, batch_size : int, float, int
+
+    Returns
+    -------
+    RecurrentNet
+        In eval mode.
+
+    Examples
+    --------
+    >>> digits = load_digits()
+    >>> train_recurrent(digits.X_train.view(-1, 8, 8), digits.y_train, "gru", 16, epochs=1).rnn
+    GRU(8, 16, batch_first=True)
+    """
+    return _trained(lambda: RecurrentNet(cell, X.shape[2], hidden), X, y, seed, epochs, learning_rate, batch_size)
+
+
+def _trained(
+    build: Callable[[], _Model], X: Tensor, y: Tensor, seed: int, epochs: int, learning_rate: float, batch_size: int
+) -> _Model:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            model = MLP(widths)
+            model = build()
             optimizer = torch.optim.Adam(model.parameters(), learning_rate)
             for _ in range(epochs):
                 for rows in torch.randperm(len(X)).split(batch_size):

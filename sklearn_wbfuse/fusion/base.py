@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..barycenter import carry_state, mean_state
 from ..base import HelpfulMixin, did_you_mean
 from ..correction import CORRECTIONS, Probe
-from ..couplings import Couplings
+from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
@@ -158,6 +158,65 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
             state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
             result.append(write_back(self.fused_model_, state, sized=plain))
         return result
+
+    def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:
+        r"""Carry models from the neuron order and scales of the fused model into those of a parent.
+
+        `transform` carries the parent's parameters by a linear map A; this is :math:`A^{-1}`. Then
+        ``inverse_transform(transform([other]), parent)`` is `other` aligned to the parent, and
+        ``inverse_transform([fused_model_], parent)`` the fused network in the parent's order.
+
+        Parameters
+        ----------
+        models : list of Module
+            Of the fused model's widths. They are not changed.
+        parent : int or Module
+            A model that `fit` was given, or its position. All its couplings must be permutations, with signs or without.
+
+        Returns
+        -------
+        list of Module
+            New modules in eval mode.
+
+        Raises
+        ------
+        FusionError
+            If there is no such parent, or its couplings can't be undone.
+        """
+        check_is_fitted(self)
+        position = self._position(parent)
+        back = {}
+        for name, coupling in self._alignment.couplings[position].items():
+            if coupling.index is None:
+                raise FusionError(
+                    f"The coupling of group {name!r} of model {position}, of shape {coupling.shape}, is no permutation and can't "
+                    "be undone; fit with reg=0 and target_widths that are those of the models."
+                )
+            order = np.argsort(coupling.index)
+            back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
+        own, scales = self._alignment.source_scales[position], self._alignment.target_scales
+        result = []
+        for number, model in enumerate(validate_models(models)):
+            for name, tensor in floating_state(self.fused_model_).items():
+                shape = getattr(floating_state(model).get(name), "shape", None)
+                if shape != tensor.shape:
+                    raise WidthError(
+                        f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
+                        f"{tuple(tensor.shape)}; transform brings it there."
+                    )
+            state = carry_state(self._network(model, self.graph_).state, self.graph_, self._graphs[position], back, scales, own)
+            result.append(write_back(model, state, sized=plain_copy(model)))
+        return result
+
+    def _position(self, parent: int | nn.Module) -> int:
+        if isinstance(parent, nn.Module):
+            mark = _fingerprint(validate_models([parent])[0])
+            if mark in self._seen:
+                return self._seen.index(mark)
+            raise FusionError("That network is no parent of the fusion; give one that it was fitted on, unchanged.")
+        if not -len(self._seen) <= parent < len(self._seen):
+            raise FusionError(f"parent={parent} names a model, but only {len(self._seen)} were given.")
+        return parent % len(self._seen)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy of the fused model where `y` holds classes (class k is output k), R2 where it is continuous.

@@ -32,11 +32,10 @@ from ..barycenter import (
     scaled,
     with_activations,
 )
-from ..couplings import Coupling
 from ..exceptions import FusionError, WidthError
 from ..graph import discover_all, validate_models
 from ..groups import Graph
-from .alignment import Alignment, Network
+from .alignment import Alignment, Network, blocks_within, pinned_groups
 from .base import BaseFusion, Remember
 from .probing import Probing
 from .widths import target_sizes
@@ -238,7 +237,7 @@ class WassersteinFusion(BaseFusion):
     ) -> Alignment:
         for network in networks:
             check_blocks(network.graph, target)
-        pinned, scaled_alike = _pinned(networks, target)
+        pinned, scaled_alike = pinned_groups(networks, target)
         given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
         if probing is not None and self._activation_share:
@@ -254,7 +253,7 @@ class WassersteinFusion(BaseFusion):
             weights,
             self.reg if self.schedule == "layerwise" else 0.0,  # the start of sweeps is exact
             pinned,
-            _within(target),
+            blocks_within(target),
             max_iter=self.max_iter,
             tol=self.tol,
             n_jobs=self.n_jobs if self.n_init == 1 else 1,
@@ -328,7 +327,7 @@ class WassersteinFusion(BaseFusion):
         return self._network(given, graph)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
-        pinned, scaled_alike = _pinned([network, fused], fused.graph)
+        pinned, scaled_alike = pinned_groups([network, fused], fused.graph)
         described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike)
         problem = Problem(
             described,
@@ -338,7 +337,7 @@ class WassersteinFusion(BaseFusion):
             [1.0],
             self.reg,
             pinned,
-            _within(fused.graph),
+            blocks_within(fused.graph),
             max_iter=self.max_iter,
             tol=self.tol,
         )
@@ -370,40 +369,3 @@ class WassersteinFusion(BaseFusion):
 
 def _distance(problem: Problem, model: int) -> int:
     return sum(abs(problem.source_sizes[model][g] - n) for g, n in problem.sizes.items())
-
-
-def _pinned(networks: list[Network], target: Graph) -> tuple[dict[str, Coupling], set[str]]:
-    """Groups with a tensor that is bitwise equal in all parents (a frozen embedding): their neurons correspond already.
-
-    The second result are those of them whose scales agree as well, since the tensor scales with them.
-    """
-    pinned: dict[str, Coupling] = {}
-    scaled_alike: set[str] = set()
-    if len(networks) < 2:
-        return pinned, scaled_alike
-    first, within = networks[0], _within(target)
-    for name, labels in first.graph.tensors.items():
-        tensor = first.state[name]
-        if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
-            continue
-        whole = labels.unfold(tensor)
-        for axis, spans in enumerate(labels.spans):
-            for span in spans:
-                blocks = within.get(span.group)
-                if blocks and any(n.graph.sizes[blocks] != target.sizes[blocks] for n in networks):
-                    continue
-                rows = whole.movedim(axis, 0)[torch.as_tensor(span.index.ravel(), device=tensor.device)].reshape(
-                    len(span.index), -1
-                )
-                if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
-                    pinned[span.group] = Coupling.identity(len(rows))
-                    if blocks:  # they stay with their neurons
-                        pinned[blocks] = Coupling.identity(target.sizes[blocks])
-                    if span.exponent:
-                        scaled_alike.add(span.group)
-    return pinned, scaled_alike
-
-
-def _within(graph: Graph) -> dict[str, str]:
-    """The group of blocks of each group that lies in some."""
-    return {name: group.within for name, group in graph.groups.items() if group.within is not None}

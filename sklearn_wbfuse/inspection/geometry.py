@@ -1,63 +1,12 @@
-"""Where networks lie: one frame for a network and another one aligned to it, and coordinates in the plane of three."""
+"""Coordinates in the plane of three networks."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
-from ..barycenter import carry_state
-from ..couplings import Coupling
 from ..exceptions import FusionError
-from ..fusion.base import BaseFusion, _fingerprint
-from ..graph import floating_state, write_back
 
-__all__ = ["affine_weights", "aligned_to", "plane_coordinates"]
-
-
-def aligned_to(fusion: Any, first: nn.Module, second: nn.Module) -> nn.Module:
-    r"""A network carried into the neuron order and the scales of a parent of a fusion.
-
-    The fusion carries the parent by a linear map :math:`A_1` and the other network by :math:`A_2`; the result is
-    :math:`A_1^{-1} A_2 \theta_2`.
-
-    Parameters
-    ----------
-    fusion : fitted fusion of this library
-    first : Module
-        A parent; its coupling must consist of permutations, with signs or without.
-    second : Module
-        Of equal shapes.
-
-    Raises
-    ------
-    FusionError
-        If `first` is no parent, or :math:`A_1` can't be undone.
-    """
-    if not isinstance(fusion, BaseFusion):
-        raise FusionError(
-            f"Needed is a fusion such as WassersteinFusion. Got {type(fusion).__name__}; from_models takes networks."
-        )
-    check_is_fitted(fusion)
-    mark = _fingerprint(first)
-    if mark not in fusion._seen:
-        raise FusionError("The first network is no parent of the fusion; give networks that it was fitted on, unchanged.")
-    position, alignment = fusion._seen.index(mark), fusion._alignment
-    couplings, back = alignment.couplings[position], {}
-    for name, coupling in couplings.items():
-        if coupling.index is None:
-            raise FusionError(
-                f"Group {name!r} of the first network has a coupling of shape {coupling.shape} that is no permutation and can't "
-                "be undone; fit with reg=0 and target widths that are those of the networks."
-            )
-        index = np.argsort(coupling.index)
-        back[name] = Coupling(index=index, signs=None if coupling.signs is None else coupling.signs[index])
-    (moved,) = fusion.transform([second])
-    own = alignment.source_scales[position]
-    state = carry_state(floating_state(moved), fusion.graph_, fusion._graphs[position], back, alignment.target_scales, own)
-    return write_back(moved, state, sized=moved)
+__all__ = ["affine_weights", "plane_coordinates"]
 
 
 def plane_coordinates(displacements: np.ndarray) -> np.ndarray:

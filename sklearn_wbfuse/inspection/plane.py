@@ -15,7 +15,7 @@ from ..graph import validate_models
 from .combinations import Combinations
 from .evaluation import Judge, checked_metrics
 from .figures import new_axes, progress
-from .geometry import affine_weights, aligned_to, plane_coordinates
+from .geometry import affine_weights, plane_coordinates
 
 __all__ = ["LossPlaneDisplay"]
 
@@ -191,7 +191,12 @@ class LossPlaneDisplay:
         first, second = validate_models(models)
         Combinations([first, second], REMEDY)
         judge = Judge(X, y, fusion).some(subsample, check_random_state(random_state))
-        aligned = aligned_to(getattr(fusion, "fusion_", fusion), first, second)
+        own = getattr(fusion, "fusion_", fusion)
+        if not hasattr(own, "inverse_transform"):
+            raise FusionError(
+                f"Needed is a fusion such as WassersteinFusion. Got {type(own).__name__}; from_models takes networks."
+            )
+        (aligned,) = own.inverse_transform(own.transform([second]), parent=first)
         return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
 
     @classmethod

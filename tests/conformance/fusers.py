@@ -17,6 +17,7 @@ from sklearn_wbfuse.exceptions import (
     FusionError,
     InvalidModelError,
     NonFiniteError,
+    WidthError,
 )
 
 BUILDERS = {
@@ -109,6 +110,29 @@ class FuserConformance:
             assert (old[key].dtype, old[key].device, old[key].shape) == (new[key].dtype, new[key].device, new[key].shape)
         assert not fused.left.weight.requires_grad and fused.conv.weight.requires_grad
         assert type(fused) is type(models[0])
+
+    @pytest.mark.parametrize("name", BUILDERS)
+    def test_inverse_transform_brings_every_parent_back(self, name):
+        models = family(name, 2)
+        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        moved = fusion.transform(models)
+        for i, model in enumerate(models):
+            (by_index,) = fusion.inverse_transform([moved[i]], parent=i)
+            (by_model,) = fusion.inverse_transform([moved[i]], parent=model)
+            assert_same(values(by_index), values(model), 1e-9)
+            assert_same(values(by_model), values(by_index))
+        (other,) = fusion.inverse_transform([fusion.fused_model_], parent=-1)
+        torch.testing.assert_close(other(models[0].example), fusion.fused_model_(models[0].example), rtol=1e-8, atol=1e-8)
+        with pytest.raises(FusionError, match="parent=2 names a model, but only 2 were given"):
+            fusion.inverse_transform(moved, parent=2)
+        with pytest.raises(FusionError, match="no parent of the fusion"):
+            fusion.inverse_transform(moved, parent=family(name, 3)[2])
+
+    def test_inverse_transform_needs_the_fused_widths(self):
+        models = [randomised(MLP([5, n, 3]), np.random.default_rng(0)) for n in (4, 4)]
+        fusion = self.make().fit(models)
+        with pytest.raises(WidthError, match=r"Model 0 must have the fused model's widths, but 'linears.0.weight' has shape"):
+            fusion.inverse_transform([randomised(MLP([5, 8, 3]), np.random.default_rng(0))])
 
     def test_the_same_random_state_gives_the_same_bits(self):
         models = family("resnet", 3)

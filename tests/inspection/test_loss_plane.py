@@ -12,9 +12,14 @@ from torch.nn import functional as F
 from sklearn_wbfuse import FusionClassifier, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import LossPlaneDisplay
-from sklearn_wbfuse.inspection.geometry import affine_weights, aligned_to, plane_coordinates
+from sklearn_wbfuse.inspection.geometry import affine_weights, plane_coordinates
 
 matplotlib = pytest.importorskip("matplotlib")
+
+
+def aligned_to(fusion, first, second):
+    (aligned,) = fusion.inverse_transform(fusion.transform([second]), parent=first)
+    return aligned
 
 
 def network(seed, activation=nn.ReLU, hidden=10):
