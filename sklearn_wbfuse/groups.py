@@ -17,6 +17,9 @@ from torch import Tensor
 __all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "State", "Summed", "along", "put", "relabel", "take"]
 
 
+_SHAPES = ("flatten", "squeeze", "unsqueeze", "view", "reshape", "contiguous", "clone", "select", "slice", "to", "_to_copy")
+
+
 @dataclass(frozen=True)
 class Group:
     """A set of `size` neurons that move together.
@@ -240,6 +243,13 @@ class Graph:
         """Groups that can only be moved together: each without blocks, or blocks before the groups within them."""
         inside = [g for g in self.groups.values() if g.within is not None]
         return [[g.name, *(m.name for m in inside if m.within == g.name)] for g in self.groups.values() if g.within is None]
+
+    @property
+    def ends_in_probabilities(self) -> bool:
+        """Whether the last operation that is no change of shape is a softmax or a sigmoid."""
+        names = [operation.split()[0].removeprefix("aten::") for operation in self.operations]
+        last = next((n for n in reversed(names) if n not in _SHAPES), "")
+        return last in ("softmax", "_softmax", "sigmoid")
 
     def orders(self, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
         """Permutations of all groups that respect blocks, from one for any size."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import CNN, MLP, randomised
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -110,7 +111,15 @@ ROWS = {
         "Input 0 has NaN",
     ),
     "NaN in a row for the score": (lambda: WassersteinFusion().fit(rows()).score(nan(X), Y), NonFiniteError, "row 3 is NaN"),
-    "words": (lambda: rows(X.astype(str)), FusionError, "must hold numbers.* dtype <U"),
+    "words": (lambda: rows(X.astype(str)), FusionError, "must hold real numbers.* dtype <U"),
+    "complex rows": (lambda: rows(X + 1j), FusionError, "real numbers"),
+    "complex tensors": (
+        lambda: rows(torch.zeros(4, 5, dtype=torch.complex64)),
+        FusionError,
+        "real numbers. Got one of torch.complex64",
+    ),
+    "sparse tensors": (lambda: rows(torch.zeros(4, 5).to_sparse()), FusionError, "dense tensor"),
+    "one model with rows": (lambda: FusionInput(family()[0], X), InvalidModelError, "put the models into a list"),
     "rows of several lengths": (
         lambda: rows(np.array([np.zeros(2), np.zeros(3)], dtype=object)),
         FusionError,
@@ -147,6 +156,7 @@ LABELS = {
     "unknown labels to score": (lambda: classifier().score(X, Y + 5), FusionError, "relabel y, or say which labels"),
     "words for numbers": (lambda: FusionClassifier().fit(rows(), np.array(["a", "b", "c"])[Y]), FusionError, r"classes=\["),
     "too few classes": (lambda: classifier(classes=["a", "b"]), FusionError, "2 labels, but the network tells 3 classes apart"),
+    "classes of several types": (lambda: classifier(classes=["a", 1, None]), FusionError, "labels of one type"),
     "a class twice": (lambda: classifier(classes=["a", "b", "a"]), FusionError, "all different"),
     "targets instead of classes": (lambda: FusionClassifier().fit(rows(), X[:, 0]), ValueError, "Unknown label type: continuous"),
     "several labels per row": (lambda: FusionClassifier().fit(rows(), np.eye(12, 3, dtype=int)), ValueError, "be a 1d array"),
@@ -168,6 +178,12 @@ OPTIONS = {
     "a misspelt correction": (lambda: WassersteinFusion(correction="regresion").fit(family()), ValueError, "mean 'regression'"),
     "a misspelt parameter": (lambda: FusionClassifier().set_params(fusion__alfa_h=1), ValueError, "Did you mean 'alpha_h'"),
     "a class instead of a fusion": (lambda: classifier(fusion=WassersteinFusion), TypeError, "instance of .* instead of a class"),
+    "a classifier instead of a fusion": (
+        lambda: classifier(fusion=LogisticRegression()),
+        FusionError,
+        "such as WassersteinFusion",
+    ),
+    "a parameter of a number": (lambda: FusionClassifier().set_params(batch_size__x=1), ValueError, "has none of its own"),
     "data that there are not": (lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()), FusionError, "needs data: fit"),
     "inputs of another shape": (
         lambda: WassersteinFusion(example_inputs=(torch.zeros(2, 7),)).fit(family()),

@@ -1,7 +1,10 @@
 """What all estimators share: hints for misspelt names."""
 
 import pytest
+import sklearn
+from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
+from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionRegressor, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
@@ -24,6 +27,23 @@ def test_a_misspelt_parameter_of_the_fusion(make):
         make().set_params(fusion__regg=1)
     with pytest.raises(ValueError, match=r"no parameter 'fusio__reg'.* Did you mean 'fusion__reg'\?"):
         make().set_params(fusio__reg=1)
+    with pytest.raises(ValueError, match=r"no parameter 'reg'.* Did you mean 'fusion__reg'\?"):
+        make().set_params(reg=1)
+
+
+def test_a_call_that_fails_changes_nothing():
+    classifier = FusionClassifier()
+    with pytest.raises(ValueError, match="regg"):
+        classifier.set_params(fusion__regg=1)
+    assert classifier.fusion is None
+
+
+def test_clones_share_networks():
+    with sklearn.config_context(enable_metadata_routing=True):
+        fusion = WassersteinFusion(init=nn.Linear(2, 2), weights=[1, 2]).set_score_request(sample_weight=True)
+    twin = clone(FusionClassifier(fusion)).fusion
+    assert twin.init is fusion.init and twin.weights == fusion.weights and twin.weights is not fusion.weights
+    assert clone(fusion)._metadata_request.score.requests == fusion._metadata_request.score.requests
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,8 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
         check_is_fitted(self)
         data = rows_of(X)
         _check_labels(data, y)
-        return score_outputs(outputs(self.fused_model_, data), y, sample_weight)
+        predicted = outputs(self.fused_model_, data)
+        return score_outputs(predicted, y, sample_weight, probabilities=self.graph_.ends_in_probabilities)
 
     @abstractmethod
     def _sizes(self, parents: list[Graph]) -> dict[str, int]:

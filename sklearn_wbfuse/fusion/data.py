@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from ..exceptions import FusionError, NonFiniteError
+from ..exceptions import FusionError, InvalidModelError, NonFiniteError
 
 __all__ = ["FusionInput", "as_array", "class_scores", "outputs", "rows_of", "score_outputs"]
 
@@ -45,7 +45,7 @@ class FusionInput:
     ValueError
         If several inputs have different lengths.
     FusionError
-        If `X` does not hold numbers.
+        If `X` does not hold real numbers, or `models` is no list.
     TypeError
         If `X` is a stream of batches, for which there is `from_batches`.
 
@@ -58,16 +58,15 @@ class FusionInput:
     """
 
     def __init__(self, models: Sequence[nn.Module], X: Any):
-        self.models = models if isinstance(models, nn.Module) else list(models)
+        if isinstance(models, nn.Module):
+            raise InvalidModelError(f"models must be a list. Got {type(models).__name__}; put the models into a list.")
+        self.models = list(models)
         arrays = X if isinstance(X, tuple) else (X,)
         if any(hasattr(a, "__next__") or isinstance(a, DataLoader) for a in arrays):
             raise TypeError(
                 "X must hold rows. Got a stream of batches; FusionInput.from_batches(models, batches) draws rows from it."
             )
-        self.arrays = tuple(a if isinstance(a, (Tensor, np.ndarray)) else np.asarray(a) for a in arrays)
-        for array in self.arrays:
-            if isinstance(array, np.ndarray) and array.dtype.kind not in "biuf":
-                raise FusionError(f"X must hold numbers, in rows of one shape. Got an array of dtype {array.dtype}.")
+        self.arrays = tuple(_checked(a) for a in arrays)
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
         self._token, self._names = uuid.uuid4().hex, dict[int, int]()
@@ -130,6 +129,8 @@ class FusionInput:
         rows = key[0] if isinstance(key, tuple) else key
         if isinstance(rows, (int, np.integer)):
             raise TypeError("A FusionInput is indexed by slices, masks or arrays of rows, not by a single row.")
+        if isinstance(rows, slice) and (rows.step or 1) < 0:  # torch has no negative strides
+            rows = np.arange(len(self))[rows]
         part = object.__new__(FusionInput)
         part.models = self.models
         part.arrays = tuple(
@@ -157,7 +158,8 @@ class FusionInput:
         """What was computed for these models and a key, nested and with tensors as it may be, once for all slices."""
         leaves, structure = pytree.tree_flatten(key)
         values = [(str(v.dtype), v.detach().cpu().double().numpy()) if isinstance(v, Tensor) else v for v in leaves]
-        key = (joblib.hash(values), str(structure), *self._named(self.models))
+        shapes = [(tuple(a.shape[1:]), str(a.dtype)) for a in self.arrays]
+        key = (joblib.hash((values, shapes, list(map(_structure, self.models)))), str(structure), *self._named(self.models))
         if key not in self.cache:
             self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs
         found = self.cache[key] = self.cache.pop(key)  # the last one used comes last
@@ -228,8 +230,8 @@ def as_array(y: Any) -> np.ndarray:
     return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 
-def class_scores(predicted: np.ndarray) -> np.ndarray:
-    """Outputs of a classifier as one column per class; a single logit z becomes the columns 0 and z.
+def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarray:
+    """Outputs of a classifier as one column per class; a single logit z becomes the columns 0 and z, a probability p 1 - p and p.
 
     Raises
     ------
@@ -244,7 +246,35 @@ def class_scores(predicted: np.ndarray) -> np.ndarray:
         row = int(np.argwhere(np.isnan(predicted))[0][0])
         raise NonFiniteError(f"The network's output for row {row} is NaN; look for NaN or very large values in X.")
     columns = predicted.reshape(len(predicted), -1)
-    return np.column_stack([np.zeros_like(columns), columns]) if columns.shape[1] == 1 else columns
+    if columns.shape[1] > 1:
+        return columns
+    return np.column_stack([1 - columns if probabilities else np.zeros_like(columns), columns])
+
+
+def _checked(array: Any) -> Tensor | np.ndarray:
+    """Rows as torch takes them: dense real numbers of a type that it knows, without negative strides."""
+    if isinstance(array, Tensor):
+        if array.is_complex() or array.is_quantized or array.layout != torch.strided:
+            raise FusionError(f"X must be a dense tensor of real numbers. Got one of {array.dtype} and {array.layout}.")
+        return array
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise FusionError(f"X must hold real numbers, in rows of one shape. Got an array of dtype {array.dtype}.")
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
+
+
+def _structure(model: nn.Module) -> list[Any]:
+    """What a network is but for the values of its tensors, as far as its attributes tell."""
+    plain = (type(None), str, int, float, tuple, torch.dtype)
+    parts: list[Any] = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if isinstance(t, Tensor)]
+    for path, module in model.named_modules():
+        attributes = {k: v for k, v in vars(module).items() if k != "training" and not k.startswith("_")}
+        told = [(k, repr(v) if isinstance(v, plain) else getattr(v, "__qualname__", "")) for k, v in attributes.items()]
+        parts.append((path, type(module).__qualname__, told))
+    return parts
 
 
 def _mappable(array: Any) -> Any:
@@ -253,7 +283,7 @@ def _mappable(array: Any) -> Any:
     return array.detach().numpy() if in_numpy else array
 
 
-def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None) -> float:
+def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None, *, probabilities: bool = False) -> float:
     """Accuracy where `y` holds classes, R2 where it is continuous.
 
     Parameters
@@ -271,7 +301,7 @@ def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None) -> f
     check_consistent_length(predicted, y)
     if type_of_target(y).startswith("continuous"):
         return float(r2_score(y, predicted.reshape(y.shape), sample_weight=sample_weight))
-    scores = class_scores(predicted)
+    scores = class_scores(predicted, probabilities)
     unknown = np.setdiff1d(y, np.arange(scores.shape[1]))
     if len(unknown):
         raise FusionError(

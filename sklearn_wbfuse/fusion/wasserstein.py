@@ -266,7 +266,8 @@ class WassersteinFusion(BaseFusion):
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
             return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, prefer="threads")(jobs)
 
-        solutions = remember(self._exact_options(), solve_all) if self._is_repeatable else solve_all()
+        repeats = self._is_repeatable([n.graph.sizes for n in networks], target.sizes)
+        solutions = remember(self._exact_options(), solve_all) if repeats else solve_all()
         best = min(solutions, key=lambda s: s.energy)
         history = [list(s.history) for s in solutions]
         if self.schedule == "joint" and self.reg > 0:
@@ -276,11 +277,12 @@ class WassersteinFusion(BaseFusion):
         gauge = mean_scales(scales, best.plans, weights)
         return Alignment(best.plans, scales, gauge, best.energy, best.n_iter, history)
 
-    @property
-    def _is_repeatable(self) -> bool:
+    def _is_repeatable(self, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
         """Whether a fit of the same models does the same before its entropic step, whatever rows it gets."""
-        drawn = isinstance(self.random_state, np.random.RandomState)
-        return self.schedule == "joint" and not self._compares_activations and not drawn and not isinstance(self.init, nn.Module)
+        if self.schedule != "joint" or self._compares_activations or isinstance(self.init, nn.Module):
+            return False
+        draws = self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
+        return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
 
     def _exact_options(self) -> dict[str, Any]:
         """The parameters on which couplings before the entropic step depend."""

@@ -23,7 +23,8 @@ class Judge:
     r"""Rows and targets that networks are judged by: their mean loss and, for classes, their error rate.
 
     The loss is the cross-entropy :math:`-\log\,\mathrm{softmax}(z)_y` of logits z in nats where `y` holds classes, and the
-    squared error where it is continuous. A single logit is that of the second of two classes. Both come from one pass.
+    squared error where it is continuous. Of a fusion whose networks end in a softmax or sigmoid, z are the logarithms of the
+    outputs. A single logit is that of the second of two classes. Both come from one pass.
 
     Parameters
     ----------
@@ -52,6 +53,8 @@ class Judge:
             raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
         self.is_continuous = isinstance(estimator, RegressorMixin) or type_of_target(labels).startswith("continuous")
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
+        graph = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
+        self.probabilities = graph is not None and graph.ends_in_probabilities
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ class Judge:
         rows = np.sort(rng.choice(len(self.data), n_samples, replace=False))
         part = object.__new__(Judge)
         part.data, part.y, part.is_continuous = self.data[rows], self.y[rows], self.is_continuous
+        part.probabilities = self.probabilities
         return part
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -79,8 +83,10 @@ class Judge:
             if predicted.size != self.y.size:
                 raise FusionError(f"y has shape {self.y.shape}, but the network's outputs have {predicted.shape}.")
             return {"loss": float(np.mean((predicted.reshape(self.y.shape) - self.y) ** 2))}
-        error = 100 * (1 - score_outputs(predicted, self.y))
-        logits = class_scores(predicted).astype(np.float64)
+        error = 100 * (1 - score_outputs(predicted, self.y, probabilities=self.probabilities))
+        logits = class_scores(predicted, self.probabilities).astype(np.float64)
+        if self.probabilities:
+            logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
         of_class = logits[np.arange(len(logits)), self.y.astype(int)]
         return {"loss": float(np.mean(logsumexp(logits, axis=1) - of_class)), "error": error}
 

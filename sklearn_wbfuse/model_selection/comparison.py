@@ -60,7 +60,7 @@ def compare(
 
         - ``name``: that of a fusion shows the parameters that are not at their defaults;
         - ``score``: accuracy or R2, as `score` of the fusions gives it; that of the ensemble is of the mean softmax output for
-          classes, of the mean output for targets and for single logits;
+          classes, of the mean output for targets, single logits and probabilities;
         - ``to_parents``: the score less the mean of the parents';
         - ``parameters``: how many there are; the ensemble has those of all parents;
         - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it; a fusion with
@@ -115,21 +115,22 @@ def compare(
     else:
         inputs, shared = None, FusionInput(parents, _other_rows(X_fit, rows).arrays)
     start = time.perf_counter()
-    VanillaAveraging(example_inputs=inputs)._architectures(parents, shared)  # kept in shared.cache
+    found = VanillaAveraging(example_inputs=inputs)._architectures(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
-    table, mean, best = _of_parents(parents, rows, y)
+    score = _Score(y, found[0].graph.ends_in_probabilities)
+    table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     for name, estimator, note in _with_controls(given):
         ready, data = (clone(estimator), shared) if inputs is None else _without_data(estimator, inputs, shared)
-        row = _of_fusion(name, ready, data, rows, y)
+        row = _of_fusion(name, ready, data, rows, score)
         if row["score"] is not None:
             row["to_parents"] = row["score"] - mean
             row["note"] = ("below its best parent" if row["score"] < best else "") if note is None else note
         table.append(row)
     if verbose:
         seen = "no data" if X_fit is None else f"{_count(shared, 'other row')}, without labels"
-        title = f"{_count(parents, 'network')}; {_metric(y)} on {_count(rows, 'row')}. The fits saw {seen}."
-        print(f"{title}\n\n{_text(table, _metric(y))}", flush=True)
+        title = f"{_count(parents, 'network')}; {score.metric} on {_count(rows, 'row')}. The fits saw {seen}."
+        print(f"{title}\n\n{_text(table, score.metric)}", flush=True)
     return table
 
 
@@ -189,25 +190,25 @@ def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
     return rows
 
 
-def _of_parents(parents: list[nn.Module], rows: FusionInput, y: np.ndarray) -> tuple[list[dict[str, Any]], float, float]:
+def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> tuple[list[dict[str, Any]], float, float]:
     """Rows of the parents, their mean, the best and the ensemble; the scores of the mean and of the best."""
     predicted = [outputs(parent, rows) for parent in parents]
-    scores = [_score(own, y, f"parent {i}") for i, own in enumerate(predicted)]
+    scores = [score(own, f"parent {i}") for i, own in enumerate(predicted)]
     sizes = [_size(parent) for parent in parents]
     mean, best = float(np.mean(scores)), int(np.argmax(scores))
     stacked = np.stack(predicted).astype(np.float64)
-    if _metric(y) == "accuracy" and stacked.ndim > 2 and stacked.shape[2] > 1:
+    if score.metric == "accuracy" and not score.probabilities and stacked.ndim > 2 and stacked.shape[2] > 1:
         stacked = softmax(stacked, axis=2)
     table = [_row(f"parent {i}", score=own, parameters=size) for i, (own, size) in enumerate(zip(scores, sizes, strict=True))]
     table.append(_row("parents, mean", score=mean))
     table.append(_row("best parent", score=scores[best], parameters=sizes[best], note=f"parent {best}"))
-    table.append(_row("ensemble", score=_score(stacked.mean(0), y, "the ensemble"), parameters=sum(sizes)))
+    table.append(_row("ensemble", score=score(stacked.mean(0), "the ensemble"), parameters=sum(sizes)))
     for row in table:
         row["to_parents"] = row["score"] - mean
     return table, mean, scores[best]
 
 
-def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, y: np.ndarray) -> dict[str, Any]:
+def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _Score) -> dict[str, Any]:
     """Fit and score; an error of this library goes into the note."""
     row = _row(name)
     try:
@@ -217,27 +218,28 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, y: np.nd
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
         row["estimator"], row["parameters"] = estimator, _size(estimator.fused_model_)
-        row["score"] = _score(outputs(estimator.fused_model_, rows), y, "the fused network")
+        row["score"] = score(outputs(estimator.fused_model_, rows), "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"
     return row
 
 
-def _metric(y: np.ndarray) -> str:
-    return "R2" if type_of_target(y).startswith("continuous") else "accuracy"
-
-
-def _score(predicted: np.ndarray, y: np.ndarray, whose: str) -> float:
+class _Score:
     """As `score` of the fusions, but no score where outputs are not numbers or not as many as there are targets."""
-    continuous = _metric(y) == "R2"
-    if continuous and predicted.size != y.size:
-        raise FusionError(
-            f"y holds continuous targets of shape {y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
-            "give classes as whole numbers."
-        )
-    if not np.isfinite(predicted).all() if continuous else np.isnan(predicted).any():
-        raise FusionError(f"The outputs of {whose} hold NaN or infinite values.")
-    return score_outputs(predicted, y)
+
+    def __init__(self, y: np.ndarray, probabilities: bool):
+        self.y, self.probabilities = y, probabilities
+        self.metric = "R2" if type_of_target(y).startswith("continuous") else "accuracy"
+
+    def __call__(self, predicted: np.ndarray, whose: str) -> float:
+        if self.metric == "R2" and predicted.size != self.y.size:
+            raise FusionError(
+                f"y holds continuous targets of shape {self.y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
+                "give classes as whole numbers."
+            )
+        if not np.isfinite(predicted).all() if self.metric == "R2" else np.isnan(predicted).any():
+            raise FusionError(f"The outputs of {whose} hold NaN or infinite values.")
+        return score_outputs(predicted, self.y, probabilities=self.probabilities)
 
 
 def _size(model: nn.Module) -> int:

@@ -8,10 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, RegressorMixin, _fit_context, clone
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    MetaEstimatorMixin,
+    RegressorMixin,
+    _fit_context,
+    clone,
+)
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -53,8 +60,10 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name; ``fusion__reg`` is `reg` of the fusion."""
-        if self.fusion is None and params.get("fusion") is None and any(name.startswith("fusion__") for name in params):
-            self.fusion = WassersteinFusion()
+        nested = [name for name in params if name.startswith("fusion__")]
+        if nested and params.get("fusion", self.fusion) is None:
+            options = {name.removeprefix("fusion__"): params.pop(name) for name in nested}
+            params["fusion"] = WassersteinFusion().set_params(**options)
         return super().set_params(**params)
 
     @property
@@ -72,6 +81,8 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
             if len(y) != len(data):
                 raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
+        if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
+            raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {fusion!r}.")
         self.fusion_ = fusion.fit(X)
         if not hasattr(fusion, "fused_model_"):
             raise TypeError(f"fusion={self.fusion!r} has no fused_model_ after fit; give one such as WassersteinFusion().")
@@ -86,8 +97,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     r"""Fuse networks into one and classify with it.
 
     A network with outputs z of shape (n_samples, n_classes) gives class k the probability :math:`e^{z_k} / \sum_j e^{z_j}`: z
-    are logits or log-probabilities. Rows that are all probabilities already stay as they are. A single output z is the logit
-    of the second of two classes.
+    are logits or log-probabilities. Probabilities are only divided by their sum. A single output is the logit, or the
+    probability, of the second of two classes.
 
     Parameters
     ----------
@@ -97,6 +108,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         Labels of the outputs, in the order of the outputs; 0, 1, ... by default.
     batch_size : int, default=200
         Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+    outputs : {"auto", "logits", "probabilities"}, default="auto"
+        What the network returns; "auto" says probabilities where its last operation is a softmax or a sigmoid.
 
     Attributes
     ----------
@@ -133,12 +146,17 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     (500, 10)
     """
 
-    _parameter_constraints: ClassVar[dict] = {**_Predictor._parameter_constraints, "classes": ["array-like", None]}
+    _parameter_constraints: ClassVar[dict] = {
+        **_Predictor._parameter_constraints,
+        "classes": ["array-like", None],
+        "outputs": [StrOptions({"auto", "logits", "probabilities"})],
+    }
 
-    def __init__(self, fusion: Any = None, *, classes: ArrayLike | None = None, batch_size: int = 200):
+    def __init__(self, fusion: Any = None, *, classes: ArrayLike | None = None, batch_size: int = 200, outputs: str = "auto"):
         self.fusion = fusion
         self.classes = classes
         self.batch_size = batch_size
+        self.outputs = outputs
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> Any:
@@ -149,7 +167,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         X : FusionInput, or list of Module
             The models, and rows if there are any.
         y : array-like of shape (n_samples,), optional
-            Labels. They are checked and not learnt from.
+            Labels. They are checked and not learnt from. Positions in the sorted `classes` are taken for labels, as some tools
+            of scikit-learn hand them over; `classes_` are then 0, 1, ....
 
         Returns
         -------
@@ -163,18 +182,30 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         labels = None if y is None else column_or_1d(as_array(y), warn=True)
         if labels is not None:
             check_classification_targets(labels)
-        scores = class_scores(self._fit_fusion(X, labels))
-        count = scores.shape[1]
+        found = self._fit_fusion(X, labels)
+        graph = getattr(self.fusion_, "graph_", None)
+        ends_so = graph is not None and graph.ends_in_probabilities
+        self._probabilities = ends_so if self.outputs == "auto" else self.outputs == "probabilities"
+        count = class_scores(found).shape[1]
+        self.classes_, self._order = self._sorted_classes(count)
+        if labels is not None and not np.isin(labels, self.classes_).all():
+            if np.isin(labels, np.arange(count)).all():
+                self.classes_ = np.arange(count)
+            self._check_known(labels)
+        return self
+
+    def _sorted_classes(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of so many outputs in sorted order, and the output of each."""
         given = np.arange(count) if self.classes is None else as_array(self.classes)
-        if given.ndim != 1 or len(np.unique(given)) != len(given):
+        try:
+            classes, order = np.unique(given, return_index=True)
+        except TypeError as error:
+            raise FusionError(f"classes must be labels of one type. Got {self.classes!r}.") from error
+        if given.ndim != 1 or len(classes) != len(given):
             raise FusionError(f"classes must be a list of labels that are all different. Got {self.classes!r}.")
         if len(given) != count:
             raise FusionError(f"classes has {len(given)} labels, but the network tells {count} classes apart.")
-        self.classes_, self._order = np.unique(given, return_index=True)
-        # cross_val_predict hands over positions in the sorted classes instead of labels
-        if labels is not None and not np.isin(labels, np.arange(count)).all():
-            self._check_known(labels)
-        return self
+        return classes, order
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of rows.
@@ -214,7 +245,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         ndarray of shape (n_samples, n_classes)
         """
         scores = self._scores(X)
-        return scores if _are_probabilities(scores) else softmax(scores, axis=1)
+        return scores / scores.sum(1, keepdims=True) if self._probabilities else softmax(scores, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of `predict_proba`.
@@ -225,7 +256,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         """
         scores = self._scores(X)
         with np.errstate(divide="ignore"):
-            return np.log(scores) if _are_probabilities(scores) else log_softmax(scores, axis=1)
+            return np.log(scores / scores.sum(1, keepdims=True)) if self._probabilities else log_softmax(scores, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy.
@@ -246,7 +277,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         return float(accuracy_score(labels, predicted, sample_weight=sample_weight))
 
     def _scores(self, X: Any) -> np.ndarray:
-        return class_scores(self._outputs(X))[:, self._order]
+        predicted = self._outputs(X)
+        return class_scores(predicted, self._probabilities)[:, self._order]
 
     def _check_known(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)
@@ -343,10 +375,6 @@ class FusionRegressor(RegressorMixin, _Predictor):
             raise FusionError(f"y has shape {targets.shape}, but the predictions have {predicted.shape}.")
         n = len(predicted)
         return float(r2_score(targets.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
-
-
-def _are_probabilities(scores: np.ndarray) -> bool:
-    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
 
 
 def _few(classes: np.ndarray) -> str:

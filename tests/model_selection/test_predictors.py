@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
 
 N = 40
 
@@ -79,12 +79,48 @@ def test_a_single_logit_tells_two_classes(classes, flat):
     np.testing.assert_array_equal(classifier.decision_function(X) > 0, y == classifier.classes_[1])
 
 
-def test_probabilities_stay_probabilities():
+@pytest.mark.parametrize("outputs", [3, 2, 1])
+def test_networks_that_end_in_probabilities(outputs):
+    models, X = pair(outputs)
+    z = logits(models[0], X)
+    last = nn.Softmax(1) if outputs > 1 else nn.Sequential(nn.Sigmoid(), nn.Flatten(0))
+    expected = softmax(z if outputs > 1 else np.column_stack([np.zeros(N), z]), axis=1)
+    data = FusionInput([nn.Sequential(m, last) for m in models], X)
+    classifier = FusionClassifier().fit(data)
+    np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-8)
+    np.testing.assert_allclose(classifier.predict_log_proba(X), np.log(expected), atol=1e-7)
+    np.testing.assert_array_equal(classifier.predict(X), expected.argmax(1))
+    y = np.random.default_rng(0).integers(0, expected.shape[1], N)
+    assert classifier.score(X, y) == np.mean(expected.argmax(1) == y) == WassersteinFusion().fit(data).score(X, y)
+    other = FusionClassifier(outputs="logits").fit(data)
+    assert np.abs(other.predict_proba(X) - expected).max() > 0.05
+    assert [row["score"] for row in compare(data.models, X, y, verbose=False)[:1]] == [classifier.score(X, y)]
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Identity()])
+def test_logits_and_log_probabilities(last):
     models, X = pair(3)
-    ready = [nn.Sequential(m, nn.Softmax(1)) for m in models]
-    classifier = FusionClassifier().fit(FusionInput(ready, X))
+    classifier = FusionClassifier().fit(FusionInput([nn.Sequential(m, last) for m in models], X))
     np.testing.assert_allclose(classifier.predict_proba(X), softmax(logits(models[0], X), axis=1), atol=1e-8)
-    np.testing.assert_allclose(classifier.predict_log_proba(X), np.log(classifier.predict_proba(X)), atol=1e-8)
+    given = FusionClassifier(outputs="probabilities").fit(FusionInput([nn.Sequential(m, nn.Softplus()) for m in models], X))
+    positive = np.log1p(np.exp(logits(models[0], X)))
+    np.testing.assert_allclose(given.predict_proba(X), positive / positive.sum(1, keepdims=True), atol=1e-8)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    class SumsToOne(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            z = self.net(x)
+            return torch.cat([z, 1 - z], 1)
+
+    models, X = pair(1)
+    classifier = FusionClassifier().fit(FusionInput([SumsToOne(m) for m in models], X))
+    alone = np.vstack([classifier.predict_proba(row[None]) for row in X])
+    np.testing.assert_allclose(classifier.predict_proba(X), alone, atol=1e-12)
 
 
 def test_one_target_gives_one_dimension():
@@ -152,6 +188,7 @@ def test_parameters_reach_the_default_fusion(make):
     assert (twin.fusion.reg, twin.batch_size) == (1e-3, 7)
     assert make().get_params()["fusion__reg"] == 0.0  # nothing is shared between instances
     assert make().set_params(fusion=VanillaAveraging(), fusion__weights=[1, 0]).fusion.weights == [1, 0]
+    assert make(WassersteinFusion(reg=0.2)).set_params(fusion=None, fusion__alpha_h=0.5).fusion.get_params()["reg"] == 0.0
 
 
 def test_pickle_and_kinds():

@@ -11,6 +11,7 @@ from joblib import parallel_config
 from networks import MLP, disguised, randomised
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import roc_auc_score
@@ -29,6 +30,7 @@ from sklearn.model_selection import (
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.exceptions import DiscoveryError
 from sklearn_wbfuse.fusion import base, data, wasserstein
 
 WHICH = [
@@ -194,6 +196,65 @@ def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
     WassersteinFusion(random_state=0).fit(shared)
     X.models[1].load_state_dict(trained.state_dict())
     assert len(calls) == 7  # weights that have changed are matched again
+
+
+EDITS = {
+    "widths": lambda m: m.linears.__setitem__(0, nn.Linear(5, 6).double()) or m.linears.__setitem__(1, nn.Linear(6, 8).double()),
+    "no bias": lambda m: m.linears.__setitem__(0, nn.Linear(5, 9, bias=False).double()),
+    "another activation": lambda m: setattr(m, "activation", torch.tanh),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("copied", [False, True])
+def test_networks_whose_structure_has_changed_are_discovered_again(task, edit, copied):
+    shared = FusionInput(copy.deepcopy(task[0].models), task[0].arrays[0])
+    WassersteinFusion().fit(shared)
+    shared = copy.deepcopy(shared) if copied else shared
+    for model in shared.models:
+        torch.manual_seed(0)
+        EDITS[edit](model)
+    ours, fresh = WassersteinFusion().fit(shared), WassersteinFusion().fit(shared.models)
+    assert str(ours.graph_) == str(fresh.graph_) and ours.energy_ == pytest.approx(fresh.energy_)
+
+
+def test_rows_of_another_width_are_seen(task):
+    shared = FusionInput(task[0].models, task[0].arrays[0])
+    WassersteinFusion().fit(shared)
+    shared.arrays = (shared.arrays[0][:, :4],)
+    with pytest.raises(DiscoveryError, match="does not run on example inputs"):
+        WassersteinFusion().fit(shared)
+
+
+def test_what_is_drawn_is_drawn_again_without_a_random_state(task):
+    models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1)]
+    shared = FusionInput(models, task[0].arrays[0])
+    for options in ({"init": "random"}, {"target_widths": [3, 3]}):
+        energies = {WassersteinFusion(max_iter=1, **options).fit(shared).energy_ for _ in range(5)}
+        assert len(energies) > 1
+        assert len({WassersteinFusion(random_state=0, **options).fit(shared).energy_ for _ in range(2)}) == 1
+
+
+def test_hard_voting_with_labels(task):
+    X, y = task
+    for classes in ([1, 2, 3], ["c", "a", "b"]):
+        labels = np.array(classes)[y]
+        members = [(name, FusionClassifier(classes=classes)) for name in "ab"]
+        np.testing.assert_array_equal(VotingClassifier(members).fit(X, labels).predict(X), labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.astype(">f4"), lambda a: a.astype(np.longdouble), np.asfortranarray],
+)
+def test_arrays_that_torch_does_not_take_as_they_are(change):
+    model, array = nn.Linear(5, 3).double(), np.random.default_rng(0).normal(size=(6, 5))
+    expected = model(torch.as_tensor(np.ascontiguousarray(change(array), dtype="float64"))).detach().numpy()
+    found = FusionClassifier().fit([model, model]).decision_function(change(array))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for rows in (array, torch.as_tensor(array)):
+        backwards = FusionInput([model], rows)[::-1]
+        np.testing.assert_array_equal(backwards.tensors(model)[0].numpy(), array[::-1])
 
 
 def test_two_processes_give_the_same(task):
