@@ -130,7 +130,7 @@ class FusionInput:
         if isinstance(rows, (int, np.integer)):
             raise TypeError("A FusionInput is indexed by slices, masks or arrays of rows, not by a single row.")
         if isinstance(rows, slice) and (rows.step or 1) < 0:  # torch has no negative strides
-            rows = np.arange(len(self))[rows]
+            rows = np.arange(len(self))[rows].copy()
         part = object.__new__(FusionInput)
         part.models = self.models
         part.arrays = tuple(
