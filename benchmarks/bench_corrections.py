@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from base_models import RECIPES, accuracy, base_model, logits
+from comparison import discovered
 from tables import number, show, spread
 from torch import nn
 
@@ -77,9 +78,6 @@ def table(name: str, sets: Sequence[Sequence[int]], row_seeds: Sequence[int]) ->
             FusionInput(models, data.X_train[np.random.RandomState(s).choice(len(data.X_train), ROWS, replace=False)])
             for s in row_seeds
         ]
-        for given in drawn:
-            given.cache = fixed.cache
-        VanillaAveraging().fit(fixed)  # discovers the groups, which the fits below share
         scores.setdefault("plain average", []).append(
             [accuracy(logits(VanillaAveraging().fit(fixed).fused_model_, data.X_test), data.y_test)]
         )
@@ -87,6 +85,7 @@ def table(name: str, sets: Sequence[Sequence[int]], row_seeds: Sequence[int]) ->
             found = []
             for given in drawn if on_data else [fixed]:
                 estimator = (VanillaAveraging if label.startswith("plain") else WassersteinFusion)(random_state=0, **options)
+                given = discovered(models, given.arrays[0])
                 start = time.perf_counter()
                 fused = estimator.fit(given).fused_model_
                 seconds.setdefault(label, []).append(time.perf_counter() - start)

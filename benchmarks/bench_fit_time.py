@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from base_models import base_model
+from comparison import discovered
 from scipy.optimize import linear_sum_assignment
 from tables import show
 from torch import Tensor, nn
@@ -64,12 +65,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def medians(title: str, calls: dict[str, Callable[[], object]], rows: list[list[str]]) -> None:
-    """A table of calls that take turns; the first is the floor."""
+def medians(
+    title: str,
+    models: Sequence[nn.Module],
+    example: torch.Tensor,
+    calls: dict[str, Callable[[FusionInput], object]],
+    rows: list[list[str]],
+) -> None:
+    """A table of calls that take turns, each with the discovery at hand; the first is the floor."""
     times: dict[str, list[float]] = {label: [] for label in calls}
     for _ in range(RUNS):
         for label, call in calls.items():
-            times[label].append(seconds(call))
+            data = discovered(models, example)
+            times[label].append(seconds(lambda call=call, data=data: call(data)))
     base = float(np.median(times["floor"]))
     for label, values in times.items():
         figures = [f"{x:.4f}" for x in (np.median(values), min(values), max(values))]
@@ -79,15 +87,13 @@ def medians(title: str, calls: dict[str, Callable[[], object]], rows: list[list[
 
 def recurrent(title: str, models: Sequence[nn.Module]) -> None:
     example = torch.zeros(2, 28, 28)
-    data = FusionInput(models, example)
-    WassersteinFusion().fit(data)
-    calls: dict[str, Callable[[], object]] = {
-        "floor": lambda: recurrent_floor(models),
-        "fit alone, layerwise": lambda: WassersteinFusion(schedule="layerwise").fit(data),
-        "fit alone, joint": lambda: WassersteinFusion().fit(data),
-        "fit with discovery, joint": lambda: WassersteinFusion(example_inputs=example).fit(models),
+    calls: dict[str, Callable[[FusionInput], object]] = {
+        "floor": lambda data: recurrent_floor(models),
+        "fit alone, layerwise": WassersteinFusion(schedule="layerwise").fit,
+        "fit alone, joint": WassersteinFusion().fit,
+        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example).fit(models),
     }
-    medians(title, calls, [])
+    medians(title, models, example, calls, [])
 
 
 def main() -> None:
@@ -95,18 +101,16 @@ def main() -> None:
     models = [base_model("mlpnet", seed) for seed in (0, 1)]
     example = torch.zeros(2, 1, 28, 28)
     cold = seconds(lambda: discover_all(models, example))
-    data = FusionInput(models, example)
-    calls: dict[str, Callable[[], object]] = {
-        "floor": lambda: floor(models),
-        "discovery, warm": lambda: discover_all(models, example),
-        "fit alone, layerwise": lambda: WassersteinFusion(schedule="layerwise").fit(data),
-        "fit alone, joint": lambda: WassersteinFusion().fit(data),
-        "fit alone, layerwise, reg 0.001": lambda: WassersteinFusion(schedule="layerwise", reg=0.001).fit(data),
-        "fit alone, joint, reg 0.001": lambda: WassersteinFusion(reg=0.001).fit(data),
-        "fit with discovery, joint": lambda: WassersteinFusion(example_inputs=example).fit(models),
+    calls: dict[str, Callable[[FusionInput], object]] = {
+        "floor": lambda data: floor(models),
+        "discovery, warm": lambda data: discover_all(models, example),
+        "fit alone, layerwise": WassersteinFusion(schedule="layerwise").fit,
+        "fit alone, joint": WassersteinFusion().fit,
+        "fit alone, layerwise, reg 0.001": WassersteinFusion(schedule="layerwise", reg=0.001).fit,
+        "fit alone, joint, reg 0.001": WassersteinFusion(reg=0.001).fit,
+        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example).fit(models),
     }
-    WassersteinFusion().fit(data)  # from here on `data` holds the discovery
-    medians("mlpnet, seeds (0, 1)", calls, [["discovery, first call of the process", f"{cold:.4f}", "", "", ""]])
+    medians("mlpnet, seeds (0, 1)", models, example, calls, [["discovery, first call of the process", f"{cold:.4f}", "", "", ""]])
     recurrent("lstm-256, seeds (0, 1)", [base_model("lstm-256", seed) for seed in (0, 1)])
     torch.manual_seed(0)
     recurrent("LSTMs of 1024 hidden units, untrained", [RecurrentNet("lstm", hidden=1024).eval() for _ in range(2)])

@@ -43,7 +43,11 @@ def test_clones_share_networks():
         fusion = WassersteinFusion(init=nn.Linear(2, 2), weights=[1, 2]).set_score_request(sample_weight=True)
     twin = clone(FusionClassifier(fusion)).fusion
     assert twin.init is fusion.init and twin.weights == fusion.weights and twin.weights is not fusion.weights
-    assert clone(fusion)._metadata_request.score.requests == fusion._metadata_request.score.requests
+    other = clone(fusion)
+    assert other._metadata_request.score.requests == fusion._metadata_request.score.requests == {"sample_weight": True}
+    with sklearn.config_context(enable_metadata_routing=True):
+        other.set_score_request(sample_weight=False)
+    assert fusion._metadata_request.score.requests == {"sample_weight": True}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,10 +278,36 @@ def test_classifiers_and_regressors(parents, tmp_path):
 
 def test_a_later_save_takes_the_place_of_an_earlier_one(parents, copied):
     (copied / "README.md").write_text("mine")
-    (copied / ".saving-killed").mkdir()
     VanillaAveraging().fit([parents[0]] * 2).save(copied)
     assert isinstance(load(copied, model=parents[0]), VanillaAveraging)
     assert (copied / "README.md").read_text() == "mine"
+    (copied / "README.md").write_text("# A fused network\n\nof another save")
+    VanillaAveraging().fit([parents[1]] * 2).save(copied)
+    assert not (copied / "README.md").exists()
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_save_that_is_interrupted_keeps_the_earlier_one(call, saved, copied, parents, tmp_path, monkeypatch):
+    before, calls, rename = contents(copied), [], Path.rename
+
+    def interrupted(self, target):
+        calls.append(self)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VanillaAveraging().fit([parents[0]] * 2).save(copied)
+    monkeypatch.setattr(Path, "rename", rename)
+    assert contents(copied) == before and sorted(p.name for p in tmp_path.iterdir()) == ["copy"]
+    assert repr(load(copied, model=parents[0])) == repr(saved[0])
+
+
+def test_where_nothing_can_be_written(saved, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PersistenceError, match=r"can't be written: .*Give another folder"):
+        saved[0].save(tmp_path / "file" / "below")
 
 
 def test_a_save_that_fails_leaves_everything_as_it_was(saved, copied, tmp_path, monkeypatch):
@@ -326,6 +353,15 @@ DAMAGE = {
     "no text": (write("fusion.json", b"\xff\xfe\x00"), "fusion.json is damaged"),
     "other JSON": (write("fusion.json", b'{"architectures": ["BertModel"]}'), "not written by sklearn_wbfuse"),
     "a list": (write("fusion.json", b"[]"), "not written by sklearn_wbfuse"),
+    "a number that JSON has not": (
+        write("fusion.json", lambda p: p.read_bytes().replace(b'"reg": 0.0', b'"reg": NaN')),
+        "damaged: NaN",
+    ),
+    "no checksums": (edit(sha256=[]), "another checksum"),
+    "no parameters": (edit(parameters=None), "lacks something or holds what can't be"),
+    "nothing fitted": (edit(fitted={}), "lacks something or holds what can't be"),
+    "a tensor that is not there": (edit(parameters={"weights": {"$tensor": "nope"}}), "lacks something"),
+    "a device that is none": (edit(parameters={"device": {"$device": "nope"}}), "lacks something"),
     "a newer version": (edit(format_version=2, library_version="9.1"), "version 2, written by sklearn_wbfuse 9.1; .* Update"),
     "an edit": (write("fusion.json", lambda p: p.read_bytes().replace(b'"tol": 1e-06', b'"tol": 1e-07')), "changed after it was"),
     "an unknown class": (edit(estimator="posix.system"), "'posix.system', which no imported module defines; known are"),

@@ -23,6 +23,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from baseline import baseline
+from comparison import discovered
 from floor import floor
 from tables import show
 
@@ -109,7 +110,8 @@ def timed(case: Case) -> dict[str, float]:
         note("discovery", seconds(lambda: discover_all(models, example)))
         for schedule in ("layerwise", "joint"):
             fusion = Timed(schedule=schedule)
-            note(f"{schedule} fit", seconds(lambda fusion=fusion: fusion.fit(data)))  # type: ignore[misc]
+            data = discovered(models, example)
+            note(f"{schedule} fit", seconds(lambda fusion=fusion, data=data: fusion.fit(data)))  # type: ignore[misc]
             note(schedule, fusion.matching_)
             sweeps = fusion.n_iter_
     return {name: min(values) for name, values in runs.items()} | {"sweeps": sweeps}

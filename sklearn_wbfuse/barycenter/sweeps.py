@@ -55,7 +55,7 @@ def blurred(problem: Problem, exact: Solution) -> Solution:
     """One entropic step from exact couplings: each model is coupled with the mean of the others as these are.
 
     The reference keeps its couplings, so that the target's neurons are its own and no pair of models is blurred twice. Sweeps
-    of entropic steps, each against what the others have blurred, take ten times as long and lead to no better networks.
+    of entropic steps, each against what the others have blurred, take six times as long and lead to no better networks.
     """
     state, found = Sweeps(problem, exact.plans, sweep_steps(problem)), list[Plans]()
     stays = problem.reference if problem.weights[problem.reference] > 0 else int(np.argmax(problem.weights))

@@ -93,7 +93,8 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
         sizes = self._sizes([a.graph for a in architectures])
         target = self._target(architectures, sizes)
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
-        networks = [self._network(m, a.graph) for m, a in zip(parents, architectures, strict=True)]
+        dtype = _common_dtype(parents)
+        networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
         self._inputs = target.inputs
         corrections = self._corrections()
         probing = None
@@ -144,15 +145,16 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
         given = validate_models(models.models if isinstance(models, FusionInput) else models)
         result, plain = [], plain_copy(self.fused_model_)
         for model in given:
+            dtype = _common_dtype([model, self.fused_model_])
             mark = _fingerprint(model)
             if mark in self._seen:
                 i = self._seen.index(mark)
                 graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
-                target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i])
+                target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i], dtype)
             else:
                 graph = discover_all([plain, model], self._inputs)[1].graph
-                network = self._network(model, graph)
-                fused = self._network(self.fused_model_, self.graph_)
+                network = self._network(model, graph, dtype)
+                fused = self._network(self.fused_model_, self.graph_, dtype)
                 found = self._align_new(network, fused)
                 plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
             state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
@@ -204,7 +206,8 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
                         f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
                         f"{tuple(tensor.shape)}; transform brings it there."
                     )
-            state = carry_state(self._network(model, self.graph_).state, self.graph_, self._graphs[position], back, scales, own)
+            network = self._network(model, self.graph_, _common_dtype([model]))
+            state = carry_state(network.state, self.graph_, self._graphs[position], back, scales, own)
             result.append(write_back(model, state, sized=plain_copy(model)))
         return result
 
@@ -314,7 +317,7 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
                 a.check_widening(sizes)
         return first.resized(sizes)
 
-    def _network(self, model: nn.Module, graph: Graph) -> Network:
+    def _network(self, model: nn.Module, graph: Graph, dtype: torch.dtype) -> Network:
         try:
             device = torch.device(self.device) if self.device is not None else device_of(model)
             torch.zeros(1, device=device)
@@ -323,11 +326,7 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
                 f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
                 "'cpu', or None for the models' own."
             ) from error
-        state = {}
-        for name, tensor in floating_state(plain_copy(model)).items():
-            dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-            state[name] = tensor.to(device, dtype)
-        return Network(graph, state)
+        return Network(graph, {name: tensor.to(device, dtype) for name, tensor in floating_state(plain_copy(model)).items()})
 
     def _run_once(self) -> None:
         device = device_of(self.fused_model_)
@@ -376,6 +375,12 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
             log.setLevel(logging.INFO)
             if not log.hasHandlers():
                 log.addHandler(logging.StreamHandler())
+
+
+def _common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
+    """Where to compute: in double precision if a model has any."""
+    double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
+    return torch.float64 if double else torch.float32
 
 
 def _check_labels(data: FusionInput, y: Any) -> None:

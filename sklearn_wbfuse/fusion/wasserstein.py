@@ -238,7 +238,8 @@ class WassersteinFusion(BaseFusion):
         for network in networks:
             check_blocks(network.graph, target)
         pinned, scaled_alike = pinned_groups(networks, target)
-        given = [self._given_start(target)] if isinstance(self.init, nn.Module) else []
+        dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
+        given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
         if probing is not None and self._activation_share:
             found = probing.activations([(self.init, n.state, n.graph) for n in given])
@@ -320,13 +321,13 @@ class WassersteinFusion(BaseFusion):
             start = layerwise(problem)
         return joint(problem, start) if self.schedule == "joint" else start
 
-    def _given_start(self, target: Graph) -> Network:
+    def _given_start(self, target: Graph, dtype: torch.dtype) -> Network:
         """The network that `init` is, which must have the target's widths."""
         (given,) = validate_models([self.init])
         graph = discover_all([given], self._inputs)[0].graph
         if graph.sizes != target.sizes:
             raise WidthError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
-        return self._network(given, graph)
+        return self._network(given, graph, dtype)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         pinned, scaled_alike = pinned_groups([network, fused], fused.graph)

@@ -11,8 +11,8 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from ..exceptions import PersistenceError
-from .files import check_writable, read_folder, write_folder
+from ..exceptions import FusionError, PersistenceError
+from .files import DESCRIPTION, check_writable, read_folder, write_folder
 from .networks import checked_template, stored_state
 from .values import ESTIMATORS, Decoder, Encoder
 
@@ -45,7 +45,8 @@ class PersistenceMixin:
         Parameters
         ----------
         folder : path
-            Made if need be, all of it or nothing; a folder that holds a save gets the new one, and keeps its README.md.
+            Made if need be, all of it or nothing. A save takes the place of an earlier one; a README.md stays unless it is the
+            card that the command line wrote for that one.
 
         Raises
         ------
@@ -130,7 +131,15 @@ def load(folder: str | os.PathLike, model: Any = None) -> Any:
     where = _path(folder)
     content, network, tensors = read_folder(where)
     template = checked_template(model)
-    return Decoder(tensors, network, template).estimator(content)
+    try:
+        return Decoder(tensors, network, template).estimator(content)
+    except FusionError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise PersistenceError(
+            f"{where / DESCRIPTION} lacks something or holds what can't be ({type(error).__name__}: {error}); it is not what "
+            "save wrote. Copy the folder again, or save anew."
+        ) from error
 
 
 def decoded(body: Any, tensors: Mapping[str, Tensor]) -> Any:

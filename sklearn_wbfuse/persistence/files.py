@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -22,9 +21,12 @@ __all__ = ["FILES", "check_writable", "read_folder", "read_tensors", "write_fold
 
 NETWORK, REST, DESCRIPTION, CARD = "model.safetensors", "couplings.safetensors", "fusion.json", "README.md"
 FILES = (NETWORK, REST, DESCRIPTION)
-"""What a save consists of; the description is written last."""
+"""What a save consists of."""
 
 FORMAT, VERSION = "sklearn_wbfuse fusion", 1
+CARD_HEAD = b"# A fused network"
+"""How a card begins that tells of a save."""
+
 _PARTIAL = ".saving-"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 _WIDTH = 110  # of a list or object that stands on one line
@@ -35,7 +37,6 @@ def check_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise PersistenceError(f"{folder} is a file; save writes a folder. Give the name of a new one.")
     others = sorted(p.name for p in folder.iterdir() if p.name not in (*FILES, CARD)) if folder.is_dir() else []
-    others = [name for name in others if not name.startswith(_PARTIAL)]  # left by a save that was killed
     if others:
         raise PersistenceError(f"{folder} holds other things than a saved fusion: {others[:5]}. Give a new or an empty folder.")
 
@@ -43,7 +44,7 @@ def check_writable(folder: Path) -> None:
 def write_folder(
     folder: Path, content: Mapping[str, Any], network: Mapping[str, Tensor], ties: Mapping[str, str], rest: Mapping[str, Tensor]
 ) -> None:
-    """Write a save: into a new folder at once, into one that holds a save file by file, the description last.
+    """Write a save, all of it or nothing; a README.md stays unless it is the card of an earlier save.
 
     Parameters
     ----------
@@ -58,26 +59,40 @@ def write_folder(
         For ``couplings.safetensors``.
     """
     check_writable(folder)
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    is_new = not folder.exists()
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.absolute().parent if is_new else folder))
+    # One entry: safetensors writes several in a random order, and equal saves are to be equal files.
+    metadata = {"tied": json.dumps(ties, sort_keys=True)} if ties else None
+    data = {NETWORK: safetensors.torch.save(dict(network), metadata), REST: safetensors.torch.save(dict(rest))}
+    checksums = {name: hashlib.sha256(d).hexdigest() for name, d in data.items()}
+    version = sys.modules[__name__.partition(".")[0]].__version__
+    head = {"format": FORMAT, "format_version": VERSION, "library_version": version, "sha256": checksums}
+    data[DESCRIPTION] = (_text(_sealed({**head, **content})) + "\n").encode()
+    card = folder / CARD
+    if card.is_file() and not card.read_bytes().startswith(CARD_HEAD):
+        data[CARD] = card.read_bytes()
     try:
-        ready = partial / "ready"  # mkdtemp lets nobody else in, mkdir those that the user wants to
-        ready.mkdir()
-        # One entry: safetensors writes several in a random order, and equal saves are to be equal files.
-        metadata = {"tied": json.dumps(ties, sort_keys=True)} if ties else None
-        data = {NETWORK: safetensors.torch.save(dict(network), metadata), REST: safetensors.torch.save(dict(rest))}
-        checksums = {name: hashlib.sha256(d).hexdigest() for name, d in data.items()}
-        version = sys.modules[__name__.partition(".")[0]].__version__
-        head = {"format": FORMAT, "format_version": VERSION, "library_version": version, "sha256": checksums}
-        data[DESCRIPTION] = (_text(_sealed({**head, **content})) + "\n").encode()
-        for name in FILES:
-            (ready / name).write_bytes(data[name])
-        if is_new:
+        _write(folder, data)
+    except OSError as error:
+        raise PersistenceError(f"{folder} can't be written: {error.strerror or error}. Give another folder.") from error
+
+
+def _write(folder: Path, data: Mapping[str, bytes]) -> None:
+    """Put a folder of files in the place of another, or of none; the old one comes back if that fails."""
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
+    ready, old = partial / "ready", partial / "old"
+    try:
+        ready.mkdir()  # mkdtemp lets nobody else in, mkdir those that the user wants to
+        for name, content in data.items():
+            (ready / name).write_bytes(content)
+        try:
+            if folder.exists():
+                folder.rename(old)
             ready.rename(folder)
-        else:
-            for name in FILES:
-                os.replace(ready / name, folder / name)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -95,7 +110,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
     tensors = []
     for name in (NETWORK, REST):
         data = (folder / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != content["sha256"][name]:
+        known = content.get("sha256")
+        if not isinstance(known, dict) or hashlib.sha256(data).hexdigest() != known.get(name):
             raise PersistenceError(
                 f"{folder / name} is not what was saved with {DESCRIPTION} (another checksum): it is cut off, damaged or of "
                 "another save. Copy the folder again, as a whole."
@@ -132,7 +148,7 @@ def _check_folder(folder: Path) -> None:
 def _description(path: Path) -> dict[str, Any]:
     """The description, which must be as it was written."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise PersistenceError(f"{path} is damaged: {error}. Copy the folder again, or save anew.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -147,6 +163,10 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} was changed after it was saved (another checksum). Load the original and change parameters by set_params."
         )
     return content
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _sealed(content: dict[str, Any]) -> dict[str, Any]:

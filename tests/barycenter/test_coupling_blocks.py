@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.barycenter import Problem, carry_state, features, joint, layerwise, match, match_all, random_start
+from sklearn_wbfuse.barycenter import Problem, blurred, carry_state, features, joint, layerwise, match, match_all, random_start
 from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.groups import Graph, Group, LabelledTensor, Span, relabel
@@ -115,6 +115,22 @@ def test_sweeps_keep_blocks_and_lower_the_energy(which, seed, reg):
         assert found.energy <= start.energy * (1 + 1e-9)
         for own in (*start.plans, *found.plans):
             keeps_blocks(problem, own)
+
+
+@pytest.mark.parametrize("which", range(len(GRAPHS)))
+@pytest.mark.parametrize("swept", [False, True])
+@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3]), st.sampled_from([0.01, 0.3]))
+def test_the_entropic_step_keeps_blocks_and_marginals(which, swept, seed, count, reg):
+    graph, rng = GRAPHS[which], np.random.default_rng(seed)
+    problem = problem_of(graph, [state(graph, rng) for _ in range(count)], reference=count - 1)
+    exact = joint(problem, layerwise(problem)) if swept else random_start(problem)
+    found = blurred(replace(problem, reg=reg), exact)
+    for own, soft in zip(exact.plans, found.plans, strict=True):
+        keeps_blocks(problem, soft)
+        assert max(c.marginal_error() for c in soft.values()) < 1e-9
+        if own is exact.plans[-1]:
+            assert all(np.array_equal(own[g].plan, soft[g].plan) for g in own)
+    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
 
 
 @pytest.mark.parametrize("pin", ["heads", "qk"])

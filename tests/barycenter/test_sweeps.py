@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from sklearn_wbfuse.barycenter import Problem, joint, layerwise, random_start
+from sklearn_wbfuse.barycenter import Problem, blurred, joint, layerwise, random_start
 from sklearn_wbfuse.barycenter.energy import cost
+from sklearn_wbfuse.barycenter.matching import couple
 from sklearn_wbfuse.barycenter.view import Feature
 from sklearn_wbfuse.couplings import Coupling
 
@@ -127,3 +128,59 @@ def test_results_do_not_depend_on_the_number_of_jobs(count):
     assert one.energy == many.energy
     for a, b in zip(one.plans, many.plans, strict=True):
         assert all(np.array_equal(a[g].plan, b[g].plan) for g in SIZES)
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(2, 4),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.01, 0.1]),
+    st.sampled_from([1, 5]),
+)
+def test_the_entropic_step_couples_each_model_with_the_exact_others(seed, count, signable, skip, weights, reg, max_iter):
+    problem = replace(random_problem(seed, count, signable, skip, weights), reference=seed % count, max_iter=max_iter)
+    exact = joint(problem, layerwise(problem))
+    before = [{g: own[g].plan.copy() for g in SIZES} for own in exact.plans]
+    problem = replace(problem, reg=reg)
+    found = blurred(problem, exact)
+    arrays = [problem.carry(j, own) for j, own in enumerate(exact.plans)]
+    for i, (own, soft) in enumerate(zip(exact.plans, found.plans, strict=True)):
+        others = [j for j in range(count) if j != i]
+        share = sum(problem.weights[j] for j in others)
+        for group in SIZES:
+            expected = own[group]
+            if i != problem.reference:
+                at = problem.touching([group])
+                mean = [sum(problem.weights[j] * arrays[j][p] for j in others) / share for p in at]
+                expected = couple(
+                    group, [problem.described[p] for p in at], mean, [problem.models[i][p] for p in at], own, problem.reg
+                )
+                assert not soft[group].is_permutation
+            np.testing.assert_allclose(soft[group].plan, expected.plan, atol=1e-9)
+            np.testing.assert_allclose(soft[group].mass, expected.mass, atol=1e-9)
+            assert soft[group].marginal_error() < 1e-12
+            np.testing.assert_array_equal(own[group].plan, before[i][group])
+    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
+    assert (found.history, found.n_iter) == ([*exact.history, found.energy], exact.n_iter)
+
+
+@pytest.mark.parametrize("signable", [False, True])
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signable):
+    problem = replace(random_problem(1, count, signable, True, True), tol=0)
+    exact = joint(problem, layerwise(problem))
+    distances = []
+    for reg in (0.1, 1e-2, 1e-4):
+        found = blurred(replace(problem, reg=reg), exact)
+        pairs = zip(exact.plans, found.plans, strict=True)
+        distances.append(max(np.abs(own[g].plan - soft[g].plan).sum() for own, soft in pairs for g in SIZES))
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 0.01
+
+
+def test_a_reference_without_weight_is_blurred_and_the_heaviest_model_is_not():
+    problem = replace(random_problem(0, 3, True, True, False), weights=[0.3, 0.0, 0.7], reference=1, reg=0.05)
+    found = blurred(problem, random_start(problem))
+    for group in SIZES:
+        assert [own[group].is_permutation for own in found.plans] == [False, False, True]

@@ -134,6 +134,27 @@ class FuserConformance:
         with pytest.raises(WidthError, match=r"Model 0 must have the fused model's widths, but 'linears.0.weight' has shape"):
             fusion.inverse_transform([randomised(MLP([5, 8, 3]), np.random.default_rng(0))])
 
+    @pytest.mark.parametrize("correction", [None, "regression"])
+    @pytest.mark.parametrize("first", [torch.float32, torch.float64])
+    def test_models_of_two_precisions(self, first, correction):
+        models = family("mlp", 2)
+        models[int(first == torch.float64)].float()
+        x = models[0].example.to(first)
+        options = {"example_inputs": (x,), "random_state": 0} if correction else {"example_inputs": (x,)}
+        fusion = self.make(correction=correction, **options).fit(models)
+        assert next(fusion.fused_model_.parameters()).dtype == first
+        for model, twin in zip(models, fusion.transform(models), strict=True):
+            torch.testing.assert_close(
+                twin(x).double(), model(x.to(next(model.parameters()).dtype)).double(), rtol=1e-4, atol=1e-4
+            )
+        if correction is None:
+            mean = [
+                sum(p.double() for p in pair) / 2
+                for pair in zip(*(m.parameters() for m in fusion.transform(models)), strict=True)
+            ]
+            for fused, expected in zip(fusion.fused_model_.parameters(), mean, strict=True):
+                torch.testing.assert_close(fused.double(), expected, rtol=1e-5, atol=1e-5)
+
     def test_the_same_random_state_gives_the_same_bits(self):
         models = family("resnet", 3)
         first, second = (self.make(example_inputs=(models[0].example,)).fit(models) for _ in range(2))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import InterpolationDisplay
+from sklearn_wbfuse.inspection.evaluation import Judge
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -148,6 +149,25 @@ def test_one_logit_is_that_of_the_second_class():
         logits = model(X)[:, 0]
         assert display.loss_before[0] == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, y.float())), rel=1e-5)
         assert display.before[0] == pytest.approx(100 * float(((logits > 0) != y).float().mean()))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("make", [FusionClassifier, WassersteinFusion])
+def test_losses_of_networks_that_end_in_probabilities(outputs, make):
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, outputs)).eval()
+    model = nn.Sequential(net, nn.Sigmoid() if outputs == 1 else nn.Softmax(1))
+    X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net[-1].weight.mul_(3)
+        net[-1].bias -= net(X).mean(0)
+        z = net(X)
+    z = torch.cat([torch.zeros_like(z), z], 1) if outputs == 1 else z
+    y = torch.arange(60) % z.shape[1]
+    judge, rows = Judge(X, y, make().fit([model, model])), np.sort(np.random.RandomState(0).choice(60, 21, replace=False))
+    for some, chosen in ((judge, np.arange(60)), (judge.some(21, np.random.RandomState(0)), rows)):
+        found = some(model)
+        assert found["loss"] == pytest.approx(float(F.cross_entropy(z[chosen], y[chosen])), rel=1e-4)
+        assert found["error"] == pytest.approx(100 * float((z[chosen].argmax(1) != y[chosen]).float().mean()))
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -62,6 +62,28 @@ def test_columns_follow_the_sorted_labels_whatever_the_order_of_the_outputs(seed
     assert classifier.score(X, y) == 1.0 and classifier.score(X, np.roll(y, 1)) == np.mean(y == np.roll(y, 1))
 
 
+@pytest.mark.parametrize("make", [FusionClassifier, FusionRegressor])
+def test_the_network_sees_no_more_rows_at_a_time_than_batch_size(make):
+    models, X = pair(3)
+    fitted, seen = make(batch_size=7).fit(FusionInput(models, X)), []
+    fitted.fused_model_.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    fitted.predict(X)
+    assert seen == [7] * (N // 7) + [N % 7]
+
+
+@given(st.permutations([0, 1, 2, 3]), st.sampled_from([0, 1, 2]), st.sets(st.sampled_from([0, 1, 2, 3]), min_size=1))
+def test_labels_are_positions_only_where_they_are_no_labels(classes, offset, present):
+    models, X = pair(4)
+    classes = [c + offset for c in classes]
+    classifier = FusionClassifier(classes=classes)
+    best = np.array(classes)[logits(models[0], X).argmax(1)]
+    y = np.resize(sorted(present), N)
+    positions = not set(y) <= set(classes)
+    classifier.fit(FusionInput(models, X), y)
+    assert classifier.classes_.tolist() == ([0, 1, 2, 3] if positions else sorted(classes))
+    np.testing.assert_array_equal(classifier.predict(X), best - offset if positions else best)
+
+
 @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_single_logit_tells_two_classes(classes, flat):
@@ -104,7 +126,16 @@ def test_logits_and_log_probabilities(last):
     np.testing.assert_allclose(classifier.predict_proba(X), softmax(logits(models[0], X), axis=1), atol=1e-8)
     given = FusionClassifier(outputs="probabilities").fit(FusionInput([nn.Sequential(m, nn.Softplus()) for m in models], X))
     positive = np.log1p(np.exp(logits(models[0], X)))
-    np.testing.assert_allclose(given.predict_proba(X), positive / positive.sum(1, keepdims=True), atol=1e-8)
+    positive /= positive.sum(1, keepdims=True)
+    np.testing.assert_allclose(given.predict_proba(X), positive, atol=1e-8)
+    np.testing.assert_allclose(given.predict_log_proba(X), np.log(positive), atol=1e-7)
+
+
+def test_the_logarithm_of_a_probability_of_0_is_silent():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Softmax(1))
+    model[2].weight.data.mul_(1e6)
+    found = FusionClassifier().fit([model, model]).predict_log_proba(np.eye(2))
+    assert np.isneginf(found.min(1)).all() and not found.max(1).any()
 
 
 def test_a_row_does_not_depend_on_the_others():

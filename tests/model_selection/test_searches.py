@@ -198,6 +198,47 @@ def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
     assert len(calls) == 7  # weights that have changed are matched again
 
 
+@pytest.mark.parametrize("rows", [slice(0, 40), slice(40, None)])
+def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows):
+    """Whatever was fitted before, on the same rows or on others."""
+    models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
+    given = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
+    given.note = lambda: "can't be pickled"
+    X, options = (
+        task[0].arrays[0],
+        [{"schedule": schedule, "reg": reg} for schedule in ("joint", "layerwise") for reg in (0.1, 0)],
+    )
+    options += [{"init": start} for start in (0, 2, "random", given)]
+    options += [{"cost": "activation", "probe": "data"}, {"cost": 0.5, "probe": "data"}, {"symmetry": "permutation"}]
+    options += [{"target_widths": widths} for widths in (0.5, [9, 4], [4, 8], {"linears.0": 5})]
+    options += [{"weights": [1, 2, 3]}, {"weights": [3, 2, 1]}, {"max_iter": 1}, {"tol": 0.5}, {"n_init": 3}]
+    shared = FusionInput(models, X)
+    for o in options:
+        fusion, alone = (WassersteinFusion(**{"random_state": 0, **o}) for _ in range(2))
+        fusion.fit(shared[40:]).fit(shared[rows])
+        alone.fit(FusionInput(models, X[rows]))
+        assert fusion.history_ == alone.history_ and fusion.energy_ == alone.energy_
+        for ours, theirs in zip(fusion.couplings_, alone.couplings_, strict=True):
+            assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_the_start_of_least_energy_is_blurred_by_reg_but_for_its_reference(task):
+    models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
+    shared = FusionInput(models, task[0].arrays[0])
+    options = {"random_state": 1, "init": "random", "n_init": 6, "weights": [2, 1, 3]}
+    exact = WassersteinFusion(**options).fit(shared)
+    histories, largest = [list(h) for h in exact.history_], 1.0
+    best = int(np.argmin([h[-1] for h in histories]))
+    assert best > 0 and histories[best][-1] == exact.energy_
+    for reg in (1e-3, 1e-2, 0.1):
+        soft = WassersteinFusion(reg=reg, **options).fit(shared)
+        assert soft.history_ == [[*h, soft.energy_] if k == best else h for k, h in enumerate(histories)]
+        coupled = [[own.coupling(name) for name in own] for own in soft.couplings_]
+        assert [all(c.is_permutation for c in own) for own in coupled] == [False, False, True]
+        assert largest > (largest := max(len(c.plan) * c.plan.max() for own in coupled[:2] for c in own) - 1e-12)
+        soft.history_[0].clear()  # the cache is not the user's
+
+
 EDITS = {
     "widths": lambda m: m.linears.__setitem__(0, nn.Linear(5, 6).double()) or m.linears.__setitem__(1, nn.Linear(6, 8).double()),
     "no bias": lambda m: m.linears.__setitem__(0, nn.Linear(5, 9, bias=False).double()),
@@ -229,10 +270,10 @@ def test_rows_of_another_width_are_seen(task):
 def test_what_is_drawn_is_drawn_again_without_a_random_state(task):
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1)]
     shared = FusionInput(models, task[0].arrays[0])
-    for options in ({"init": "random"}, {"target_widths": [3, 3]}):
-        energies = {WassersteinFusion(max_iter=1, **options).fit(shared).energy_ for _ in range(5)}
-        assert len(energies) > 1
-        assert len({WassersteinFusion(random_state=0, **options).fit(shared).energy_ for _ in range(2)}) == 1
+    for options in ({"init": "random"}, {"target_widths": [3, 3]}, {"n_init": 4}):
+        histories = {str(WassersteinFusion(max_iter=1, **options).fit(shared).history_) for _ in range(5)}
+        assert len(histories) > 1
+        assert len({str(WassersteinFusion(random_state=0, **options).fit(shared).history_) for _ in range(2)}) == 1
 
 
 def test_hard_voting_with_labels(task):
@@ -281,6 +322,48 @@ def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     for key in range(3 * data._N_RESULTS):
         first.cached(key, lambda: None)
     assert len(first.cache) == data._N_RESULTS
+
+
+def test_results_of_different_keys_rows_and_networks_are_kept_apart():
+    model, rows = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), np.zeros((9, 4))
+    shared, found = FusionInput([model], rows), []
+    keys = [1, True, "1", [1, 2], (1, 2), (1, (2,)), {"a": 1, "b": 2}, {"a": 1, "c": 2}, torch.ones(2), torch.ones(2).double()]
+    keys += [torch.ones(2, 1), np.ones(2)]
+    for key in keys:
+        found.append(shared.cached(key, object))
+        assert shared[:3].cached(copy.deepcopy(key), object) is found[-1]
+    other = shared[:]
+    for other.arrays in ((rows[:, :3],), (rows.astype("float32"),), (rows, rows)):
+        found.append(other.cached("key", object))
+    found.append(shared.cached("key", object))
+    model[1] = nn.Sigmoid()
+    found.append(shared.cached("key", object))
+    model.eval()
+    assert shared.cached("key", object) is found[-1]
+    assert len(set(map(id, found))) == len(found)
+
+
+def test_what_was_used_last_is_kept(monkeypatch):
+    models = [nn.Linear(4, 2)]
+    monkeypatch.setattr(data, "_CACHES", type(data._CACHES)())
+    sent = [pickle.dumps(FusionInput(models, np.zeros((9, 4)))) for _ in range(data._N_CACHES + 1)]
+    caches = [pickle.loads(s).cache for s in sent[:-1]]
+    again = pickle.loads(sent[0])
+    assert again.cache is caches[0]
+    pickle.loads(sent[-1])
+    assert pickle.loads(sent[0]).cache is caches[0] and pickle.loads(sent[1]).cache is not caches[1]
+    results = [again.cached(key, object) for key in range(data._N_RESULTS)]
+    assert again[:3].cached(0, object) is results[0]  # a slice of a copy knows the names of its models
+    again.cached("one more", object)
+    assert again.cached(0, object) is results[0] and again.cached(1, object) is not results[1]
+
+
+def test_rows_that_can_not_be_written_to_are_copied():
+    model, rows = nn.Linear(4, 2), np.zeros((9, 4), dtype="float32")
+    rows.setflags(write=False)
+    (tensor,) = FusionInput([model], rows).tensors(model)
+    tensor.add_(1)
+    assert not rows.any()
 
 
 @pytest.mark.parametrize("kind", ["numpy", "float32", "tensor", "integers", "bfloat16", "several"])
