@@ -17,7 +17,8 @@ from torch import Tensor
 __all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "State", "Summed", "along", "put", "relabel", "take"]
 
 
-_SHAPES = ("flatten", "squeeze", "unsqueeze", "view", "reshape", "contiguous", "clone", "select", "slice", "to", "_to_copy")
+_SHAPES = "flatten unflatten squeeze unsqueeze view reshape transpose permute t contiguous clone select slice to _to_copy".split()
+"""Operations that give values as they are."""
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ def test_nested_checkpoints(name, work):
     build, notes = NESTS[name]
     build(state("a.pt"))
     checkpoint = read(work / "nested.pt", False)
-    assert ", ".join(checkpoint.notes) == notes
     network = network_of(checkpoint, Template(users_net()))
+    assert ", ".join(checkpoint.notes) == notes
     assert torch.equal(network.first.weight, state("a.pt")["first.weight"]) and not network.training
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from .. import __version__
 from ..exceptions import DiscoveryError, FusionError, FusionWarning
 from . import demo, fuse, inspect
+from .text import notes
 
 __all__ = ["main"]
 
@@ -52,21 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FusionWarning)
+        arguments.caught = caught
         try:
             code = arguments.run(arguments)
+            for note in notes(caught):
+                print(f"Note: {note}")
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads, as head, has enough; results are saved before they are printed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest again as it ends
+            return 0
         except (FusionError, InvalidParameterError, NotImplementedError, OSError) as error:
-            print(f"wbfuse {arguments.command}: error: {_one_line(error)}", file=sys.stderr)
+            print(f"wbfuse {arguments.command}: error: {_one_line(error, arguments.command)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130
-    for note in dict.fromkeys(str(w.message) for w in caught):
-        print(f"Note: {note}")
     return code
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, command: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    is_about_inputs = isinstance(error, DiscoveryError) and "example_inputs=" in text
-    return f"{text} Here: --input-shape 3,32,32 for one input, or rows X in --data." if is_about_inputs else text
+    if not isinstance(error, DiscoveryError) or "example_inputs=" not in text:
+        return text
+    return f"{text} Here: --input-shape 3,32,32 for one input{', or rows X in --data' if command == 'fuse' else ''}."

@@ -6,6 +6,7 @@ import argparse
 import platform
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,35 @@ import torch
 
 from .. import __version__
 from .checkpoints import Checkpoint
-from .summary import summary
+from .text import notes
 
-__all__ = ["write_card"]
+__all__ = ["TITLE", "Result", "write_card"]
+
+
+TITLE = "# A fused network"
+"""How a card begins, by which it is told from other files of its name."""
+
+
+@dataclass
+class Result:
+    """A fitted fusion, the rows of its table, what these are, and the text of both."""
+
+    fusion: Any
+    table: list[dict[str, Any]]
+    title: str
+    text: str
 
 
 def write_card(
-    folder: Path, fusion: Any, checkpoints: Sequence[Checkpoint], table: Sequence[dict[str, Any]], arguments: argparse.Namespace
+    folder: Path, result: Result, checkpoints: Sequence[Checkpoint], label: str, widths: str, arguments: argparse.Namespace
 ) -> None:
-    """Write the model card into the folder of a saved fusion."""
+    """Write the model card into the folder of a saved fusion; `label` is its repr, `widths` its groups as text."""
+    fusion = result.fusion
     files = "\n".join(f"| {i} | `{c}` | `{c.sha256}` |" for i, c in enumerate(checkpoints))
     weights = fusion.weights if fusion.weights is not None else "equal"
-    (folder / "README.md").write_text(f"""# A fused network
+    data = "" if arguments.data is None else f" Data: `{arguments.data}`."
+    said = "\n".join(f"- {note}" for note in notes(arguments.caught)) or "None."
+    text = f"""{TITLE}
 
 `model.safetensors` holds one {type(fusion.fused_model_).__name__}, fused from {len(checkpoints)} by the Wasserstein barycenter of
 their neurons ([arXiv:2210.06671](https://arxiv.org/abs/2210.06671)). Made by
@@ -39,6 +57,7 @@ $ {shlex.join(["wbfuse", *arguments.argv])}
 {_snippet(folder, arguments)}
 ```
 
+Paths count from the folder in which it was made, `{Path.cwd()}`.
 `fusion.transform([model])` carries other networks into its neuron order.
 `safetensors.torch.load_file("model.safetensors")` reads the state dict alone.
 
@@ -51,35 +70,49 @@ $ {shlex.join(["wbfuse", *arguments.argv])}
 ## Widths
 
 ```text
-{summary(folder)}
+{widths}
 ```
 
-Energy {fusion.energy_:.6g} after {fusion.n_iter_} sweeps; weights of the parents: {weights}.
+`{label}`: energy {fusion.energy_:.6g} after {fusion.n_iter_} sweeps; weights of the parents: {weights}.
 
 ## Table
 
-{_table(table)}
+{result.title}{data}
+
+{_table(result.table)}
+
+## Notes
+
+{said}
 
 Versions: sklearn_wbfuse {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}.
-""")
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")  # names of files may be no text
 
 
 def _snippet(folder: Path, arguments: argparse.Namespace) -> str:
-    lines = ["from sklearn_wbfuse import load"]
     if arguments.model is None:
-        lines[:0] = ["import torch"]
         template = f"torch.load({str(arguments.parents[0])!r}, weights_only=False)"
-        lines += [f"template = {template}  # runs the code in it"]
+        first = ["import torch", "from sklearn_wbfuse import load", f"template = {template}  # runs the code in it"]
         call = "template"
     else:
         where, _, name = arguments.model.rpartition(":")
-        path = Path(where)
-        if path.suffix == ".py":
-            lines[:0] = ["import sys", f"sys.path.insert(0, {str(path.parent)!r})"]
-            where = path.stem
-        lines += [f"from {where} import {name}"]
-        call = f"{name}()"
-    return "\n".join([*lines, f"fusion = load({str(folder)!r}, model={call})", "network = fusion.fused_model_"])
+        if Path(where).suffix == ".py":
+            first, call = _IMPORT.format(file=where, folder=str(Path(where).parent)).splitlines(), f"code.{name}()"
+        else:
+            first, call = ["from sklearn_wbfuse import load", f"from {where} import {name}"], f"{name}()"
+    return "\n".join([*first, f"fusion = load({str(folder)!r}, model={call})", "network = fusion.fused_model_"])
+
+
+# By its path, under a name of its own: a file may have any name, also one of the standard library.
+_IMPORT = """\
+import importlib.util
+import sys
+from sklearn_wbfuse import load
+sys.path.append({folder!r})  # for what the file imports itself
+spec = importlib.util.spec_from_file_location("network_code", {file!r})
+code = sys.modules["network_code"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(code)"""
 
 
 def _table(table: Sequence[dict[str, Any]]) -> str:

@@ -1,15 +1,11 @@
-"""From files and the names of factories to networks. No pickle is read unless the user trusts it."""
+"""From files to networks. No pickle is read unless the user trusts it."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
-import os
 import pickle
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from ..base import did_you_mean
 from ..exceptions import DiscoveryError, FusionError
 from ..graph import Architecture, plain_copy, sizes_in, unwrap
 from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
 
-__all__ = ["Checkpoint", "Template", "build", "network_of", "read"]
+__all__ = ["Checkpoint", "Template", "network_of", "read"]
 
 _NESTS = ("state_dict", "model_state_dict", "model", "state", "net", "network", "weights")
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and AveragedModel, of torch.compile, of Lightning
+_COUNTER = "n_averaged"  # of AveragedModel, beside the network
 
 
 @dataclass
@@ -64,19 +61,19 @@ def read(path: Path, trust: bool) -> Checkpoint:
         Naming the file, what is wrong with it and what to do.
     """
     if path.is_dir():
-        state = read_folder(path)[1]
-        return Checkpoint(path, state, _sha256(path / FILES[0]), notes=["a saved fusion"])
+        content, state, _ = read_folder(path)
+        return Checkpoint(path, state, content["sha256"][FILES[0]], notes=["a saved fusion"])
     if path.suffix == ".safetensors":
         data = path.read_bytes()
-        found: Any = read_tensors(path, data)
-    else:
-        found = _torch_load(path, trust)
+        return Checkpoint(path, read_tensors(path, data), hashlib.sha256(data).hexdigest())
+    found = _torch_load(path, trust)
     checkpoint = Checkpoint(path, {}, _sha256(path))
     if isinstance(found, nn.Module):
-        checkpoint.network = unwrap(found).eval()
+        plain = unwrap(found)
+        checkpoint.network = unwrap(plain.module if isinstance(plain, AveragedModel) else plain).eval()
         checkpoint.notes.append("a pickled network")
     else:
-        checkpoint.state = _without_prefix(_unnested(found, checkpoint), checkpoint)
+        checkpoint.state = _unnested(found, checkpoint)
     return checkpoint
 
 
@@ -96,7 +93,7 @@ def network_of(checkpoint: Checkpoint, template: Template | None) -> nn.Module:
             "it: --model package.module:Net, or --model file.py:Net."
         )
     try:
-        return _filled(completed(checkpoint.state, template.network), template)
+        return _filled(_own_names(checkpoint, template.network), template)
     except DiscoveryError:  # of the template alone
         raise
     except FusionError as error:
@@ -104,92 +101,82 @@ def network_of(checkpoint: Checkpoint, template: Template | None) -> nn.Module:
 
 
 def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
-    shapes = {name: t.shape for name, t in template.network.state_dict().items()}
-    resizable = set(state) == set(shapes) and all(t.dim() == len(shapes[n]) for n, t in state.items())
-    if not resizable or all(shapes[n] == t.shape for n, t in state.items()):
-        network = plain_copy(template.network, plain=False)
-        fill(network, state)
-        return network
-    own = template.architecture
-    sizes = sizes_in({n: t.shape for n, t in state.items()}, own.graph)
-    return restored_network(template.network, own.resized(sizes), state, (), None)
+    own = template.network.state_dict()
+    _check_values(state, own)
+    resizable = all(n in own and t.dim() == own[n].dim() for n, t in state.items())
+    if resizable and any(t.shape != own[n].shape for n, t in state.items()):
+        full = completed(state, template.network)
+        if set(full) == set(own):
+            architecture = template.architecture
+            sizes = sizes_in({n: t.shape for n, t in full.items()}, architecture.graph)
+            return restored_network(template.network, architecture.resized(sizes), full, (), None)
+    network = plain_copy(template.network, plain=False)
+    fill(network, state)
+    return network
 
 
-def build(name: str) -> nn.Module:
-    """The network that ``module:name`` or ``file.py:name`` makes, in eval mode.
-
-    Raises
-    ------
-    FusionError
-        Saying which part of the name is wrong, or what the factory raised.
-    """
-    where, _, attribute = name.rpartition(":")
-    if not where or not attribute:
-        raise FusionError(f"--model must be package.module:Net or path/to/file.py:Net. Got {name!r}.")
-    module = _imported(where)
-    if not hasattr(module, attribute):
-        hint = did_you_mean(attribute, [n for n in vars(module) if not n.startswith("_")])
-        raise FusionError(f"--model {name}: {where} has no {attribute!r}.{hint}")
-    factory = getattr(module, attribute)
-    if not callable(factory) or isinstance(factory, nn.Module):
-        raise FusionError(f"--model {name} is a {type(factory).__name__}; name a class or a function that makes a network.")
-    try:
-        network = factory()
-    except Exception as error:  # the user's code
-        raise FusionError(
-            f"--model {name}, called without arguments, raised {type(error).__name__}: {error}. Name a function that takes none."
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise FusionError(f"--model {name} made a {type(network).__name__}; it must make a torch.nn.Module.")
-    return plain_copy(network, plain=False)
+def _check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise a FusionError if a tensor can't be the weight that the network has under its name."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided:
+            raise FusionError(f"{name!r} is stored as {tensor.layout}; save it as a dense tensor: .to_dense().")
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise FusionError(f"{name!r} holds {tensor.dtype}, the network {own[name].dtype}; save it as such: .float().")
 
 
-def _imported(where: str) -> Any:
-    path = Path(where)
-    is_file = path.suffix == ".py"
-    if is_file and not path.is_file():
-        raise FusionError(f"--model names the file {path}, which does not exist.")
-    folder = str(path.absolute().parent) if is_file else os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return _of_file(path) if is_file else importlib.import_module(where)
-    except Exception as error:  # the user's code
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{where}.".startswith(f"{error.name}."):
-            raise FusionError(f"--model names the module {where!r}, which is neither installed nor in {os.getcwd()}.") from error
-        raise FusionError(f"--model: importing {where} raised {type(error).__name__}: {error}") from error
-
-
-def _of_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
-    spec.loader.exec_module(module)
-    return module
+def _own_names(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the prefixes of wrappers, unless the network itself has them."""
+    state, own = dict(checkpoint.state), set(network.state_dict())
+    while True:
+        rest = {n: t for n, t in state.items() if n != _COUNTER or n in own}
+        prefix = next((p for p in _PREFIXES if rest and all(n.startswith(p) for n in rest)), None)
+        short = {} if prefix is None else {n.removeprefix(prefix): t for n, t in rest.items()}
+        if prefix is None or len(own & set(short)) < len(own & set(state)):
+            return state
+        state = short
+        checkpoint.notes.append(f"without the prefix {prefix!r}")
 
 
 def _torch_load(path: Path, trust: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        found = torch.load(path, map_location="cpu", weights_only=not trust)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # pickles raise anything
-        text = str(error)
-        foreign = re.search(r"(?:GLOBAL|global) ([\w.]+\.[\w.]+)", text) if isinstance(error, pickle.UnpicklingError) else None
-        if isinstance(error, (AttributeError, ImportError)):
-            raise FusionError(
-                f"{path} needs the code that it was pickled with: {text}. Where that runs, save the state dict instead: "
-                "torch.save(model.state_dict(), path)."
-            ) from error
-        if foreign and not trust:
-            raise FusionError(
-                f"{path} is a pickle of more than tensors ({foreign[1]}), which can run code when it is read; nothing was run. "
-                "Save the state dict alone, torch.save(model.state_dict(), path), or add --trust-pickle if you made the file."
-            ) from error
-        lines = text.partition("WeightsUnpickler error:")[2].strip().splitlines() or text.strip().splitlines()
-        why = lines[0].strip() if lines else type(error).__name__
-        raise FusionError(f"{path} is no readable PyTorch file ({why}): it is cut off, damaged or of another kind.") from error
+        raise _unreadable(path, trust, error) from error
+    if isinstance(found, torch.jit.ScriptModule):
+        raise _scripted(path)
+    return found
+
+
+def _scripted(path: Path) -> FusionError:
+    return FusionError(
+        f"{path} is a TorchScript archive, whose code can't be fused; save its state dict: "
+        "torch.save(torch.jit.load(path).state_dict(), other_path)."
+    )
+
+
+def _unreadable(path: Path, trust: bool, error: Exception) -> FusionError:
+    """What to say of a file that PyTorch does not read."""
+    text = str(error)
+    if "TorchScript" in text:
+        return _scripted(path)
+    if trust and "magic number" in text:
+        return FusionError(f"{path} was not written by torch.save, perhaps by pickle.dump; write it by torch.save(model, path).")
+    foreign = re.search(r"(?:GLOBAL|global) ([\w.]+\.[\w.]+)", text) if isinstance(error, pickle.UnpicklingError) else None
+    if isinstance(error, (AttributeError, ImportError)):
+        return FusionError(
+            f"{path} needs the code that it was pickled with: {text}. Where that runs, save the state dict instead: "
+            "torch.save(model.state_dict(), path)."
+        )
+    if foreign and not trust:
+        return FusionError(
+            f"{path} is a pickle of more than tensors ({foreign[1]}), which can run code when it is read; nothing was run. "
+            "Save the state dict alone, torch.save(model.state_dict(), path), or add --trust-pickle if you made the file."
+        )
+    lines = text.partition("WeightsUnpickler error:")[2].strip().splitlines() or text.strip().splitlines()
+    why = lines[0].strip() if lines else type(error).__name__
+    return FusionError(f"{path} is no readable PyTorch file ({why}): it is cut off, damaged or of another kind.")
 
 
 def _unnested(found: Any, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -198,23 +185,22 @@ def _unnested(found: Any, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         return found
     nests = {k: v for k, v in found.items() if _is_state(v)} if isinstance(found, Mapping) else {}
     name = next((n for n in _NESTS if n in nests), next(iter(nests), None) if len(nests) == 1 else None)
+    if name is None and len(nests) > 1:
+        raise FusionError(
+            f"{checkpoint.path} holds several state dicts, under {', '.join(map(repr, nests))}; save one of them alone: "
+            f"torch.save(checkpoint[{next(iter(nests))!r}], path)."
+        )
     if name is None:
-        what = f"a dict with {[str(k) for k in found][:6]}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        what = f"a dict with {[*found][:6]}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise FusionError(f"{checkpoint.path} holds no state dict but {what}; save one: torch.save(model.state_dict(), path).")
     checkpoint.notes.append(f"the state dict in {name!r}")
     return nests[name]
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
-
-
-def _without_prefix(state: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
-    state = dict(state)
-    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in state)), None):
-        state = {n.removeprefix(prefix): t for n, t in state.items()}
-        checkpoint.notes.append(f"without the prefix {prefix!r}")
-    return state
+    return (
+        isinstance(value, Mapping) and bool(value) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+    )
 
 
 def _sha256(path: Path) -> str:

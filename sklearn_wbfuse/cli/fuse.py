@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import zipfile
-from collections.abc import Sequence
+import contextlib
+import io
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
-from ..persistence import FILES, check_writable
-from .card import write_card
-from .checkpoints import Template, build, network_of, read
+from ..model_selection.comparison import _text
+from ..persistence import FILES
+from .card import Result, write_card
+from .checkpoints import Checkpoint, Template, network_of, read
+from .data import check_dtypes, example_inputs, noise_like, read_data
+from .factories import build
 from .options import add_model_options, cost, device, fractions, seed, widths
-from .summary import summary
-from .text import aligned, timed
+from .output import check_output
+from .summary import described, summary
+from .text import aligned, plain_errors, timed
 
-__all__ = ["add_command", "example_inputs", "run"]
+__all__ = ["add_command", "run"]
 
 _EXAMPLE = """example:
   Two networks that train.py saved by torch.save(model.state_dict(), "a.pt"), of its class Net:
@@ -65,7 +68,12 @@ def add_command(commands: Any) -> None:
         metavar="WIDTHS",
         help="of the result: 1.5 (a factor), sum, fc1=64,fc2=32 (by group) or 64,32 (all); those of the widest parent by default",
     )
-    group.add_argument("--weights", type=fractions, metavar="0.7,0.3", help="proportions of the parents (default: equal)")
+    group.add_argument(
+        "--weights",
+        type=fractions,
+        metavar="0.7,0.3",
+        help="proportions of the parents (default: equal); if the first is negative, --weights=-0.5,1.5",
+    )
     group.add_argument(
         "--correction", choices=["none", "batchnorm", "repair", "regression"], default="none", help=_HELP["correction"]
     )
@@ -86,34 +94,45 @@ _HELP = {
 }
 
 
+# compare names estimators by their parameters; these are noise, or of the shapes that the user gave
+_INPUTS_IN_NAME = re.compile(r"example_inputs=.*?, (?=device=|random_state=)")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Read, fuse, print the table, save."""
+    """Read, fuse, save, print the table."""
     folder = arguments.output
-    _check_output(folder, arguments.overwrite)
-    data = None if arguments.data is None else _read_data(arguments.data)
-    inputs = example_inputs(arguments.input_shape)
-    if inputs is None and data is not None:
-        inputs = tuple(torch.as_tensor(a[:2]) for a in _tuple(data["X"]))
-    template = None if arguments.model is None else Template(build(arguments.model), inputs)
-    checkpoints = [timed(f"reading {p}", partial(read, p, arguments.trust_pickle))[0] for p in arguments.parents]
-    models = [network_of(checkpoint, template) for checkpoint in checkpoints]
+    check_output(folder, arguments.overwrite)
+    with plain_errors():
+        checkpoints, result = _result(arguments)
+        result.fusion.save(folder)
+    content = described(folder)
+    widths = summary(content)
+    write_card(folder, result, checkpoints, content["fusion"], widths, arguments)
+    # All that is printed comes after the save: a reader that went away, as head does, costs no result.
     for position, checkpoint in enumerate(checkpoints):
         print(f"parent {position}: {checkpoint}")
-    print()
-    fusion, table = _fuse(models, _estimator(arguments), data)
-    fusion.save(folder)
-    write_card(folder, fusion, checkpoints, table, arguments)
-    print(f"\n{summary(folder)}\n\nThe fused network: {folder / FILES[0]}\nHow to load it: {folder / 'README.md'}")
+    print(f"\n{result.text}\n\n{widths}\n\nThe fused network: {folder / FILES[0]}\nHow to load it: {folder / 'README.md'}")
     return 0
 
 
-def example_inputs(shapes: Sequence[Sequence[int]] | None) -> tuple[Tensor, ...] | None:
-    """Two rows of noise for each shape."""
-    generator = torch.Generator().manual_seed(0)
-    return None if shapes is None else tuple(torch.randn(2, *shape, generator=generator) for shape in shapes)
+def _result(arguments: argparse.Namespace) -> tuple[list[Checkpoint], Result]:
+    data = None if arguments.data is None else read_data(arguments.data)
+    inputs = example_inputs(arguments.input_shape)
+    fits_see_data = data is not None and "X_fit" in data
+    if inputs is None and data is not None:
+        inputs = noise_like(data["X"])
+    template = None if arguments.model is None else Template(build(arguments.model), inputs)
+    checkpoints = [timed(f"reading {p}", partial(read, p, arguments.trust_pickle))[0] for p in arguments.parents]
+    network = checkpoints[0].network if template is None else template.network
+    if data is not None and network is not None:
+        check_dtypes(network, data)
+    models = [network_of(checkpoint, template) for checkpoint in checkpoints]
+    # The example inputs are saved: rows of X must not be among them, those of X_fit may.
+    fusion = _estimator(arguments, None if fits_see_data and arguments.input_shape is None else inputs)
+    return checkpoints, _without_data(models, fusion) if data is None else _with_data(models, fusion, data)
 
 
-def _estimator(arguments: argparse.Namespace) -> WassersteinFusion:
+def _estimator(arguments: argparse.Namespace, inputs: Any) -> WassersteinFusion:
     return WassersteinFusion(
         arguments.widths,
         arguments.reg,
@@ -123,20 +142,26 @@ def _estimator(arguments: argparse.Namespace) -> WassersteinFusion:
         merge="auto" if arguments.widths is None else "all",  # "auto" has nothing for targets wider than every parent
         cost=arguments.cost,
         correction=None if arguments.correction == "none" else arguments.correction,
-        example_inputs=example_inputs(arguments.input_shape),
+        example_inputs=inputs,
         device=arguments.device,
         random_state=arguments.seed,
     )
 
 
-def _fuse(models: list[nn.Module], fusion: Any, data: Any) -> tuple[Any, list[dict[str, Any]]]:
-    """The fitted fusion and the rows of the table, which is printed."""
-    if data is not None:
+def _with_data(models: list[nn.Module], fusion: Any, data: Any) -> Result:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         table, _ = timed("fusing", lambda: compare(models, data["X"], data["y"], [fusion], X_fit=data.get("X_fit")))
-        row = next(r for r in table if r["name"].startswith("WassersteinFusion"))
-        if row["estimator"] is None:
-            raise FusionError(row["note"])
-        return row["estimator"], table
+    row = next(r for r in table if r["name"].startswith("WassersteinFusion"))
+    if row["estimator"] is None:
+        raise FusionError(row["note"])
+    for other in table:
+        other["name"] = _INPUTS_IN_NAME.sub("", other["name"])
+    title = next(line for line in reversed(printed.getvalue().splitlines()) if "The fits saw" in line)
+    metric = "accuracy" if "; accuracy on" in title else "R2"
+    return Result(row["estimator"], table, title, f"{title}\n\n{_text(table, metric)}")
+
+
+def _without_data(models: list[nn.Module], fusion: Any) -> Result:
     discover(nn.Linear(2, 2))  # PyTorch loads parts of itself: not part of the seconds
     table = [{"name": f"parent {i}", "parameters": _size(model)} for i, model in enumerate(models)]
     shared = {name: getattr(fusion, name) for name in ("weights", "example_inputs", "device", "random_state")}
@@ -151,8 +176,7 @@ def _fuse(models: list[nn.Module], fusion: Any, data: Any) -> tuple[Any, list[di
             format(row[k], f) if k in row else "" for k, f in (("parameters", ",d"), ("energy", ".4g"), ("seconds", ".2f"))
         ]
         cells.append((": ".join(str(row[k]) for k in ("name", "note") if k in row), *numbers))
-    print(f"{aligned(cells, 1)}\n\n{_ENERGIES}")
-    return fusion, table
+    return Result(fusion, table, _ENERGIES, f"{aligned(cells, 1)}\n\n{_ENERGIES}")
 
 
 def _fitted(name: str, fusion: Any, models: list[nn.Module]) -> dict[str, Any]:
@@ -162,43 +186,3 @@ def _fitted(name: str, fusion: Any, models: list[nn.Module]) -> dict[str, Any]:
 
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _check_output(folder: Path, overwrite: bool) -> None:
-    check_writable(folder)
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise FusionError(f"{folder} holds an earlier result; add --overwrite to write over it, or give another folder.")
-
-
-def _tuple(X: Any) -> tuple[Any, ...]:
-    return X if isinstance(X, tuple) else (X,)
-
-
-def _read_data(path: Path) -> dict[str, Any]:
-    """Rows `X`, or a tuple of X0, X1, ..., likewise `X_fit`, and `y`.
-
-    Raises
-    ------
-    FusionError
-        No npz file, without X or y, or with pickled objects.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise FusionError(
-            f"--data {path} is no npz file of plain arrays, without pickled objects; write one: numpy.savez(path, X=..., y=...)."
-        ) from error
-    found: dict[str, Any] = {"y": arrays.get("y")}
-    for name in ("X", "X_fit"):
-        several = [arrays[f"{name}{i}"] for i in range(len(arrays)) if f"{name}{i}" in arrays]
-        found[name] = arrays.get(name, tuple(several) if several else None)
-    missing = [name for name in ("X", "y") if found[name] is None]
-    if missing:
-        raise FusionError(f"--data {path} holds {list(arrays)}, but no {' and no '.join(missing)}.")
-    rows = {name: [len(a) if a.ndim else 0 for a in _tuple(found[name])] for name in found if found[name] is not None}
-    if len({*rows["X"], *rows["y"]}) > 1 or len(set(rows.get("X_fit", []))) > 1 or not all(map(all, rows.values())):
-        raise FusionError(
-            f"--data {path} holds arrays of these numbers of rows: {rows}; X and y need equally many, at least one."
-        )
-    return {name: found[name] for name in rows}

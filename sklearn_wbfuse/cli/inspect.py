@@ -10,10 +10,12 @@ from torch import nn
 
 from .. import discover, load
 from ..exceptions import FusionError
-from .checkpoints import Template, build, network_of, read
-from .fuse import example_inputs
+from .checkpoints import Template, network_of, read
+from .data import example_inputs
+from .factories import build
 from .options import add_model_options
 from .summary import described, summary
+from .text import plain_errors
 
 __all__ = ["add_command", "run"]
 
@@ -41,23 +43,31 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what there is."""
-    path = arguments.path
-    if path.is_dir():
-        text = _of_fusion(path)
-        if arguments.model is not None:
-            fusion = load(path, model=build(arguments.model))
-            fusion = getattr(fusion, "fusion_", fusion)
-            text += f"\n\n{_parameters(fusion.fused_model_)}, neuron groups:\n\n{fusion.graph_}"
-        print(text)
-        return 0
-    if not path.exists():
-        raise FusionError(f"There is no file {path}.")
+    with plain_errors():
+        text = _of_folder(arguments) if arguments.path.is_dir() else _of_file(arguments)
+    print(text)
+    return 0
+
+
+def _of_folder(arguments: argparse.Namespace) -> str:
+    if arguments.input_shape is not None:
+        raise FusionError("--input-shape is for networks in files; a saved fusion holds its example inputs. Leave it out.")
+    text = _of_fusion(arguments.path)
+    if arguments.model is None:
+        return text
+    fusion = load(arguments.path, model=build(arguments.model))
+    fusion = getattr(fusion, "fusion_", fusion)
+    return f"{text}\n\n{_parameters(fusion.fused_model_)}, neuron groups:\n\n{fusion.graph_}"
+
+
+def _of_file(arguments: argparse.Namespace) -> str:
+    if not arguments.path.exists():
+        raise FusionError(f"There is no file {arguments.path}.")
     inputs = example_inputs(arguments.input_shape)
     template = None if arguments.model is None else Template(build(arguments.model), inputs)
-    checkpoint = read(path, arguments.trust_pickle)
+    checkpoint = read(arguments.path, arguments.trust_pickle)
     network = network_of(checkpoint, template)
-    print(f"{checkpoint}\n{_parameters(network)}, neuron groups:\n\n{discover(network, inputs)}")
-    return 0
+    return f"{checkpoint}\n{_parameters(network)}, neuron groups:\n\n{discover(network, inputs)}"
 
 
 def _parameters(network: nn.Module) -> str:
@@ -70,5 +80,5 @@ def _of_fusion(folder: Path) -> str:
     return (
         f"{folder}: {len(content['parents'])} networks fused, {content['values']:,} values; saved by sklearn_wbfuse "
         f"{content['library_version']} with PyTorch {content['torch_version']}\n{content['fusion']}\n"
-        f"energy {content['energy']:.6g} after {content['n_iter']} sweeps\n\n{parents}\n\n{summary(folder)}"
+        f"energy {content['energy']:.6g} after {content['n_iter']} sweeps\n\n{parents}\n\n{summary(content)}"
     )

@@ -62,7 +62,11 @@ def widths(text: str) -> Any:
     if text == "sum":
         return text
     if "=" in text:
-        return {name.strip(): int(n) for name, _, n in (part.rpartition("=") for part in text.split(","))}
+        pairs = [(name.strip(), int(n)) for name, _, n in (part.rpartition("=") for part in text.split(","))]
+        twice = next((name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i])), None)
+        if twice is not None:
+            raise argparse.ArgumentTypeError(f"names the group {twice!r} twice")
+        return dict(pairs)
     if "," not in text and not text.isdecimal():
         return float(text)
     return [int(n) for n in text.split(",")]

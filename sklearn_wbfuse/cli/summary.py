@@ -53,9 +53,8 @@ def _label(estimator: Any) -> str:
     return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
-def summary(folder: Path) -> str:
-    """The groups as a table: widths, and per parent how its neurons were coupled."""
-    content = described(folder)
+def summary(content: Mapping[str, Any]) -> str:
+    """The groups, from `described`, as a table: widths, and per parent how its neurons were coupled."""
     sizes = {name: row["size"] for name, row in content["graphs"][0].items()}
     shown = content["parents"][:_SHOWN]
     rows = [("group", "width", *(f"parent {i}" for i in range(len(shown))))]

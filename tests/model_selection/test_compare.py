@@ -509,3 +509,17 @@ class TestPrinting:
         X, y, _ = data(models)
         compare(models, X, y, verbose=False)
         assert capsys.readouterr().out == ""
+
+
+def test_an_ensemble_of_probabilities_is_their_mean():
+    """Not that of their softmax, which is closer to a vote of equals."""
+    X, rng = np.eye(4), np.random.default_rng(0)
+    models = [nn.Sequential(nn.Linear(4, 4, bias=False), nn.Softmax(1)).double() for _ in range(3)]
+    with torch.no_grad():
+        for model in models:
+            model[0].weight.copy_(torch.as_tensor(3 * rng.normal(size=(4, 4))))
+        mean = sum(model(torch.as_tensor(X)) for model in models).numpy() / 3
+        squashed = sum(softmax(model(torch.as_tensor(X)).numpy(), axis=1) for model in models)
+    assert (mean.argmax(1) != squashed.argmax(1)).any()
+    rows = silent(models, np.repeat(X, 3, 0), np.repeat(mean.argmax(1), 3))
+    assert rows["ensemble"]["score"] == 1.0
