@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 _N_CACHES = 4
 _N_RESULTS = 16
 """How many results one cache holds."""
+_LOCK = threading.RLock()
+"""Held while a result is computed: threads of a search wait for it, and networks are traced one at a time."""
 
 
 class FusionInput:
@@ -160,11 +163,12 @@ class FusionInput:
         values = [(str(v.dtype), v.detach().cpu().double().numpy()) if isinstance(v, Tensor) else v for v in leaves]
         shapes = [(tuple(a.shape[1:]), str(a.dtype)) for a in self.arrays]
         key = (joblib.hash((values, shapes, list(map(_structure, self.models)))), str(structure), *self._named(self.models))
-        if key not in self.cache:
-            self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs
-        found = self.cache[key] = self.cache.pop(key)  # the last one used comes last
-        while len(self.cache) > _N_RESULTS:
-            del self.cache[next(iter(self.cache))]
+        with _LOCK:
+            if key not in self.cache:
+                self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs
+            found = self.cache[key] = self.cache.pop(key)  # the last one used comes last
+            while len(self.cache) > _N_RESULTS:
+                del self.cache[next(iter(self.cache))]
         return found[0]
 
     def _named(self, models: Iterable[nn.Module]) -> list[int]:

@@ -303,6 +303,19 @@ def test_two_processes_give_the_same(task):
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
 
 
+def test_threads_give_the_same_and_compute_once(task, monkeypatch):
+    X, y = task
+    calls, joint = [], wasserstein.joint
+    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
+    shared = FusionInput(X.models, X.arrays[0])
+    grid = {"reg": [0, 1e-3, 1e-2], "alpha_h": [1, 2]}
+    with parallel_config(backend="threading"):
+        found = search(GridSearchCV, (shared, y), grid, WassersteinFusion(random_state=0), n_jobs=4)
+    assert len(calls) == 2
+    alone = search(GridSearchCV, task, grid, WassersteinFusion(random_state=0))
+    np.testing.assert_array_equal(found.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
+
+
 def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     X, _ = task
     sent = [pickle.dumps(part) for part in (X, X[:50], X[np.arange(20)])]
