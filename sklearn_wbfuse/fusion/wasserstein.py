@@ -240,7 +240,7 @@ class WassersteinFusion(BaseFusion):
         pinned, scaled_alike = pinned_groups(networks, target)
         dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
         given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
-        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike)
+        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, None if given else remember)
         if probing is not None and self._activation_share:
             found = probing.activations([(self.init, n.state, n.graph) for n in given])
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
@@ -347,14 +347,21 @@ class WassersteinFusion(BaseFusion):
         return Alignment([match(problem, targets)], [scales[0]], scales[1])
 
     def _balanced(
-        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str]
+        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str], remember: Remember | None = None
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
         """Features of every network in the gauge of balanced scales, and those scales."""
         both = [features(n.graph, n.state, self.alpha_h) for n in networks]
-        auto = self.symmetry == "auto"
-        scales = [balance(described, own, sizes, keep) if auto else {} for described, own in both]
-        in_numpy = [{name: values.cpu().numpy() for name, values in c.items()} for c in scales]
-        return *self._in_gauge(both[0][0], [own for _, own in both], in_numpy), in_numpy
+
+        def balanced() -> list[dict[str, np.ndarray]]:
+            found = [balance(described, own, sizes, keep) for described, own in both]
+            return [{name: values.cpu().numpy() for name, values in c.items()} for c in found]
+
+        if self.symmetry != "auto":
+            scales: list[dict[str, np.ndarray]] = [{} for _ in networks]
+        else:
+            key = ("scales", sizes, sorted(keep), str(self.device))
+            scales = balanced() if remember is None else remember(key, balanced)
+        return *self._in_gauge(both[0][0], [own for _, own in both], scales), scales
 
     def _in_gauge(
         self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import ot
-import torch
 
 from ..couplings import Coupling
 from ..exceptions import FusionWarning, TransportError
@@ -134,7 +133,7 @@ def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) 
     _check_finite(cost)
     if not float(np.ptp(cost)):
         return Coupling(np.full(cost.shape, 1 / cost.size))
-    plan, error = sinkhorn(torch.as_tensor(cost, dtype=torch.float64), epsilon, start or Potentials(), MARGINAL_TOL)
+    plan, error = sinkhorn(np.asarray(cost, dtype=np.float64), epsilon, start or Potentials(), MARGINAL_TOL)
     if not error <= MARGINAL_TOL:
         warnings.warn(
             f"Sinkhorn at an epsilon of {epsilon / float(np.ptp(cost)):.1e} of the largest difference of costs did not reach a "
@@ -143,7 +142,7 @@ def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) 
             FusionWarning,
             stacklevel=2,
         )
-    return Coupling(round_to_marginals(np.nan_to_num(plan.cpu().numpy())))
+    return Coupling(round_to_marginals(np.nan_to_num(plan)))
 
 
 def round_to_marginals(plan: np.ndarray) -> np.ndarray:

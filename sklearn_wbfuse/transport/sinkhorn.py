@@ -4,19 +4,17 @@ r"""Entropic transport: Sinkhorn's iteration, stabilised, from large to small re
     f_t = \varepsilon \log \tfrac1n - \varepsilon \log \sum_s e^{(g_s - C_{ts}) / \varepsilon}, \quad
     g_s = \varepsilon \log \tfrac1m - \varepsilon \log \sum_t e^{(f_t - C_{ts}) / \varepsilon}.
 
-Each :math:`\varepsilon` begins with one such step in the log domain and goes on with scalings u, v of the kernel that this
+Each :math:`\varepsilon` begins with the first of these in the log domain and goes on with scalings u, v of the kernel that this
 leaves, which are taken into f and g before they grow large (Schmitzer, 2019), and overrelaxed (Thibault et al., 2021). POT's
-`sinkhorn_stabilized` does not overrelax, and takes three to four times as long for 400 neurons of an MLPNet at an
-:math:`\varepsilon` of 1e-3 of the largest cost: 75 ms for 20 to 30 ms. Starting from the potentials of the time before takes a
-layerwise fit of the MLPNets from 0.30 to 0.22 s.
+`sinkhorn_stabilized` starts from nothing and does not overrelax: for 400 neurons of an MLPNet and a marginal error of 1e-3 it
+takes 15 ms where this takes 6, at an :math:`\varepsilon` of 3e-3 of the largest difference of costs; at 7e-4 it returns NaN.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 __all__ = ["Potentials", "sinkhorn"]
 
@@ -31,19 +29,18 @@ _EVERY = 10
 
 
 class Potentials:
-    """Potentials f and g of the last problem, from which the next one starts."""
+    """The potential g of the last problem, from which the next one starts."""
 
     def __init__(self) -> None:
-        self.f: Tensor | None = None
-        self.g: Tensor | None = None
+        self.g: np.ndarray | None = None
 
 
-def sinkhorn(cost: Tensor, epsilon: float, start: Potentials, tol: float, max_iter: int = 20_000) -> tuple[Tensor, float]:
+def sinkhorn(cost: np.ndarray, epsilon: float, start: Potentials, tol: float, max_iter: int = 20_000) -> tuple[np.ndarray, float]:
     r"""Plan of two uniform measures of least :math:`\langle C, \Pi \rangle + \varepsilon \sum \Pi \log \Pi`.
 
     Parameters
     ----------
-    cost : Tensor of shape (n, m), double precision
+    cost : ndarray of shape (n, m), double precision
     epsilon : float
     start : Potentials
         Of a similar problem, if any; replaced by those that are found.
@@ -53,60 +50,60 @@ def sinkhorn(cost: Tensor, epsilon: float, start: Potentials, tol: float, max_it
 
     Returns
     -------
-    plan : Tensor
+    plan : ndarray of shape (n, m)
     error : float
         The L1 error that is left.
     """
-    span = float(cost.max() - cost.min())
-    if start.f is not None and start.g is not None:
-        plan, error = _at(cost, epsilon, start, tol, max_iter // 10)
+    if start.g is not None:
+        plan, error, start.g = _at(cost, epsilon, start.g, tol, max_iter // 10)
         if error <= tol:
             return plan, error
-    start.f, start.g = cost.new_zeros(cost.shape[0]), cost.new_zeros(cost.shape[1])
-    scale = max(epsilon, span / 4)
+    g = np.zeros(cost.shape[1])
+    scale = max(epsilon, float(np.ptp(cost)) / 4)
     while scale > epsilon:
-        _at(cost, scale, start, 0.1, 100)
+        g = _at(cost, scale, g, 0.1, 100)[2]
         scale = max(epsilon, scale / 4)
-    return _at(cost, epsilon, start, tol, max_iter)
+    plan, error, start.g = _at(cost, epsilon, g, tol, max_iter)
+    return plan, error
 
 
-def _at(cost: Tensor, epsilon: float, start: Potentials, tol: float, max_iter: int) -> tuple[Tensor, float]:
-    """Iterate at one regularisation."""
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # of kernels that underflow
+def _at(cost: np.ndarray, epsilon: float, g: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, float, np.ndarray]:
+    """Iterate at one regularisation: the plan, its error, and the potential g."""
     n, m = cost.shape
-    f, g = _transformed(cost, epsilon, start.g)  # type: ignore[arg-type]
-    kernel = _kernel(cost, f, g, epsilon)
-    u, v = torch.ones_like(f), torch.ones_like(g)
+    f, kernel = _rows_met(cost, g, epsilon)
+    u, v = np.ones(n), np.ones(m)
     error, omega, most = math.inf, 1.0, _OVERRELAXED
-    for k in range(max_iter + 1):
+    for k in range(1, max_iter + 1):
+        change = 1 / (m * (u @ kernel) * v)
+        v = v * (change if omega == 1 else change**omega)
         rows = kernel @ v
         if k % _EVERY == 0 or k == max_iter:
             columns = u @ kernel
-            before, error = error, float((u * rows - 1 / n).abs().sum() + (v * columns - 1 / m).abs().sum())
+            before, error = error, float(np.abs(u * rows - 1 / n).sum() + np.abs(v * columns - 1 / m).sum())
             if error <= tol:
                 break
-            size = float(torch.cat([u, v]).log().abs().max())
+            size = float(np.abs(np.log([u.max(), u.min(), v.max(), v.min()])).max())
             if not size <= math.log(_LARGEST):
                 if math.isfinite(size):
-                    f, g = f + epsilon * u.log(), g + epsilon * v.log()
+                    f, g = f + epsilon * np.log(u), g + epsilon * np.log(v)
+                    kernel = np.exp((f[:, None] + g - cost) / epsilon)
                 else:  # the kernel underflowed
-                    (f, g), error = _transformed(cost, epsilon, g), math.inf
-                kernel, u, v = _kernel(cost, f, g, epsilon), torch.ones_like(f), torch.ones_like(g)
-                rows = kernel.sum(1)
+                    g = _rows_met(cost.T, f, epsilon)[0]
+                    f, kernel = _rows_met(cost, g, epsilon)
+                    error = math.inf
+                u, v, rows = np.ones(n), np.ones(m), kernel.sum(1)
             most = 1 + (most - 1) / 2 if error > before else most
             omega = most if error < before < math.inf else 1.0
         change = 1 / (n * rows * u)
         u = u * (change if omega == 1 else change**omega)
-        change = 1 / (m * (u @ kernel) * v)
-        v = v * (change if omega == 1 else change**omega)
-    start.f, start.g = f + epsilon * u.log(), g + epsilon * v.log()
-    return u[:, None] * kernel * v, error
+    return u[:, None] * kernel * v, error, g + epsilon * np.log(v)
 
 
-def _transformed(cost: Tensor, epsilon: float, g: Tensor) -> tuple[Tensor, Tensor]:
-    """One iteration in the log domain."""
-    f = -epsilon * (torch.logsumexp((g - cost) / epsilon, 1) + math.log(cost.shape[0]))
-    return f, -epsilon * (torch.logsumexp((f[:, None] - cost) / epsilon, 0) + math.log(cost.shape[1]))
-
-
-def _kernel(cost: Tensor, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
-    return ((f[:, None] + g - cost) / epsilon).exp_()
+def _rows_met(cost: np.ndarray, g: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """The potential f that g leads to, and the kernel of both, whose rows sum to 1 / n."""
+    kernel = (g - cost) / epsilon
+    largest = kernel.max(1)
+    kernel = np.exp(kernel - largest[:, None])
+    mass = len(kernel) * kernel.sum(1)
+    return -epsilon * (largest + np.log(mass)), kernel / mass[:, None]

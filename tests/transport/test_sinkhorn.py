@@ -1,0 +1,46 @@
+"""Sinkhorn's iteration against POT's in the log domain, from potentials that are far off."""
+
+import numpy as np
+import ot
+import pytest
+
+from sklearn_wbfuse.transport.sinkhorn import Potentials, _at, sinkhorn
+
+RNG = np.random.default_rng(0)
+COST = ((RNG.normal(size=(25, 1, 4)) - RNG.normal(size=(20, 4))) ** 2).sum(2)
+COST /= np.ptp(COST)
+
+
+def best(epsilon):
+    a, b = (np.full(n, 1 / n) for n in COST.shape)
+    return ot.bregman.sinkhorn_log(a, b, COST, epsilon, numItermax=200_000, stopThr=1e-12)
+
+
+def distances(epsilon, g):
+    """Of the plan from these potentials to the best plan, and to that which the potentials found lead to."""
+    plan, error, found = _at(COST, epsilon, g, 1e-8, 100_000)
+    assert error <= 1e-8
+    again, _, _ = _at(COST, epsilon, found, 1e-8, 1)
+    return np.abs(plan - best(epsilon)).sum(), np.abs(again - plan).sum()
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.02, 0.005])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_scalings_that_grow_large_go_into_the_potentials(epsilon, offset):
+    far = offset * np.linspace(0, 60 * epsilon, COST.shape[1])  # columns of e^-60 of the largest: within the range of doubles
+    assert max(distances(epsilon, far)) < 1e-6
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.005])
+def test_a_kernel_that_underflows_begins_again(epsilon):
+    far = np.linspace(0, 5000 * epsilon, COST.shape[1])  # whole columns are 0
+    assert max(distances(epsilon, far)) < 1e-6
+
+
+def test_a_start_that_leads_nowhere_is_left():
+    start = Potentials()
+    start.g = np.full(COST.shape[1], np.nan)
+    plan, error = sinkhorn(COST, 0.02, start, 1e-6)
+    assert error <= 1e-6
+    assert np.isfinite(start.g).all()
+    np.testing.assert_allclose(plan, best(0.02), atol=1e-5)
