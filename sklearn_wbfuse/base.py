@@ -22,10 +22,14 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     --------
     >>> did_you_mean("rn.l0", ["rnn.l0", "fc"])
     " Did you mean 'rnn.l0'?"
+    >>> did_you_mean("rge", ["merge", "reg"])
+    " Did you mean 'reg'?"
     >>> did_you_mean("conv", ["rnn.l0", "fc"])
     ''
     """
-    near = difflib.get_close_matches(str(name), list(names), 1)
+    names = list(names)
+    swapped = [n for n in names if sorted(n) == sorted(str(name))]
+    near = swapped or difflib.get_close_matches(str(name), names, 1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -147,12 +147,6 @@ def test_no_row_that_is_scored_on_is_saved(dtype, arguments, work, capsys):
     assert any(t.shape == (10,) for t in saved)  # the noise
 
 
-def test_noise_of_whole_numbers():
-    first, second = cli.data.noise_like((np.array([[3, 0], [1, 2]], "i4"), np.ones((2, 900), "u1") * 7))
-    assert first.dtype == torch.int32 and second.dtype == torch.uint8
-    assert first.shape == (2, 2) and first.min() >= 0 and first.max() <= 3 and set(second.unique().tolist()) == set(range(8))
-
-
 PREFIXED = {
     "Lightning": (lambda s: nest({"state_dict": {f"model.{n}": t for n, t in s.items()}}), "model."),
     "AveragedModel": (lambda s: nest({"n_averaged": torch.tensor(3)} | {f"module.{n}": t for n, t in s.items()}), "module."),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..exceptions import FusionError
 from ..fusion.data import FusionInput, outputs
 
-__all__ = ["check_dtypes", "example_inputs", "noise_like", "read_data"]
+__all__ = ["check_dtypes", "example_inputs", "read_data"]
 
 
 def read_data(path: Path) -> dict[str, Any]:
@@ -92,20 +92,6 @@ def example_inputs(shapes: Sequence[Sequence[int]] | None) -> tuple[Tensor, ...]
     """Two rows of noise for each shape."""
     generator = torch.Generator().manual_seed(0)
     return None if shapes is None else tuple(torch.randn(2, *shape, generator=generator) for shape in shapes)
-
-
-def noise_like(X: Any) -> tuple[Tensor, ...]:
-    """Two rows of noise in the shapes and dtypes of arrays: floats are normal, integers at most the largest that is there."""
-    rng = np.random.default_rng(0)
-
-    def noise(array: np.ndarray) -> Tensor:
-        shape = (2, *array.shape[1:])
-        if array.dtype.kind == "f":
-            return torch.as_tensor(rng.normal(size=shape).astype(array.dtype))
-        largest = min(int(array.max(initial=0)), 2**62)  # more than the drawing below knows
-        return torch.as_tensor(rng.integers(0, largest, shape, endpoint=True).astype(array.dtype))
-
-    return tuple(map(noise, _tuple(X)))
 
 
 def check_dtypes(network: nn.Module, data: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ from torch import nn
 
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
+from ..fusion.data import FusionInput, noise_like
 from ..model_selection.comparison import _text
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read
-from .data import check_dtypes, example_inputs, noise_like, read_data
+from .data import check_dtypes, example_inputs, read_data
 from .factories import build
 from .options import add_model_options, cost, device, fractions, seed, widths
 from .output import check_output
@@ -120,14 +121,13 @@ def _result(arguments: argparse.Namespace) -> tuple[list[Checkpoint], Result]:
     inputs = example_inputs(arguments.input_shape)
     fits_see_data = data is not None and "X_fit" in data
     if inputs is None and data is not None:
-        inputs = noise_like(data["X"])
+        inputs = noise_like(FusionInput([], data["X"]).arrays)
     template = None if arguments.model is None else Template(build(arguments.model), inputs)
     checkpoints = [timed(f"reading {p}", partial(read, p, arguments.trust_pickle))[0] for p in arguments.parents]
     network = checkpoints[0].network if template is None else template.network
     if data is not None and network is not None:
         check_dtypes(network, data)
     models = [network_of(checkpoint, template) for checkpoint in checkpoints]
-    # The example inputs are saved: rows of X must not be among them, those of X_fit may.
     fusion = _estimator(arguments, None if fits_see_data and arguments.input_shape is None else inputs)
     return checkpoints, _without_data(models, fusion) if data is None else _with_data(models, fusion, data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
-from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .alignment import Alignment, Network
 from .data import FusionInput, outputs, rows_of, score_outputs
 from .probing import Probing
+from .storage import StorageMixin
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
 
@@ -35,7 +35,7 @@ log = logging.getLogger("sklearn_wbfuse")
 Remember = Callable[[Any, Callable[[], Any]], Any]
 
 
-class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
+class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     """Base of all fusions: subclasses say how neurons are coupled.
 
     A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
@@ -95,7 +95,7 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
         dtype = _common_dtype(parents)
         networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
-        self._inputs = target.inputs
+        self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
         corrections = self._corrections()
         probing = None
         if corrections or self._compares_activations:
@@ -340,35 +340,6 @@ class BaseFusion(PersistenceMixin, HelpfulMixin, TransformerMixin, BaseEstimator
             raise WidthError(
                 f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
             ) from error
-
-    def _stored(self) -> dict[str, Any]:
-        found, graphs = self._alignment, list(dict.fromkeys([self.graph_, *self._graphs]))
-        parents = zip(self._seen, self._graphs, found.couplings, found.source_scales, strict=True)
-        return {
-            "graphs": [group_table(graph) for graph in graphs],
-            "energy": self.energy_,
-            "n_iter": self.n_iter_,
-            "history": self.history_,
-            "parents": [
-                {"fingerprint": mark, "graph": graphs.index(graph), "couplings": plans, "scales": own}
-                for mark, graph, plans, own in parents
-            ],
-            "target_scales": found.target_scales,
-            "inputs": self._inputs,
-            "outputs": example_outputs(self.fused_model_, self._inputs),
-            "fused_model": self.fused_model_,
-        }
-
-    def _restore(self, stored: Mapping[str, Any], model: nn.Module) -> None:
-        parents, inputs = stored["parents"], stored["inputs"]
-        found = resized_to(model, inputs, stored["graphs"])
-        self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
-        self.graph_, self._graphs, self._inputs = found[0].graph, [found[p["graph"]].graph for p in parents], inputs
-        self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
-        plans, scales = [p["couplings"] for p in parents], [p["scales"] for p in parents]
-        self._alignment = Alignment(plans, scales, stored["target_scales"], self.energy_, self.n_iter_, self.history_)
-        self.couplings_, self.n_models_in_ = [Couplings(own) for own in plans], len(parents)
-        self._seen = [p["fingerprint"] for p in parents]
 
     def _log_progress(self) -> None:
         if self.verbose:

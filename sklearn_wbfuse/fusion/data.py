@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..exceptions import FusionError, InvalidModelError, NonFiniteError
 
-__all__ = ["FusionInput", "as_array", "class_scores", "outputs", "rows_of", "score_outputs"]
+__all__ = ["FusionInput", "as_array", "class_scores", "noise_like", "outputs", "rows_of", "score_outputs"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process: the caches of the last few FusionInputs that it was sent."""
@@ -214,6 +214,29 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
         )
     predicted = torch.cat(pieces).cpu()
     return (predicted if predicted.dtype == torch.float64 else predicted.float()).numpy()
+
+
+def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
+    """Two rows of noise for each array, in its shape and dtype and uniform between its least and its largest value.
+
+    Whole numbers that fall, lengths of sequences to be packed, fall in the noise too.
+    """
+    rng = np.random.default_rng(0)
+
+    def noise(array: Any) -> Any:
+        if not isinstance(array, (Tensor, np.ndarray)):
+            return array
+        tensor = torch.as_tensor(array).detach().cpu()
+        floats, shape = tensor.is_floating_point(), (2, *tensor.shape[1:])
+        values = tensor.double().nan_to_num(0, 0, 0).numpy() if floats else tensor.numpy()
+        least, largest = (values.min(), values.max()) if values.size else (0, 0)
+        if floats:
+            return torch.as_tensor(rng.uniform(least, largest, shape)).to(tensor.dtype)
+        drawn = rng.integers(int(least), min(int(largest), 2**62), shape, endpoint=True)
+        falling = drawn.ndim == 1 and (np.diff(values.astype(np.int64)) <= 0).all()
+        return torch.as_tensor(np.sort(drawn)[::-1].copy() if falling else drawn).to(tensor.dtype)
+
+    return tuple(map(noise, arrays))
 
 
 def rows_of(X: Any) -> FusionInput:

@@ -37,7 +37,7 @@ class PersistenceMixin:
         """Save the fitted estimator to a folder: safetensors and JSON, nothing that runs when it is read.
 
         - ``model.safetensors``: the state dict of the fused network, for any program; tied tensors once.
-        - ``couplings.safetensors``: couplings, scales and example inputs.
+        - ``couplings.safetensors``: couplings, scales, and example inputs: noise if `fit` saw rows.
         - ``fusion.json``: parameters, widths, energies, versions and checksums, to be read by people too.
 
         The network's code is not stored: `load` takes a network to build it from.
@@ -57,7 +57,8 @@ class PersistenceMixin:
         Warns
         -----
         FusionWarning
-            If a parameter is a network, such as `init`: it loads as its default.
+            If a parameter is a network, such as `init`: it loads as its default; and if rows are stored, since the network does
+            not run on noise.
 
         See Also
         --------

@@ -1,0 +1,76 @@
+"""What `save` keeps of a fitted fusion, and how `load` brings it back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..couplings import Couplings
+from ..exceptions import FusionWarning
+from ..groups import Graph
+from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
+from .alignment import Alignment
+from .data import noise_like
+
+__all__ = ["StorageMixin"]
+
+
+class StorageMixin(PersistenceMixin):
+    """A fitted fusion on disk: couplings and scales of the parents, groups, the fused network, and no rows."""
+
+    _alignment: Alignment
+    _graphs: Sequence[Graph]
+    _inputs: Any
+    _saw_rows: bool
+    _seen: Sequence[str]
+
+    def _stored(self) -> dict[str, Any]:
+        found, graphs = self._alignment, list(dict.fromkeys([self.graph_, *self._graphs]))
+        inputs, computed = self._stored_inputs()
+        parents = zip(self._seen, self._graphs, found.couplings, found.source_scales, strict=True)
+        return {
+            "graphs": [group_table(graph) for graph in graphs],
+            "energy": self.energy_,
+            "n_iter": self.n_iter_,
+            "history": self.history_,
+            "parents": [
+                {"fingerprint": mark, "graph": graphs.index(graph), "couplings": plans, "scales": own}
+                for mark, graph, plans, own in parents
+            ],
+            "target_scales": found.target_scales,
+            "inputs": inputs,
+            "outputs": computed,
+            "fused_model": self.fused_model_,
+        }
+
+    def _stored_inputs(self) -> tuple[Any, Any]:
+        """Noise in place of rows that the discovery saw, where the network takes it, and what the network computes of it."""
+        if self._saw_rows:
+            noise = noise_like(self._inputs)
+            with contextlib.suppress(Exception):  # a network may ask anything of its inputs
+                found = example_outputs(self.fused_model_, noise)
+                if found is not None and not any(leaf.isnan().any() for leaf in found):
+                    return noise, found
+            warnings.warn(
+                "The save holds the inputs of the discovery, two rows of your data, since the network does not run "
+                "on noise between their least and largest values; give example_inputs where these may not leave.",
+                FusionWarning,
+                stacklevel=2,
+            )
+        return self._inputs, example_outputs(self.fused_model_, self._inputs)
+
+    def _restore(self, stored: Mapping[str, Any], model: nn.Module) -> None:
+        parents, inputs = stored["parents"], stored["inputs"]
+        found = resized_to(model, inputs, stored["graphs"])
+        self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
+        self.graph_, self._graphs, self._inputs = found[0].graph, [found[p["graph"]].graph for p in parents], inputs
+        self._saw_rows = False
+        self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
+        plans, scales = [p["couplings"] for p in parents], [p["scales"] for p in parents]
+        self._alignment = Alignment(plans, scales, stored["target_scales"], self.energy_, self.n_iter_, self.history_)
+        self.couplings_, self.n_models_in_ = [Couplings(own) for own in plans], len(parents)
+        self._seen = [p["fingerprint"] for p in parents]
