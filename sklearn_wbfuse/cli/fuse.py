@@ -15,7 +15,7 @@ from torch import nn
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
 from ..fusion.data import FusionInput, noise_like
-from ..model_selection.comparison import _text
+from ..model_selection.comparison import n_parameters, table_text
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read
@@ -158,12 +158,12 @@ def _with_data(models: list[nn.Module], fusion: Any, data: Any) -> Result:
         other["name"] = _INPUTS_IN_NAME.sub("", other["name"])
     title = next(line for line in reversed(printed.getvalue().splitlines()) if "The fits saw" in line)
     metric = "accuracy" if "; accuracy on" in title else "R2"
-    return Result(row["estimator"], table, title, f"{title}\n\n{_text(table, metric)}")
+    return Result(row["estimator"], table, title, f"{title}\n\n{table_text(table, metric)}")
 
 
 def _without_data(models: list[nn.Module], fusion: Any) -> Result:
     discover(nn.Linear(2, 2))  # PyTorch loads parts of itself: not part of the seconds
-    table = [{"name": f"parent {i}", "parameters": _size(model)} for i, model in enumerate(models)]
+    table = [{"name": f"parent {i}", "parameters": n_parameters(model)} for i, model in enumerate(models)]
     shared = {name: getattr(fusion, name) for name in ("weights", "example_inputs", "device", "random_state")}
     try:
         table.append(_fitted("plain average", VanillaAveraging(**shared), models))
@@ -181,8 +181,4 @@ def _without_data(models: list[nn.Module], fusion: Any) -> Result:
 
 def _fitted(name: str, fusion: Any, models: list[nn.Module]) -> dict[str, Any]:
     _, seconds = timed(f"fitting: {name}", lambda: fusion.fit(models))
-    return {"name": name, "parameters": _size(fusion.fused_model_), "energy": fusion.energy_, "seconds": seconds}
-
-
-def _size(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    return {"name": name, "parameters": n_parameters(fusion.fused_model_), "energy": fusion.energy_, "seconds": seconds}

@@ -22,7 +22,7 @@ from ..fusion.base import BaseFusion
 from ..fusion.data import FusionInput, as_array, outputs, rows_of, score_outputs
 from ..graph import validate_models
 
-__all__ = ["compare"]
+__all__ = ["compare", "n_parameters", "table_text"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -130,7 +130,7 @@ def compare(
     if verbose:
         seen = "no data" if X_fit is None else f"{_count(shared, 'other row')}, without labels"
         title = f"{_count(parents, 'network')}; {score.metric} on {_count(rows, 'row')}. The fits saw {seen}."
-        print(f"{title}\n\n{_text(table, score.metric)}", flush=True)
+        print(f"{title}\n\n{table_text(table, score.metric)}", flush=True)
     return table
 
 
@@ -194,7 +194,7 @@ def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> t
     """Rows of the parents, their mean, the best and the ensemble; the scores of the mean and of the best."""
     predicted = [outputs(parent, rows) for parent in parents]
     scores = [score(own, f"parent {i}") for i, own in enumerate(predicted)]
-    sizes = [_size(parent) for parent in parents]
+    sizes = [n_parameters(parent) for parent in parents]
     mean, best = float(np.mean(scores)), int(np.argmax(scores))
     stacked = np.stack(predicted).astype(np.float64)
     if score.metric == "accuracy" and not score.probabilities and stacked.ndim > 2 and stacked.shape[2] > 1:
@@ -217,7 +217,7 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
-        row["estimator"], row["parameters"] = estimator, _size(estimator.fused_model_)
+        row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
         row["score"] = score(outputs(estimator.fused_model_, rows), "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"
@@ -242,7 +242,8 @@ class _Score:
         return score_outputs(predicted, self.y, probabilities=self.probabilities)
 
 
-def _size(model: nn.Module) -> int:
+def n_parameters(model: nn.Module) -> int:
+    """How many numbers the parameters of a network hold; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -309,7 +310,7 @@ def _count(things: Any, name: str) -> str:
     return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
 
 
-def _text(table: list[dict[str, Any]], metric: str) -> str:
+def table_text(table: list[dict[str, Any]], metric: str) -> str:
     """The table in aligned columns, long notes below it."""
     digits = ".2%" if metric == "accuracy" else ".4f"
     formats = {"score": digits, "to_parents": "+z" + digits, "parameters": ",d", "seconds": ".2f"}

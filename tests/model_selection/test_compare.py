@@ -484,7 +484,7 @@ class TestPrinting:
         X, y, _ = data(models)
         table = compare(models, X, y, [], verbose=False)
         table[0]["to_parents"] = -1e-17  # from the rounding of a mean
-        assert "+0.00" in comparison._text(table[:1], "accuracy")
+        assert "+0.00" in comparison.table_text(table[:1], "accuracy")
 
     def test_r2_has_four_digits(self, capsys):
         models = family()
