@@ -8,11 +8,23 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.model_selection import BaseShuffleSplit
 
 from ..base import did_you_mean
 from ..exceptions import FusionError
 
-__all__ = ["chosen_params", "key", "label", "last_rounds", "scoring_of", "short_names", "sorted_values", "varying", "without"]
+__all__ = [
+    "chosen_params",
+    "independent_folds",
+    "key",
+    "labels",
+    "last_rounds",
+    "scoring_of",
+    "short_names",
+    "sorted_values",
+    "varying",
+    "without",
+]
 
 Params = Mapping[str, Any]
 
@@ -32,6 +44,12 @@ def scoring_of(search: Any, scoring: str | None) -> str:
     if scoring not in names:
         raise FusionError(f"scoring={scoring!r} is unknown; the search has {names}.{did_you_mean(scoring, names)}")
     return scoring
+
+
+def independent_folds(search: Any) -> int:
+    """How many of a search's folds hold rows of their own: those of one repetition; of shuffled splits, which overlap, one."""
+    cv = getattr(search, "cv", None)
+    return 1 if isinstance(cv, BaseShuffleSplit) else search.n_splits_ // getattr(cv, "n_repeats", 1)
 
 
 def last_rounds(results: Mapping[str, Any]) -> list[int]:
@@ -55,6 +73,8 @@ def chosen_params(params: str | Sequence[str] | None, candidates: Sequence[Param
     searched = list(dict.fromkeys(name for own in candidates for name in own))
     if params is not None:
         asked = [params] if isinstance(params, str) else list(params)
+        ends = {name: [n for n in searched if n.endswith(f"__{name}")] for name in asked if name not in searched}
+        asked = [ends[name][0] if len(ends.get(name, ())) == 1 else name for name in asked]
         for name in asked:
             if name not in searched:
                 raise FusionError(f"params names {name!r}, but the search was over {searched}.{did_you_mean(name, searched)}")
@@ -91,12 +111,20 @@ def sorted_values(values: Sequence[Any]) -> list[Any]:
 
 def without(lacking: Sequence[tuple[Params, float]], free: Sequence[str], most: int = 3) -> dict[str, float]:
     """Scores of candidates that lack a parameter, by what they have of those that are `free`; if these are many, the best."""
-    found: dict[str, float] = {}
+    found: dict[Any, float] = {}
+    whole: dict[Any, Params] = {}
     for own, score in lacking:
-        parts = [label(v) if isinstance(v, BaseEstimator) else f"{n}={label(v)}" for n, v in own.items() if n in free]
-        name = ", ".join(parts) or "others"
-        found[name] = np.fmax(found.get(name, np.nan), score)
-    return found if len(found) <= most else {f"best of {len(lacking)} others": np.fmax.reduce(list(found.values()))}
+        mark = tuple((name, key(value)) for name, value in own.items() if name in free)
+        found[mark], whole[mark] = np.fmax(found.get(mark, np.nan), score), own
+    if len(found) > most:
+        return {f"best of {len(lacking)} others": np.fmax.reduce(list(found.values()))}
+    short, parts = dict(zip(free, short_names(free), strict=True)), {mark: list[str]() for mark in found}
+    for name in free:
+        have = {mark: own[name] for mark, own in whole.items() if name in own}
+        for (mark, value), text in zip(have.items(), labels(list(have.values())), strict=True):
+            parts[mark].append(text if isinstance(value, BaseEstimator) else f"{short[name]}={text}")
+    names = _numbered([", ".join(own) or "others" for own in parts.values()], list(parts))
+    return dict(zip(names, found.values(), strict=True))
 
 
 def key(value: Any) -> Any:
@@ -110,12 +138,48 @@ def key(value: Any) -> Any:
     return value
 
 
-def label(value: Any, longest: int = 24) -> str:
-    """A short text for a value."""
+def labels(values: Sequence[Any], longest: int = 24) -> list[str]:
+    """Short texts for values that tell them apart: of estimators of one class, the parameters in which they differ.
+
+    Those of estimators may be three times as long, to be broken into lines.
+    """
+    kinds = {type(value) for value in values}
+    digits = 3 if len({_text(value, 3) for value in values}) == len({_text(value, 6) for value in values}) else 6
+    texts = []
+    for value in values:
+        text = _text(value, digits)
+        if isinstance(value, BaseEstimator) and len(text) > longest:
+            name, differ = type(value).__name__, _differences(value, [v for v in values if type(v) is type(value)])
+            text = name if not differ else differ if len(kinds) == 1 else f"{name}({differ})"
+        most = 3 * longest if isinstance(value, BaseEstimator) else longest
+        texts.append(text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}")
+    return _numbered(texts, [key(value) for value in values])
+
+
+def _differences(estimator: BaseEstimator, alike: Sequence[BaseEstimator]) -> str:
+    """Parameters of an estimator that others of its class have other values of."""
+    own = [other.get_params(deep=False) for other in alike]
+    differ = [name for name in own[0] if len({repr(key(params[name])) for params in own}) > 1]
+    return ", ".join(f"{name}={_text(getattr(estimator, name))}" for name in differ)
+
+
+def _text(value: Any, digits: int = 3) -> str:
     if _is_number(value):
-        return f"{value:g}"
-    text = value if isinstance(value, str) else " ".join(repr(value).split())
-    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        whole = float(value).is_integer() and abs(value) < 1e6
+        return str(int(value)) if whole else f"{value:.{digits}g}"
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return f"[{', '.join(_text(entry, digits) for entry in value)}]"
+    return value if isinstance(value, str) else " ".join(repr(value).split())
+
+
+def _numbered(texts: Sequence[str], keys: Sequence[Any]) -> list[str]:
+    """Texts, with numbers behind those that different values share."""
+    sharing: dict[str, list[Any]] = {}
+    for text, own in zip(texts, keys, strict=True):
+        known = sharing.setdefault(text, [])
+        known += [] if own in known else [own]
+    places = [sharing[text].index(own) for text, own in zip(texts, keys, strict=True)]
+    return [f"{text} #{place + 1}" if place else text for text, place in zip(texts, places, strict=True)]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import check_is_fitted
 
 from ..base import did_you_mean
 from ..exceptions import FusionError, GroupNameError
+from .evaluation import fitted
 from .figures import BLUE, VERMILION, colour_map, new_axes
 
 __all__ = ["CouplingDisplay"]
@@ -81,7 +81,7 @@ class CouplingDisplay:
         Parameters
         ----------
         fusion : fitted estimator
-            A fusion, or a predictor such as `FusionClassifier`.
+            A fusion, a predictor such as `FusionClassifier`, or a search over either.
         group : str, optional
             Name of a neuron group, as ``fusion.graph_`` lists them; the first by default.
         model : int, default=-1
@@ -102,8 +102,7 @@ class CouplingDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        fusion = getattr(fusion, "fusion_", fusion)
-        check_is_fitted(fusion, "couplings_")
+        fusion = fitted(fusion)[1]
         count = len(fusion.couplings_)
         if not -count <= model < count:
             raise FusionError(f"model={model} is out of range: the fusion has parents 0 to {count - 1}.")
@@ -120,8 +119,8 @@ class CouplingDisplay:
     def plot(self, ax: Any = None, *, colorbar: bool = True) -> CouplingDisplay:
         """Draw the heat map.
 
-        Shares are white at 0 and blue; where neurons change their sign, vermilion is positive and blue negative. Cells of large
-        couplings show the share of largest magnitude among several neurons, so that single ones are not lost.
+        Shares are white at 0 and blue, and vermilion where neurons change their sign. Cells of large couplings show the share of
+        largest magnitude among several neurons, so that single ones are not lost.
 
         Parameters
         ----------
@@ -149,7 +148,7 @@ class CouplingDisplay:
         self.ax_, self.figure_, self.colorbar_ = ax, ax.figure, None
         self.image_ = ax.imshow(
             cells,
-            cmap=colour_map(BLUE, "white", VERMILION) if signed else colour_map("white", BLUE),
+            cmap=colour_map(VERMILION, "white", BLUE) if signed else colour_map("white", BLUE),
             vmin=-limit if signed else 0,
             vmax=limit,
             extent=(0.5, across * cells.shape[1] + 0.5, down * cells.shape[0] + 0.5, 0.5),
@@ -163,7 +162,7 @@ class CouplingDisplay:
         ax.set_xticks(sorted({1, columns}))
         ax.set_yticks(sorted({1, rows}))
         if self.group is not None:
-            ax.set_title(self.group, fontsize="medium")
+            ax.set_title(f"Group {self.group}", fontsize="medium", wrap=True)
         if colorbar:
             label = "Share in the row" + (", with its sign" if signed else "")
             self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax, label=label, shrink=0.8)

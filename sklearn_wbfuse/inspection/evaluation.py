@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,21 +11,23 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import RegressorMixin
 from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import did_you_mean
-from ..exceptions import FusionError
+from ..exceptions import FusionError, FusionWarning
 from ..fusion.data import as_array, class_scores, outputs, rows_of, score_outputs
+from ..graph import discover
 
-__all__ = ["Judge", "checked_metrics"]
+__all__ = ["Judge", "checked_metrics", "fitted", "probabilities_of"]
 
 
 class Judge:
     r"""Rows and targets that networks are judged by: their mean loss and, for classes, their error rate.
 
     The loss is the cross-entropy :math:`-\log\,\mathrm{softmax}(z)_y` of logits z in nats where `y` holds classes, and the
-    squared error where it is continuous. Of a fusion whose networks end in a softmax or sigmoid, z are the logarithms of the
-    outputs. A single logit is that of the second of two classes. Both come from one pass.
+    squared error where it is continuous. Where outputs are probabilities, z are their logarithms. A single output is that of the
+    second of two classes. Both come from one pass.
 
     Parameters
     ----------
@@ -32,12 +35,19 @@ class Judge:
     y : array-like of shape (n_samples,), or of the outputs' shape for continuous targets
         Class k is output k, unless `estimator` has labels.
     estimator : object, optional
-        A classifier with labels for the outputs, or a regressor, for which any numbers are continuous.
+        A fusion; a classifier with labels for the outputs, or a regressor, for which any numbers are continuous.
+    probabilities : bool, optional
+        Whether outputs are probabilities; by default what `estimator` says.
 
     Raises
     ------
     FusionError
         If a label is unknown, or there is not one for each row.
+
+    Warns
+    -----
+    FusionWarning
+        If outputs that count as logits look like probabilities.
 
     Examples
     --------
@@ -47,14 +57,16 @@ class Judge:
     {'loss': 0.503, 'error': 0.0}
     """
 
-    def __init__(self, X: Any, y: ArrayLike, estimator: Any = None):
+    def __init__(self, X: Any, y: ArrayLike, estimator: Any = None, *, probabilities: bool | None = None):
         self.data, labels = rows_of(X), as_array(y)
         if not labels.shape or len(labels) != len(self.data):
             raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
         self.is_continuous = isinstance(estimator, RegressorMixin) or type_of_target(labels).startswith("continuous")
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
         graph = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
-        self.probabilities = graph is not None and graph.ends_in_probabilities
+        ends_so = graph is not None and graph.ends_in_probabilities
+        self.probabilities = getattr(estimator, "_probabilities", ends_so) if probabilities is None else probabilities
+        self._looks = not (self.is_continuous or self.probabilities)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -73,7 +85,7 @@ class Judge:
         rows = np.sort(rng.choice(len(self.data), n_samples, replace=False))
         part = object.__new__(Judge)
         part.data, part.y, part.is_continuous = self.data[rows], self.y[rows], self.is_continuous
-        part.probabilities = self.probabilities
+        part.probabilities, part._looks = self.probabilities, self._looks
         return part
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -85,10 +97,66 @@ class Judge:
             return {"loss": float(np.mean((predicted.reshape(self.y.shape) - self.y) ** 2))}
         error = 100 * (1 - score_outputs(predicted, self.y, probabilities=self.probabilities))
         logits = class_scores(predicted, self.probabilities).astype(np.float64)
+        if self._looks:
+            self._look_at(predicted.reshape(len(predicted), -1))
         if self.probabilities:
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
         of_class = logits[np.arange(len(logits)), self.y.astype(int)]
         return {"loss": float(np.mean(logsumexp(logits, axis=1) - of_class)), "error": error}
+
+    def _look_at(self, predicted: np.ndarray) -> None:
+        """Warn, once, of outputs that can hardly be logits."""
+        self._looks = False
+        sums = predicted.shape[1] > 1 and np.allclose(predicted.sum(1), 1, atol=1e-3)
+        tells_two_apart = predicted.shape[1] == 1 and predicted.min() < 0.5 < predicted.max()
+        if predicted.min() >= 0 and predicted.max() <= 1 and (sums or tells_two_apart):
+            warnings.warn(
+                "The network's outputs look like probabilities but count as logits. If they are, say so: outputs='probabilities' "
+                "of from_models, or of FusionClassifier.",
+                FusionWarning,
+                stacklevel=2,
+            )
+
+
+def fitted(given: Any) -> tuple[Any, Any]:
+    """A fitted fusion or predictor, that of a search included, and the fusion in it.
+
+    Raises
+    ------
+    NotFittedError
+    FusionError
+        If it is something else, or a search that was not refitted.
+    """
+    if isinstance(given, type) or not hasattr(given, "fit"):
+        raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {given!r}; from_models takes networks.")
+    own = getattr(given, "best_estimator_", given)
+    check_is_fitted(own)
+    fusion = getattr(own, "fusion_", own)
+    if not hasattr(fusion, "couplings_"):
+        hint = "refit the search: refit=True" if hasattr(given, "cv_results_") else "from_models takes networks"
+        raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {type(given).__name__}; {hint}.")
+    return own, fusion
+
+
+def probabilities_of(model: nn.Module, X: Any, said: str) -> bool:
+    """Whether a network returns probabilities: as it is said, for "auto" whether its last operation is a softmax or a sigmoid.
+
+    Raises
+    ------
+    FusionError
+        If something else is said.
+    """
+    known = ("auto", "logits", "probabilities")
+    if said not in known:
+        raise FusionError(f"outputs must be one of {known}. Got {said!r}.{did_you_mean(said, known)}")
+    if said != "auto":
+        return said == "probabilities"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return discover(model, rows_of(X).tensors(model, slice(0, 2))).ends_in_probabilities
+    except (FusionError, RuntimeError, IndexError):  # nothing that can be traced, or that runs on these rows
+        return False
 
 
 def checked_metrics(metric: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
@@ -114,6 +182,7 @@ def checked_metrics(metric: str | Sequence[str] | None, known: Sequence[str]) ->
 
 def _columns(y: np.ndarray, estimator: Any) -> np.ndarray:
     """For each label its output."""
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise FusionError(f"y must hold one class per row. Got an array of shape {y.shape}.")
     classes = getattr(estimator, "classes", None)  # in the order of the outputs, which classes_ need not be

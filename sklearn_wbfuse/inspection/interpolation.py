@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..exceptions import FusionError
 from .combinations import Combinations, difference
-from .evaluation import Judge, checked_metrics
+from .evaluation import Judge, checked_metrics, fitted, probabilities_of
 from .figures import BLUE, VERMILION, new_axes, progress
 
 __all__ = ["InterpolationDisplay"]
@@ -120,6 +121,7 @@ class InterpolationDisplay:
         aligned: Sequence[nn.Module] | None = None,
         n_points: int = 21,
         metric: str | Sequence[str] | None = None,
+        outputs: str = "auto",
         ax: Any = None,
     ) -> InterpolationDisplay:
         """Compute loss and error between two networks, and between their aligned versions if these are given, and draw.
@@ -137,6 +139,9 @@ class InterpolationDisplay:
             Number of networks on the line, both ends included.
         metric, ax
             As in `plot`.
+        outputs : {"auto", "logits", "probabilities"}, default="auto"
+            What the networks return where `y` holds classes; "auto" says probabilities where the last operation of the first
+            one is a softmax or a sigmoid.
 
         Returns
         -------
@@ -151,7 +156,8 @@ class InterpolationDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        return cls._computed([first, second], aligned, Judge(X, y), n_points, metric, ax)
+        judge = Judge(X, y, probabilities=probabilities_of(first, X, outputs))
+        return cls._computed([first, second], aligned, judge, n_points, metric, ax)
 
     @classmethod
     def from_estimator(
@@ -170,7 +176,8 @@ class InterpolationDisplay:
         Parameters
         ----------
         fusion : fitted estimator
-            Its `transform` aligns. A predictor such as `FusionClassifier` serves as well; its labels are then those of `y`.
+            Its `transform` aligns. A predictor such as `FusionClassifier`, or a search over either, serves as well; its labels
+            are then those of `y`.
         models : list of two Module
             Not changed. If their widths differ, only the line after alignment is drawn.
         X, y, n_points, metric, ax
@@ -182,8 +189,8 @@ class InterpolationDisplay:
         """
         if len(models) != 2:
             raise FusionError(f"A line joins two networks. Got {len(models)}; give the two of interest.")
-        aligned = getattr(fusion, "fusion_", fusion).transform(models)
-        return cls._computed(models, aligned, Judge(X, y, fusion), n_points, metric, ax)
+        own, fusion = fitted(fusion)
+        return cls._computed(models, fusion.transform(models), Judge(X, y, own), n_points, metric, ax)
 
     @classmethod
     def _computed(
@@ -197,8 +204,9 @@ class InterpolationDisplay:
     ) -> InterpolationDisplay:
         if n_points < 2:
             raise FusionError(f"n_points must be at least 2, the ends of the line. Got {n_points}.")
-        if aligned is not None and len(aligned) != 2:
-            raise FusionError(f"aligned must hold two networks, first and second. Got {len(aligned)}.")
+        if aligned is not None and (not isinstance(aligned, (list, tuple)) or len(aligned) != 2):
+            got = len(aligned) if isinstance(aligned, (list, tuple)) else type(aligned).__name__
+            raise FusionError(f"aligned must hold two networks: aligned=fusion.transform([first, second]). Got {got}.")
         checked_metrics(metric, judge.metrics)
         t, curves = np.linspace(0, 1, n_points), {}
         if aligned is None or difference(models[0], models[1]) is None:
@@ -217,8 +225,8 @@ class InterpolationDisplay:
         ax : matplotlib Axes, or list of them for several metrics, optional
             Where to draw; a new figure by default.
         metric : {"error", "loss"} or a list of them, optional
-            What to draw, a panel for each; ``("loss", "error")`` draws both side by side under one legend. The error by
-            default, the loss where there is none.
+            What to draw, a panel for each; ``("loss", "error")`` draws both side by side, in a new figure under one legend. The
+            error by default, the loss where there is none.
 
         Returns
         -------
@@ -242,19 +250,22 @@ class InterpolationDisplay:
         self.lines_: list[Any] = []
         for panel, name in zip(axes, shown, strict=True):
             self._draw(panel, name, dict(zip(_STYLES, curves[name], strict=True)), alone=len(shown) == 1)
-        if len(shown) > 1:
-            constrained = self.figure_.get_layout_engine() is not None
-            where = "outside upper center" if constrained else "upper center"  # above: it hides no line
-            self.figure_.legend(handles=axes[0].get_lines(), loc=where, ncols=2, frameon=False)
+        if len(shown) > 1 and given is None:
+            self.figure_.legend(handles=axes[0].get_lines(), loc="outside upper center", ncols=2, frameon=False)
+        elif len(shown) > 1:
+            axes[0].legend(frameon=False, fontsize="small")
         return self
 
     def _draw(self, ax: Any, metric: str, curves: dict[str, np.ndarray | None], *, alone: bool) -> None:
         """One panel: barriers in its legend where it stands alone, else above it."""
-        unit, digits = (" points", 1) if metric == "error" else (" nats" if "nats" in self.loss_name else "", 2)
+        unit = " points" if metric == "error" else " nats" if "nats" in self.loss_name else ""
+        highest = max(float(np.nanmax(values)) for values in curves.values() if values is not None)
+        digits = 1 if metric == "error" else 2 - min(math.floor(math.log10(highest)), 0) if 0 < highest < math.inf else 2
         barriers = []
         for word, values in curves.items():
             if values is not None:
-                barrier = f"{_barrier(self.t, values):.{digits}f}"
+                height = _barrier(self.t, values)
+                barrier = f"{height:.{digits}f}" if digits < 5 else f"{height:.2g}"
                 label = f"{word} alignment" + (f" (barrier {barrier}{unit})" if alone else "")
                 self.lines_ += ax.plot(self.t, values, label=label, linewidth=1.8, **_STYLES[word])
                 barriers.append(f"{barrier} {word}")
@@ -265,8 +276,10 @@ class InterpolationDisplay:
         ax.spines[["top", "right"]].set_visible(False)
         if alone:
             ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)  # above: it hides no line
-        else:
-            ax.set_title(f"Barrier{f' in{unit}' if unit else ''}: {', '.join(barriers)}", fontsize="medium")
+            return
+        width = ax.get_window_extent().width / ax.figure.dpi
+        gap = " " if width > 2.5 else "\n"
+        ax.set_title(f"Barrier{f' in{unit}' if unit else ''}:{gap}{', '.join(barriers)}", fontsize="medium")
 
 
 def _barrier(t: np.ndarray, values: np.ndarray | None) -> float | None:

@@ -13,7 +13,7 @@ from torch import nn
 from ..exceptions import FusionError, NonFiniteError
 from ..graph import validate_models
 from .combinations import Combinations
-from .evaluation import Judge, checked_metrics
+from .evaluation import Judge, checked_metrics, fitted, probabilities_of
 from .figures import new_axes, progress
 from .geometry import affine_weights, plane_coordinates
 
@@ -109,6 +109,7 @@ class LossPlaneDisplay:
         margin: float = 0.25,
         subsample: int | None = 1000,
         random_state: Any = None,
+        outputs: str = "auto",
         ax: Any = None,
     ) -> LossPlaneDisplay:
         """Compute and draw the plane through three networks of equal shapes.
@@ -130,6 +131,8 @@ class LossPlaneDisplay:
             Rows to evaluate on, drawn without replacement; all for None.
         random_state : int, RandomState or None
             Draws the rows.
+        outputs : {"auto", "logits", "probabilities"}, default="auto"
+            As in `InterpolationDisplay.from_models`.
         ax : matplotlib Axes, optional
             Where to draw; a new figure by default.
 
@@ -146,7 +149,8 @@ class LossPlaneDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        judge = Judge(X, y).some(subsample, check_random_state(random_state))
+        judge = Judge(X, y, probabilities=probabilities_of(first, X, outputs))
+        judge = judge.some(subsample, check_random_state(random_state))
         return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
 
     @classmethod
@@ -169,7 +173,7 @@ class LossPlaneDisplay:
         Parameters
         ----------
         fusion : fitted estimator
-            A fusion, or a predictor such as `FusionClassifier`; its labels are then those of `y`.
+            A fusion, a predictor such as `FusionClassifier`, or a search over either; its labels are then those of `y`.
         models : list of two Module
             Parents of the fusion, of equal widths. Not changed.
         X, y, metric, n_points, margin, subsample, random_state, ax
@@ -190,13 +194,9 @@ class LossPlaneDisplay:
             raise FusionError(f"The plane goes through two networks and the aligned second one. Got {len(models)} networks.")
         first, second = validate_models(models)
         Combinations([first, second], REMEDY)
-        judge = Judge(X, y, fusion).some(subsample, check_random_state(random_state))
-        own = getattr(fusion, "fusion_", fusion)
-        if not hasattr(own, "inverse_transform"):
-            raise FusionError(
-                f"Needed is a fusion such as WassersteinFusion. Got {type(own).__name__}; from_models takes networks."
-            )
-        (aligned,) = own.inverse_transform(own.transform([second]), parent=first)
+        own, fusion = fitted(fusion)
+        judge = Judge(X, y, own).some(subsample, check_random_state(random_state))
+        (aligned,) = fusion.inverse_transform(fusion.transform([second]), parent=first)
         return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
 
     @classmethod
@@ -234,7 +234,8 @@ class LossPlaneDisplay:
         """Draw filled contours, the networks, and the line from model 1 to aligned model 2.
 
         Levels are evenly spaced on a logarithmic scale from the lowest value to one that a tenth of the grid exceeds, so that
-        the valleys show; what is higher, or no number, has the last colour.
+        the valleys show; what is higher has the last colour. Where networks have no value, since batch norms have negative
+        variances there, the plane is grey. The networks have the colours of their own values.
 
         Parameters
         ----------
@@ -257,14 +258,15 @@ class LossPlaneDisplay:
         from matplotlib.colors import BoundaryNorm
 
         levels = _levels(self.values, list(self.point_values.values()))
-        shown = np.clip(np.nan_to_num(self.values, nan=np.inf), levels[0], 2 * levels[-1])
+        shown = np.ma.masked_invalid(np.where(np.isnan(self.values), np.nan, np.clip(self.values, levels[0], 2 * levels[-1])))
         self.ax_, self.figure_ = ax, ax.figure
+        ax.set_facecolor("0.85")
         self.contour_ = ax.contourf(
             self.x, self.y, shown, levels, cmap="viridis_r", norm=BoundaryNorm(levels, 256, extend="max"), extend="max"
         )
         self.contour_.set_edgecolor("face")  # no white seams between the levels in vector formats
-        self.colorbar_ = ax.figure.colorbar(self.contour_, ax=ax, label=self.name, format="%.3g")
-        _mark(ax, self.points)
+        self.colorbar_ = ax.figure.colorbar(self.contour_, ax=ax, label=self.name, format="%.3g", fraction=0.046, pad=0.04)
+        _mark(ax, self.points, {name: self.contour_.to_rgba(value) for name, value in self.point_values.items()})
         ax.set_aspect("equal")
         ax.locator_params(nbins=6, steps=[1, 2, 5, 10])
         ax.set_xlabel("Distance towards aligned model 2")
@@ -277,11 +279,11 @@ def _levels(values: np.ndarray, at_points: Sequence[float], n_levels: int = 11) 
     known = np.append(values, at_points)
     finite = known[np.isfinite(known)] if np.isfinite(known).any() else np.ones(1)
     top = max(np.quantile(finite, 0.9), 1.5 * finite.min()) or 1.0
-    low = max(finite.min(), 1e-3 * top)
+    low = max(finite.min(), 1e-3 * top, min(finite[finite > 0], default=0.0))
     return np.unique([float(f"{level:.2g}") for level in np.geomspace(low, top, n_levels)])
 
 
-def _mark(ax: Any, points: Mapping[str, tuple[float, float]]) -> None:
+def _mark(ax: Any, points: Mapping[str, tuple[float, float]], colours: Mapping[str, Any]) -> None:
     """Name the networks, and draw the line between those that are aligned."""
     from matplotlib.patheffects import withStroke
 
@@ -290,7 +292,9 @@ def _mark(ax: Any, points: Mapping[str, tuple[float, float]]) -> None:
     ax.plot(*zip(one, other, strict=True), color="black", linewidth=1.5, path_effects=outline)
     for label, (x, y) in points.items():
         middle = label == "mean"
-        ax.plot(x, y, "D" if middle else "o", color="white", markeredgecolor="black", markersize=5 if middle else 7)
+        colour, size = colours.get(label, "white"), 5.5 if middle else 7.5
+        ax.plot(x, y, "D" if middle else "o", color=colour, markeredgecolor="white", markeredgewidth=3, markersize=size)
+        ax.plot(x, y, "D" if middle else "o", color=colour, markeredgecolor="black", markersize=size)
         above = middle or y > 0
         ax.annotate(
             label.replace("aligned ", "aligned\n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,33 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from ..exceptions import FusionError
-from .candidates import chosen_params, key, label, last_rounds, scoring_of, short_names, sorted_values, varying, without
+from .candidates import (
+    chosen_params,
+    independent_folds,
+    key,
+    labels,
+    last_rounds,
+    scoring_of,
+    short_names,
+    sorted_values,
+    varying,
+    without,
+)
 from .figures import BLUE, VERMILION, colour_map, new_axes
 
 __all__ = ["GridSearchDisplay"]
 
-MOST_NUMBERS = 150  # cells with a number written into them
+MOST_TICKS = 12  # of numbers along an axis
 
 
 class GridSearchDisplay:
     r"""Scores of a search: a line over one parameter, or a heat map over two.
 
-    A score is the mean over k folds. Where several candidates share the values of the parameters that are shown, since the
+    A score is the mean over the folds. Where several candidates share the values of the parameters that are shown, since the
     search went over others too, the best of them stands for all, and the title says so. Bars are standard errors,
-    :math:`s / \sqrt{k - 1}` with the ``std_test_score`` s of scikit-learn; the same parents are scored in all folds, so they
-    tell of the rows alone.
+    :math:`s / \sqrt{k - 1}` with the ``std_test_score`` s of scikit-learn and the number k of folds of one repetition: repeating
+    draws no new rows. Of shuffled splits, whose rows overlap, they are s itself. The same parents are scored in all folds, so
+    they tell of the rows alone.
 
     Use `from_estimator` to draw a search.
 
@@ -100,15 +113,16 @@ class GridSearchDisplay:
     ) -> GridSearchDisplay:
         """Draw a fitted search of scikit-learn: `GridSearchCV`, `HalvingGridSearchCV` or their randomised versions.
 
-        Of a halving search, each candidate has the score of the last round that it was in.
+        Of a halving search, each candidate has the score of the last round that it was in, and of several that share a place
+        the one that came furthest stands there.
 
         Parameters
         ----------
         search : fitted search
             Anything with the `cv_results_` of scikit-learn's searches.
         params : str or list of one or two str, optional
-            Searched parameters to show, rows before columns; by default one or two that take several values, numbers
-            preferred.
+            Searched parameters to show, rows before columns, ``fusion__reg`` or ``reg`` for short; by default one or two that
+            take several values, numbers preferred.
         scoring : str, optional
             Which score, of a search with several; by default the one that `refit` names, else the first.
         ax : matplotlib Axes, optional
@@ -136,13 +150,16 @@ class GridSearchDisplay:
         places = [{key(value): place for place, value in enumerate(own)} for own in values]
         scores, errors = np.full((2, *map(len, values)), np.nan)
         tried, at = np.zeros(scores.shape, dtype=bool), {}
+        rounds, folds = search.cv_results_.get("iter", np.zeros(len(mean))), independent_folds(search)
+        reached = np.full(scores.shape, -1)
         for i, own in zip(kept, candidates, strict=True):
             if all(param in own for param in shown):
                 at[i] = place = tuple(order[key(own[param])] for order, param in zip(places, shown, strict=True))
                 tried[place] = True
-                if not (np.isnan(mean[i]) or scores[place] >= mean[i]):
-                    scores[place] = mean[i]
-                    errors[place] = deviation[i] / np.sqrt(search.n_splits_ - 1) if search.n_splits_ > 1 else np.nan
+                behind = rounds[i] < reached[place] or (rounds[i] == reached[place] and scores[place] >= mean[i])
+                if not (np.isnan(mean[i]) or behind):
+                    scores[place], reached[place] = mean[i], rounds[i]
+                    errors[place] = deviation[i] / np.sqrt(max(folds - 1, 1)) if search.n_splits_ > 1 else np.nan
         best = _best(search, name, mean, kept)
         lacking = [(own, mean[i]) for i, own in zip(kept, candidates, strict=True) if i not in at]
         return cls(
@@ -154,7 +171,7 @@ class GridSearchDisplay:
             best=None if best is None else at.get(best),
             without=without(lacking, varying(candidates)),
             others=[param for param in varying(have) if param not in shown],
-            score_name=f"{'Score' if name == 'score' else name}, mean over the folds",
+            score_name=f"{_called(search, name)}, mean over the folds{', each in its last round' if reached.any() else ''}",
         ).plot(ax)
 
     def plot(self, ax: Any = None) -> GridSearchDisplay:
@@ -179,7 +196,7 @@ class GridSearchDisplay:
             If matplotlib is not installed.
         """
         if ax is None:
-            (ax,) = new_axes(4.8, 3.2 if self.scores.ndim == 1 else max(2.4, min(1.2 + 0.42 * len(self.scores), 6)))
+            (ax,) = new_axes(*self._size())
         self.ax_, self.figure_ = ax, ax.figure
         names, notes = short_names(self.params), []
         if self.others:
@@ -190,9 +207,18 @@ class GridSearchDisplay:
         else:
             self._draw_map(ax)
             ax.set(xlabel=names[1], ylabel=names[0])
-            notes = [self.score_name, *notes, *(f"{name}: {_number(score)}" for name, score in self.without.items())]
-        ax.set_title("\n".join(notes), fontsize="medium")
+            largest = self._largest()
+            notes = [self.score_name, *notes, *(f"{name}: {_number(score, largest)}" for name, score in self.without.items())]
+        ax.set_title("\n".join(notes), fontsize="medium", wrap=True)
         return self
+
+    def _size(self) -> tuple[float, float]:
+        """Width and height of a new figure in inches: with room for the numbers of a map, and for long labels below it."""
+        below = 0.05 * max(max(len(line) for text in labels(self.values[-1]) for line in _lines(text)) - 8, 0)
+        if self.scores.ndim == 1:
+            return 4.8, 3.2 + below
+        rows, columns = self.scores.shape
+        return max(4.8, min(1.6 + 0.5 * columns, 12)), max(2.4, min(1.2 + 0.42 * rows, 6)) + below
 
     def _draw_line(self, ax: Any) -> None:
         values, places = self.values[0], np.arange(len(self.scores), dtype=float)
@@ -219,8 +245,9 @@ class GridSearchDisplay:
             )
         for name, score, shade in zip(self.without, self.without.values(), ("black", "0.4", "0.6"), strict=False):
             ax.axhline(score, color=shade, linestyle="--", label=name if np.isfinite(score) else f"{name}: failed")
-        _name_ticks(ax, places, values)
-        ax.set_xticks([], minor=True)
+        if scale is None or len(values) <= MOST_TICKS:
+            _name_ticks(ax.xaxis, places, values)
+            ax.set_xticks([], minor=True)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(frameon=False)
@@ -230,21 +257,30 @@ class GridSearchDisplay:
 
         low, high = self._limits()
         image = ax.imshow(self.scores, cmap=colour_map("white", BLUE), vmin=low, vmax=high, aspect="auto")
-        ax.set_yticks(np.arange(len(self.values[0])), [label(value) for value in self.values[0]])
-        _name_ticks(ax, np.arange(len(self.values[1])), self.values[1])
-        if self.scores.size > MOST_NUMBERS:
+        for axis, values in zip((ax.yaxis, ax.xaxis), self.values, strict=True):
+            step = -(-len(values) // MOST_TICKS) if _scale(values) else 1
+            _name_ticks(axis, np.arange(len(values)), values, step)
+        texts = {tuple(place): _number(self.scores[tuple(place)], self._largest()) for place in np.argwhere(self.tried)}
+        rows, columns = self.scores.shape
+        box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+        fit = box.width / columns > 0.08 * max(map(len, texts.values()), default=0) and box.height / rows > 0.17
+        if not fit:
             ax.figure.colorbar(image, ax=ax)
-        for place in np.argwhere(self.tried):
-            score = self.scores[tuple(place)]
-            if self.scores.size <= MOST_NUMBERS or np.isnan(score):
+        for place, text in texts.items():
+            score = self.scores[place]
+            if fit or np.isnan(score):
                 red, green, blue, _ = (0.9,) * 4 if np.isnan(score) else image.cmap(image.norm(score))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                ax.text(*place[::-1], _number(score), ha="center", va="center", color="white" if dark else "black")
+                shown = text if fit else "\N{MULTIPLICATION SIGN}"
+                ax.text(*place[::-1], shown, ha="center", va="center", color="white" if dark else "black")
         if self.best is not None and np.isfinite(self.scores[self.best]):
             row, column = self.best
             ax.add_patch(
                 Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, clip_on=False)
             )
+
+    def _largest(self) -> float:
+        return float(np.abs(self.scores[np.isfinite(self.scores)]).max(initial=0))
 
     def _limits(self) -> tuple[float, float]:
         """Scores of the darkest and the lightest colour: at least four standard errors apart, so that noise looks alike."""
@@ -259,7 +295,8 @@ class GridSearchDisplay:
 
 def _best(search: Any, scoring: str, scores: np.ndarray, kept: Sequence[int]) -> int | None:
     """The search's own best candidate; where it has none for this score, the highest score."""
-    if hasattr(search, "best_index_") and getattr(search, "refit", None) in (scoring, True, False):
+    refit = getattr(search, "refit", None)
+    if hasattr(search, "best_index_") and (callable(refit) or refit in (scoring, True, False)):
         return int(search.best_index_)
     finite = [i for i in kept if np.isfinite(scores[i])]
     return max(finite, key=lambda i: scores[i]) if finite else None
@@ -275,12 +312,31 @@ def _scale(values: Sequence[Any]) -> tuple[str, dict[str, Any]] | None:
     return ("log", {}) if min(values) > 0 else ("symlog", {"linthresh": min(sizes), "linscale": 0.5})
 
 
-def _name_ticks(ax: Any, places: np.ndarray, values: Sequence[Any]) -> None:
-    """The values below the x axis, slanted where they are long."""
-    labels = [label(value) for value in values]
-    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 48 else {}
-    ax.set_xticks(places, labels, **slanted)
+def _name_ticks(axis: Any, places: np.ndarray, values: Sequence[Any], step: int = 1) -> None:
+    """Every so many of the values along an axis, below it slanted where they are long."""
+    lines = [_lines(text) for text in labels(values)[::step]]
+    long = axis.axis_name == "x" and sum(max(map(len, own)) for own in lines) > 48
+    axis.set_ticks(
+        places[::step],
+        list(map("\n".join, lines)),
+        **({"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}),
+    )
 
 
-def _number(score: float) -> str:
-    return "failed" if np.isnan(score) else f"{score:.3f}" if abs(score) < 100 else f"{score:.3g}"
+def _lines(text: str) -> list[str]:
+    """Of a label of several parameters, each in a line of its own."""
+    return textwrap.wrap(text, 24, break_long_words=False) or [text]
+
+
+def _called(search: Any, name: str) -> str:
+    """What a score is called: by the name that it was asked for, if there is one."""
+    if name != "score":
+        return name
+    return search.scoring if isinstance(getattr(search, "scoring", None), str) else "Score"
+
+
+def _number(score: float, largest: float) -> str:
+    """A score among others of which the largest is so large."""
+    if np.isnan(score):
+        return "failed"
+    return f"{score:.3f}" if not largest or 0.1 <= largest < 100 else f"{score:.3g}"

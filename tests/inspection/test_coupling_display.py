@@ -71,13 +71,14 @@ def test_zero_is_white(signed):
     assert image.cmap(image.norm(0.0))[:3] == pytest.approx((1, 1, 1), abs=0.01)
     low, high = (image.cmap(image.norm(v)) for v in image.get_clim())
     assert low != high
+    assert high[2] > high[0]  # blue is positive with and without signs
 
 
 def test_of_a_fusion(fusion):
     display = CouplingDisplay.from_estimator(fusion)
     assert display.group == "0"
     np.testing.assert_array_equal(display.plan, fusion.couplings_[1]["0"])
-    assert display.ax_.get_xlabel() == "Neuron of parent 1" and display.ax_.get_title() == "0"
+    assert display.ax_.get_xlabel() == "Neuron of parent 1" and display.ax_.get_title() == "Group 0"
     assert display.colorbar_ is not None and display.figure_ is display.ax_.figure
     axes = matplotlib.pyplot.subplots()[1]
     other = CouplingDisplay.from_estimator(fusion, "2", model=0, ax=axes, colorbar=False)

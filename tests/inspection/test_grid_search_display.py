@@ -1,4 +1,5 @@
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RepeatedKFold, ShuffleSplit
 
 from sklearn_wbfuse.exceptions import FusionError
 from sklearn_wbfuse.inspection import GridSearchDisplay
+from sklearn_wbfuse.inspection.candidates import labels
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -41,7 +43,7 @@ X = np.arange(12.0)[:, None]
 
 
 def search(grid, kind=GridSearchCV, **options):
-    return kind(Scored(), grid, cv=3, **options).fit(X)
+    return kind(Scored(), grid, **{"cv": 3, **options}).fit(X)
 
 
 def scores_of(fitted, **params):
@@ -121,11 +123,32 @@ def test_what_varies_only_between_grids_is_no_axis():
     assert GridSearchDisplay.from_estimator(alike).params == ["a"]
 
 
-def test_others_of_one_name_are_the_best_of_them():
+def test_others_of_one_name_are_numbered():
     long = 30 * "x"
     fitted = search([{"a": [1, 2]}, {"c": [long + "xx", long + "x", long]}])
     display = GridSearchDisplay.from_estimator(fitted, "a")
-    assert list(display.without.values()) == [fitted.cv_results_["mean_test_score"][2:].max()]
+    assert list(display.without.values()) == list(fitted.cv_results_["mean_test_score"][2:])
+    assert [name[-2:] for name in display.without] == ["x…", "#2", "#3"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.000149956, 0.1 + 0.2, 1, 20000.0, np.int64(3)], ["0.00015", "0.3", "1", "20000", "3"]),
+        ([0.12345, 0.12346], ["0.12345", "0.12346"]),
+        ([[0.30000000000000004, 0.7], np.array([0.5, 0.5]), (1, None)], ["[0.3, 0.7]", "[0.5, 0.5]", "[1, None]"]),
+        ([Scored(a=1), Plain()], ["Scored(a=1)", "Plain()"]),
+        (
+            [Scored(a=1, b=2, c="a"), Scored(a=1, b=2, c="b"), Plain()],
+            ["Scored(a=1, b=2, c='a')", "Scored(a=1, b=2, c='b')", "Plain()"],
+        ),
+        ([Scored(a=1.5, b=200, c="a"), Scored(a=1.5, b=200, c="bc"), Plain()], ["Scored(c=a)", "Scored(c=bc)", "Plain()"]),
+        ([Scored(a=1.5, b=200, c="some"), Scored(a=1.5, b=100, c="some")], ["b=200", "b=100"]),
+        ([40 * "x", 41 * "x", 40 * "x"], [23 * "x" + "…", 23 * "x" + "… #2", 23 * "x" + "…"]),
+    ],
+)
+def test_labels_tell_values_apart(values, expected):
+    assert labels(values) == expected
 
 
 def test_many_others_are_counted():
@@ -158,6 +181,44 @@ def test_a_halving_search_has_last_rounds():
             own = [k for k, p in enumerate(results["params"]) if p == {"a": a, "b": b}]
             assert display.scores[i, j] == results["mean_test_score"][max(own, key=lambda k: results["iter"][k])]
     assert display.best == (fitted.best_params_["a"], fitted.best_params_["b"])
+    assert "each in its last round" in display.ax_.get_title()
+    line = GridSearchDisplay.from_estimator(fitted, "a")
+    for a, score in zip(line.values[0], line.scores, strict=True):
+        own = [k for k, p in enumerate(results["params"]) if p["a"] == a]
+        furthest = max(results["iter"][k] for k in own)
+        assert score == max(results["mean_test_score"][k] for k in own if results["iter"][k] == furthest)
+
+
+@pytest.mark.parametrize(
+    ("cv", "folds"), [(4, 4), (RepeatedKFold(n_splits=3, n_repeats=5, random_state=0), 3), (ShuffleSplit(9, random_state=0), 2)]
+)
+def test_repetitions_draw_no_new_rows(cv, folds):
+    fitted = search({"a": [0, 1]}, cv=cv)
+    expected = fitted.cv_results_["std_test_score"] / np.sqrt(folds - 1)
+    np.testing.assert_allclose(GridSearchDisplay.from_estimator(fitted).errors, expected)
+
+
+def test_the_best_is_the_one_that_was_refitted():
+    fitted = search({"a": [0, 1, 2]}, refit=lambda results: 0)
+    assert fitted.cv_results_["mean_test_score"].argmax() != 0
+    assert GridSearchDisplay.from_estimator(fitted).best == (0,)
+
+
+def test_the_score_has_its_name():
+    class Off(Scored):
+        def predict(self, X):
+            return X[:, 0] + 0.02
+
+    fitted = GridSearchCV(Off(), {"a": [0, 1], "b": [0, 1]}, cv=3, scoring="neg_mean_squared_error").fit(X, X[:, 0])
+    display = GridSearchDisplay.from_estimator(fitted)
+    assert display.ax_.get_title() == "neg_mean_squared_error, mean over the folds"
+    assert [text.get_text() for text in display.ax_.texts] == 4 * ["-0.0004"]
+
+
+def test_names_without_prefixes():
+    fitted = search([{"inner": [Scored()], "inner__a": [0, 1], "inner__b": [0, 2, 4], "b": [1]}])
+    assert GridSearchDisplay.from_estimator(fitted, ["a", "inner__b"]).params == ["inner__a", "inner__b"]
+    assert GridSearchDisplay.from_estimator(fitted, "b").params == ["b"]
 
 
 def test_several_scores():
@@ -187,9 +248,30 @@ def test_colours_do_not_show_noise():
 def test_given_axes_and_large_maps():
     axes = matplotlib.pyplot.subplots()[1]
     values = list(range(15))
-    display = GridSearchDisplay(["a", "b"], [values, values], np.eye(15))
-    assert display.plot(axes) is display and display.ax_ is axes and not axes.texts
+    scores = np.eye(15)
+    scores[2, 3] = np.nan
+    display = GridSearchDisplay(["a", "b"], [values, values], scores)
+    assert display.plot(axes) is display and display.ax_ is axes
+    assert [text.get_text() for text in axes.texts] == ["\N{MULTIPLICATION SIGN}"]
     assert len(display.figure_.axes) == 2
+    assert [t.get_text() for t in axes.get_xticklabels()] == list(map(str, values[::2]))
+
+
+@pytest.mark.parametrize("columns", [2, 12, 20])
+def test_numbers_do_not_touch(columns):
+    display = GridSearchDisplay(["a", "b"], [[1, 2], list(range(columns))], np.random.default_rng(0).random((2, columns))).plot()
+    display.figure_.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in display.ax_.texts), key=lambda box: (box.y0, box.x0))
+    assert all(a.x1 < b.x0 or b.y0 > a.y1 for a, b in pairwise(boxes))
+    ticks = [text.get_window_extent() for text in display.ax_.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(ticks))
+
+
+def test_many_numbers_have_the_ticks_of_the_axis():
+    drawn = np.sort(np.random.default_rng(0).uniform(0.1, 0.9, 20))
+    display = GridSearchDisplay(["a"], [drawn.tolist()], drawn).plot()
+    display.figure_.canvas.draw()
+    assert len(display.ax_.get_xticks()) < 12
 
 
 def test_what_was_not_searched_is_named():

@@ -212,17 +212,27 @@ def test_two_panels_share_one_legend():
         [0, 0.5, 1], before=[2, 40, 4], after=[2, 3, 4], loss_before=[0, 2, 0], loss_after=[0, 0.5, 0]
     ).plot(metric=("loss", "error"))
     assert [ax.get_ylabel() for ax in display.axes_] == ["Loss (cross-entropy, nats)", "Error (%)"]
-    assert [ax.get_title() for ax in display.axes_] == [
-        "Barrier in nats: 2.00 before, 0.50 after",
-        "Barrier in points: 37.0 before, 0.0 after",
-    ]
+    titles = ["Barrier in nats: 2.00 before, 0.50 after", "Barrier in points: 37.0 before, 0.0 after"]
+    assert [ax.get_title() for ax in display.axes_] == titles
     (legend,) = display.figure_.legends
     assert [text.get_text() for text in legend.get_texts()] == ["before alignment", "after alignment"]
     assert all(ax.get_legend() is None for ax in display.axes_) and len(display.lines_) == 4
     np.testing.assert_array_equal(display.lines_[0].get_ydata(), [0, 2, 0])
     given = matplotlib.pyplot.subplots(1, 2)[1]
     assert display.plot(given, metric=["error", "loss"]).axes_ == list(given)
-    assert given[1].get_ylabel().startswith("Loss")
+    assert given[1].get_ylabel().startswith("Loss") and not given[0].figure.legends and given[1].get_legend() is None
+    assert [text.get_text() for text in given[0].get_legend().get_texts()] == ["before alignment", "after alignment"]
+    narrow = matplotlib.pyplot.subplots(1, 2, figsize=(5, 2))[1]
+    display.plot(narrow, metric=["error", "loss"])
+    assert [ax.get_title() for ax in narrow] == [title.replace(": ", ":\n") for title in titles[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(1, "1.00"), (0.1, "0.100"), (2e-3, "0.002"), (3e-5, "3e-05"), (1e4, "10000.00"), (0, "0.00")]
+)
+def test_small_barriers_are_not_nothing(scale, expected):
+    display = InterpolationDisplay([0, 0.5, 1], loss_before=scale * np.array([0, 1, 0]), loss_name="mean squared error").plot()
+    assert display.ax_.get_legend().get_texts()[0].get_text() == f"before alignment (barrier {expected})"
 
 
 def test_a_bar_only_where_someone_watches(rows, monkeypatch, capsys):

@@ -132,14 +132,25 @@ def test_rows_are_drawn(setting, monkeypatch):
     assert len(torch.unique(seen[0].arrays[0], dim=0)) == 11
 
 
-def test_without_a_value_there_is_the_last_colour():
+def colour_at(display, x, y):
+    """Red, green and blue of the picture there, from 0 to 255."""
+    display.figure_.canvas.draw()
+    pixels = np.asarray(display.figure_.canvas.buffer_rgba())
+    column, row = display.ax_.transData.transform((x, y)).round().astype(int)
+    return pixels[len(pixels) - 1 - row, column, :3].tolist()
+
+
+def test_without_a_value_the_plane_is_grey():
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval() for _ in range(2)]
     models[1][1].running_var += 100  # negative beyond model 1
     X, y = torch.randn(20, 3), torch.randint(2, (20,))
     display = LossPlaneDisplay.from_estimator(WassersteinFusion().fit(models), models, X, y, n_points=7, margin=0.5)
     assert np.isnan(display.values).any() and np.isfinite(display.values).any()
-    assert display.contour_.zmax == 2 * display.contour_.levels[-1]
+    none = np.isnan(display.values)
+    row, column = np.argwhere(none[1:, 1:] & none[1:, :-1] & none[:-1, 1:] & none[:-1, :-1])[0]
+    middle = [(axis[k] + axis[k + 1]) / 2 for axis, k in ((display.x, column), (display.y, row))]
+    assert colour_at(display, *middle) == [217] * 3
     distance = float((vector(models[0]) - vector(models[1])).norm())  # of parameters, not of the running variance
     assert np.linalg.norm(display.points["model 2"]) == pytest.approx(distance)
 
@@ -161,13 +172,18 @@ def test_what_networks_share_stays():
 
 def test_plot_uses_given_axes_and_positive_levels():
     points = {"model 1": (0, 0), "model 2": (1, 2), "aligned model 2": (2, 0), "mean": (1, 0)}
-    values = np.array([[0.0, 1.0, 2.0], [4.0, 5.0, 4.5], [np.nan, 3.0, 1.0]])
+    values = np.array([[0.0, 1.0, 2.0], [4.0, np.inf, 4.5], [np.nan, 3.0, 1.0]])
     axes = matplotlib.pyplot.subplots()[1]
-    display = LossPlaneDisplay([0, 1, 2], [0, 1, 2], values, points, point_values={"model 1": 0.0})
+    display = LossPlaneDisplay([0, 1, 2], [0, 1, 2], values, points, point_values={"model 1": 1.0, "mean": np.inf})
     assert display.plot(axes) is display and display.ax_ is axes and display.figure_ is axes.figure
     levels = display.contour_.levels
     assert display.contour_.zmax == 2 * levels[-1]
-    assert levels[0] > 0 and (np.diff(levels) > 0).all() and np.diff(np.log(levels)).std() < 0.1
+    assert levels[0] == 1 and (np.diff(levels) > 0).all() and np.diff(np.log(levels)).std() < 0.1  # no colour is for less
+    last = [round(255 * c) for c in matplotlib.colormaps["viridis_r"](255)[:3]]
+    assert colour_at(display, 1, 1) == last and colour_at(display, 0.15, 1.85) == [217] * 3
+    marks = {tuple(line.get_xydata()[0]): line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() != "None"}
+    assert marks[(1, 0)][:3] == pytest.approx([c / 255 for c in last], abs=3e-3) and marks[(1, 2)] == "white"
+    assert marks[(0, 0)][0] > 0.9  # light: a low value
     assert {text.get_text().replace("\n", " ") for text in axes.texts} == set(points)
     LossPlaneDisplay([0, 1], [0, 1], np.full((2, 2), 3.0), points).plot().figure_.canvas.draw()
     LossPlaneDisplay([0, 1], [0, 1], np.zeros((2, 2)), points).plot().figure_.canvas.draw()
