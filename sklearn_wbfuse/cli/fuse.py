@@ -15,7 +15,7 @@ from torch import nn
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
 from ..fusion.data import FusionInput, noise_like
-from ..model_selection.comparison import n_parameters, table_text
+from ..model_selection.table import n_parameters, table_text
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             See the messages: each says which model, group and shape, and what to do.
         """
         data = models if isinstance(models, FusionInput) else None
-        parents = validate_models(data.models if data is not None else models)
+        parents = validate_models(_models_of(models))
         if data is not None and not len(data):
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
@@ -129,8 +130,9 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     def transform(self, models: Any) -> list[nn.Module]:
         """Carry models into the neuron order, widths and scales of the fused model.
 
-        Models seen in `fit` use their stored couplings, others are matched to `fused_model_`. At equal or integer-multiple
-        widths the results compute the functions of the models that they came from.
+        Models seen in `fit` use their stored couplings, others are matched to `fused_model_`. With exact couplings and at equal
+        or integer-multiple widths the results compute the functions of the models that they came from; entropic couplings,
+        `reg` > 0, mix neurons.
 
         Parameters
         ----------
@@ -142,7 +144,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             New modules in eval mode.
         """
         check_is_fitted(self)
-        given = validate_models(models.models if isinstance(models, FusionInput) else models)
+        given = validate_models(_models_of(models))
         result, plain = [], plain_copy(self.fused_model_)
         for model in given:
             dtype = _common_dtype([model, self.fused_model_])
@@ -170,7 +172,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        models : list of Module
+        models : list of Module, or FusionInput
             Of the fused model's widths. They are not changed.
         parent : int or Module
             A model that `fit` was given, or its position. All its couplings must be permutations, with signs or without.
@@ -198,7 +200,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
         result = []
-        for number, model in enumerate(validate_models(models)):
+        for number, model in enumerate(validate_models(_models_of(models))):
             for name, tensor in floating_state(self.fused_model_).items():
                 shape = getattr(floating_state(model).get(name), "shape", None)
                 if shape != tensor.shape:
@@ -217,8 +219,8 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             if mark in self._seen:
                 return self._seen.index(mark)
             raise FusionError("That network is no parent of the fusion; give one that it was fitted on, unchanged.")
-        if not -len(self._seen) <= parent < len(self._seen):
-            raise FusionError(f"parent={parent} names a model, but only {len(self._seen)} were given.")
+        if not isinstance(parent, Integral) or not -len(self._seen) <= parent < len(self._seen):
+            raise FusionError(f"parent must be a parent or its position, 0 to {len(self._seen) - 1}. Got {parent!r}.")
         return parent % len(self._seen)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -346,6 +348,10 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             log.setLevel(logging.INFO)
             if not log.hasHandlers():
                 log.addHandler(logging.StreamHandler())
+
+
+def _models_of(given: Any) -> Any:
+    return given.models if isinstance(given, FusionInput) else given
 
 
 def _common_dtype(models: Sequence[nn.Module]) -> torch.dtype:

@@ -310,7 +310,15 @@ def _mappable(array: Any) -> Any:
     return array.detach().numpy() if in_numpy else array
 
 
-def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None, *, probabilities: bool = False) -> float:
+def score_outputs(
+    predicted: np.ndarray,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    probabilities: bool = False,
+    is_continuous: bool | None = None,
+    whose: str = "the network",
+) -> float:
     """Accuracy where `y` holds classes, R2 where it is continuous.
 
     Parameters
@@ -318,20 +326,37 @@ def score_outputs(predicted: np.ndarray, y: Any, sample_weight: Any = None, *, p
     predicted : ndarray of shape (n_samples, n_classes) or (n_samples,) or (n_samples, n_targets)
     y : array-like
         Class k is output k.
+    is_continuous : bool, optional
+        Whether `y` holds targets. By default its values tell.
+    whose : str
+        What errors call the network.
 
     Raises
     ------
+    FusionError
+        If a label has no output, or there is not one label per row or one target per output.
     ValueError
-        If lengths differ, or a label has no output.
+        If lengths differ.
     """
     y = as_array(y)
     check_consistent_length(predicted, y)
-    if type_of_target(y).startswith("continuous"):
-        return float(r2_score(y, predicted.reshape(y.shape), sample_weight=sample_weight))
+    if type_of_target(y).startswith("continuous") if is_continuous is None else is_continuous:
+        if predicted.size != y.size:
+            raise FusionError(
+                f"y holds continuous targets of shape {y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
+                "give one target per output, or classes as whole numbers."
+            )
+        n = len(y)
+        return float(r2_score(y.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
     scores = class_scores(predicted, probabilities)
+    for_regressor = "Whole-number targets are for FusionRegressor, whose score is R2."
+    if y.size != len(y):
+        raise FusionError(f"y has shape {y.shape}; give one class per row, y.argmax(1) for one-hot labels. {for_regressor}")
     unknown = np.setdiff1d(y, np.arange(scores.shape[1]))
     if len(unknown):
+        hint = f" {for_regressor}" if predicted.size == len(predicted) else ""
         raise FusionError(
-            f"The network has outputs for classes 0 to {scores.shape[1] - 1}, but y holds {unknown[:5].tolist()}; relabel y."
+            f"The network has outputs for classes 0 to {scores.shape[1] - 1}, but y holds {unknown[:5].tolist()}; "
+            f"relabel y.{hint}"
         )
     return float(accuracy_score(y, scores.argmax(1), sample_weight=sample_weight))

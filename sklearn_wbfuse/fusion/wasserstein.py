@@ -59,7 +59,8 @@ class WassersteinFusion(BaseFusion):
     ----------
     target_widths : None, float, "sum", dict or list, default=None
         Sizes of the target's groups: the widest parent's, a factor of them, the sum of the parents', a dict by group name
-        (others as in the widest parent), or a list in the order of `graph_`.
+        (others as in the widest parent), or a list in the order of `graph_`. Targets of several models that are wider than
+        every one need ``merge="all"``.
     reg : float, default=0.0
         Entropic regularisation :math:`\varepsilon` relative to the largest cost, the means of rows and columns subtracted; 0 is
         exact. In the joint schedule one entropic step follows the exact sweeps, in which the reference keeps its couplings.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import nn
 
 from ..base import did_you_mean
 from ..exceptions import FusionError, GroupNameError
@@ -74,7 +75,7 @@ class CouplingDisplay:
 
     @classmethod
     def from_estimator(
-        cls, fusion: Any, group: str | None = None, *, model: int = -1, ax: Any = None, colorbar: bool = True
+        cls, fusion: Any, group: str | None = None, *, model: int | nn.Module = -1, ax: Any = None, colorbar: bool = True
     ) -> CouplingDisplay:
         """Draw a coupling of a fitted fusion.
 
@@ -84,8 +85,8 @@ class CouplingDisplay:
             A fusion, a predictor such as `FusionClassifier`, or a search over either.
         group : str, optional
             Name of a neuron group, as ``fusion.graph_`` lists them; the first by default.
-        model : int, default=-1
-            Which parent, by its position; the last by default, since the fused network often has the order of the first.
+        model : int or Module, default=-1
+            Which parent, or its position; the last by default, since the fused network often has the order of the first.
         ax, colorbar
             As in `plot`.
 
@@ -104,6 +105,7 @@ class CouplingDisplay:
         """
         fusion = fitted(fusion)[1]
         count = len(fusion.couplings_)
+        model = fusion._position(model) if isinstance(model, nn.Module) else model
         if not -count <= model < count:
             raise FusionError(f"model={model} is out of range: the fusion has parents 0 to {count - 1}.")
         couplings = fusion.couplings_[model]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import reprlib
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.utils.multiclass import type_of_target
@@ -19,12 +18,14 @@ from torch import Tensor, nn
 from ..exceptions import FusionError
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
-from ..fusion.data import FusionInput, as_array, outputs, rows_of, score_outputs
+from ..fusion.data import FusionInput, as_array, class_scores, outputs, rows_of, score_outputs
 from ..graph import validate_models
+from .predictors import FusionClassifier, FusionRegressor
+from .table import counted, label_of, n_parameters, table_text
 
-__all__ = ["compare", "n_parameters", "table_text"]
+__all__ = ["compare"]
 
-LONGEST_NOTE = 60  # characters; longer ones are printed below the table
+PREDICTORS = (FusionClassifier, FusionRegressor)
 
 
 def compare(
@@ -46,7 +47,9 @@ def compare(
         Labels (class k is output k), scored by accuracy, or continuous targets, scored by R2.
     fusions : estimator or list of estimators, optional
         What to compare, ``WassersteinFusion()`` by default; an empty list gives the controls alone. The estimators are cloned
-        and stay as they are.
+        and stay as they are. Predictors among them say how the outputs of all networks of the table are read: with a
+        `FusionRegressor` the score is R2, whatever `y` holds; a `FusionClassifier` names the labels of the outputs by `classes`,
+        and says by `outputs` whether these are probabilities. Predictors that disagree are refused.
     X_fit : like X, optional
         Rows without labels for the fits, other than those of `X`: the fits get ``FusionInput(models, X_fit)``. Without them
         ``probe="auto"`` means noise.
@@ -63,8 +66,8 @@ def compare(
           classes, of the mean output for targets, single logits and probabilities;
         - ``to_parents``: the score less the mean of the parents';
         - ``parameters``: how many there are; the ensemble has those of all parents;
-        - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it; a fusion with
-          `example_inputs` of its own finds them again;
+        - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it and nothing else; a
+          fusion with `example_inputs` of its own finds them again;
         - ``note``: what there is to say, such as "below its best parent". A fusion that raises a FusionError, or that needs
           what is not built yet, keeps its row: no score, and the message here;
         - ``estimator``: the fitted fusion.
@@ -74,7 +77,7 @@ def compare(
     InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError
         The models can't be fused by anything.
     FusionError
-        `X`, `y` and `X_fit` do not fit together or have no rows, or a label has no output.
+        `X`, `y` and `X_fit` do not fit together or have no rows, a label has no output, or predictors disagree.
     TypeError
         An entry of `fusions` is no estimator.
 
@@ -117,19 +120,22 @@ def compare(
     start = time.perf_counter()
     found = VanillaAveraging(example_inputs=inputs)._architectures(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
-    score = _Score(y, found[0].graph.ends_in_probabilities)
+    discovered = dict(shared.cache)
+    score = _Score(y, given, found[0].graph.ends_in_probabilities)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     for name, estimator, note in _with_controls(given):
         ready, data = (clone(estimator), shared) if inputs is None else _without_data(estimator, inputs, shared)
+        shared.cache.clear()  # of what other fits left there
+        shared.cache.update(discovered)
         row = _of_fusion(name, ready, data, rows, score)
         if row["score"] is not None:
             row["to_parents"] = row["score"] - mean
             row["note"] = ("below its best parent" if row["score"] < best else "") if note is None else note
         table.append(row)
     if verbose:
-        seen = "no data" if X_fit is None else f"{_count(shared, 'other row')}, without labels"
-        title = f"{_count(parents, 'network')}; {score.metric} on {_count(rows, 'row')}. The fits saw {seen}."
+        seen = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
+        title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {seen}."
         print(f"{title}\n\n{table_text(table, score.metric)}", flush=True)
     return table
 
@@ -185,9 +191,18 @@ def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
     rows = rows_of(X_fit)
     if not rows.shape or not len(rows):
         raise FusionError("X_fit has no rows; leave it out to fuse without data.")
-    if any(own is array for own in rows.arrays for array in scored.arrays):
-        raise FusionError("X_fit is X; give the fits other rows than those they are scored on, or none.")
+    if any(_share_memory(own, array) for own in rows.arrays for array in scored.arrays):
+        raise FusionError("X_fit is X or shares memory with it; give the fits other rows than those they are scored on, or none.")
     return rows
+
+
+def _share_memory(*pair: Any) -> bool:
+    """Whether two arrays have elements in common; beyond the CPU, whether they are one tensor."""
+    if any(isinstance(a, Tensor) and a.device.type != "cpu" for a in pair):
+        return pair[0] is pair[1]
+    bits = [a.detach().view(torch.int16) if a.dtype == torch.bfloat16 else a for a in pair]
+    first, second = (a.detach().numpy() if isinstance(a, Tensor) else a for a in bits)
+    return np.shares_memory(first, second)
 
 
 def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> tuple[list[dict[str, Any]], float, float]:
@@ -218,33 +233,62 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
         row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
-        row["score"] = score(outputs(estimator.fused_model_, rows), "the fused network")
+        own = isinstance(estimator, PREDICTORS)  # and its batch_size
+        predicted = estimator._outputs(rows) if own else outputs(estimator.fused_model_, rows)
+        row["score"] = score(predicted, "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"
     return row
 
 
 class _Score:
-    """As `score` of the fusions, but no score where outputs are not numbers or not as many as there are targets."""
+    """As `score` of the fusions or of the predictors among them, but no score where outputs are not numbers."""
 
-    def __init__(self, y: np.ndarray, probabilities: bool):
-        self.y, self.probabilities = y, probabilities
-        self.metric = "R2" if type_of_target(y).startswith("continuous") else "accuracy"
+    def __init__(self, y: np.ndarray, fusions: list[Any], probabilities: bool):
+        self.y, self.probabilities, self.classifier = y, probabilities, None
+        classifiers = [f for f in fusions if isinstance(f, FusionClassifier)]
+        regressors = [f for f in fusions if isinstance(f, FusionRegressor)]
+        if classifiers and regressors:
+            raise FusionError(
+                f"y holds classes or targets, but fusions hold {label_of(classifiers[0])} and {label_of(regressors[0])}; "
+                "compare classifiers and regressors in two calls."
+            )
+        if classifiers:
+            self.probabilities = _read(classifiers, probabilities)
+            self.classifier = FusionClassifier(classes=classifiers[0].classes)
+        is_continuous = bool(regressors) or (not classifiers and type_of_target(y).startswith("continuous"))
+        self.metric = "R2" if is_continuous else "accuracy"
 
     def __call__(self, predicted: np.ndarray, whose: str) -> float:
-        if self.metric == "R2" and predicted.size != self.y.size:
-            raise FusionError(
-                f"y holds continuous targets of shape {self.y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
-                "give classes as whole numbers."
-            )
         if not np.isfinite(predicted).all() if self.metric == "R2" else np.isnan(predicted).any():
             raise FusionError(f"The outputs of {whose} hold NaN or infinite values.")
-        return score_outputs(predicted, self.y, probabilities=self.probabilities)
+        y, classifier = self.y, self.classifier
+        if classifier is not None:  # columns in the order of the sorted classes, which decides ties
+            columns = class_scores(predicted, self.probabilities)
+            classifier.classes_, order = classifier._sorted_classes(columns.shape[1])
+            classifier._check_known(y)
+            predicted, y = columns[:, order], np.searchsorted(classifier.classes_, y)
+        return score_outputs(predicted, y, probabilities=self.probabilities, is_continuous=self.metric == "R2", whose=whose)
 
 
-def n_parameters(model: nn.Module) -> int:
-    """How many numbers the parameters of a network hold; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def _read(classifiers: list[FusionClassifier], ends_in_probabilities: bool) -> bool:
+    """Whether classifiers take outputs for probabilities; they must agree on that and on the classes."""
+
+    def meant(classifier: FusionClassifier) -> dict[str, Any]:
+        classes = None if classifier.classes is None else as_array(classifier.classes).tolist()
+        probabilities = ends_in_probabilities if classifier.outputs == "auto" else classifier.outputs == "probabilities"
+        default = classes is None or classes == list(range(np.size(classes)))
+        return {"classes": "0, 1, ..." if default else classes, "outputs": "probabilities" if probabilities else "logits"}
+
+    first = meant(classifiers[0])
+    for classifier in classifiers[1:]:
+        for name, value in meant(classifier).items():
+            if value != first[name]:
+                raise FusionError(
+                    f"The predictors among fusions must agree on {name}. {label_of(classifiers[0])} says "
+                    f"{reprlib.repr(first[name])} and {label_of(classifier)} {reprlib.repr(value)}; compare them in two calls."
+                )
+    return first["outputs"] == "probabilities"
 
 
 def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
@@ -254,22 +298,29 @@ def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
     """
     shared = VanillaAveraging().get_params()
     found: list[tuple[str, Any, str | None]] = [("plain average", VanillaAveraging(), "")]
-    corrected = [_identity(f) for f in fusions if isinstance(f, VanillaAveraging)]
+    corrected = [_identity(f) for f in map(_inside, fusions) if isinstance(f, VanillaAveraging)]
     for fusion in fusions:
-        found.append((_label(fusion), fusion, None))
-        options = {name: value for name, value in fusion.get_params(deep=False).items() if name in shared}
+        found.append((label_of(fusion), fusion, None))
+        options = {name: value for name, value in _inside(fusion).get_params(deep=False).items() if name in shared}
         if options.get("correction") is None:  # or plain averages have none
             continue
         control = VanillaAveraging(**options)
         if _identity(control) not in corrected:
             corrected.append(_identity(control))
-            found.append((_label(control), control, "the same correction without alignment"))
+            found.append((label_of(control), control, "the same correction without alignment"))
     seen: Counter[str] = Counter()
     for position, (name, estimator, note) in enumerate(found):
         seen[name] += 1
         if seen[name] > 1:
             found[position] = (f"{name} #{seen[name]}", estimator, note)
     return found
+
+
+def _inside(estimator: Any) -> Any:
+    """The fusion that a predictor fits; any other estimator is its own."""
+    if not isinstance(estimator, PREDICTORS):
+        return estimator
+    return WassersteinFusion() if estimator.fusion is None else estimator.fusion
 
 
 def _identity(estimator: Any) -> list[Any]:
@@ -281,55 +332,16 @@ def _identity(estimator: Any) -> list[Any]:
     ]
 
 
-def _label(estimator: Any) -> str:
-    """As scikit-learn's repr, in one line, with long values cut."""
-    short = reprlib.Repr()
-    short.maxother = short.maxstring = 40
-    own, shown = estimator.get_params(deep=False), []
-    for name, parameter in inspect.signature(type(estimator)).parameters.items():
-        if name in own and repr(own[name]) != repr(parameter.default):
-            shown.append(f"{name}={' '.join(short.repr(own[name]).split())}")
-    return f"{type(estimator).__name__}({', '.join(shown)})"
-
-
 def _without_data(estimator: Any, inputs: tuple[Tensor, ...], shared: FusionInput) -> tuple[Any, Any]:
     """A copy of an estimator, and what to fit it on, such that it sees nothing but the models and example inputs.
 
     `shared` holds those two rows: an estimator that could take them for data gets the list of models instead.
     """
-    ready, options = clone(estimator), estimator.get_params(deep=False)
-    if "example_inputs" in options and options["example_inputs"] is None:
-        ready.set_params(example_inputs=inputs)
-    if options.get("probe") == "auto":
-        ready.set_params(probe="noise")
-    takes_none = isinstance(estimator, BaseFusion) and options.get("probe") != "data"
-    return ready, shared if takes_none else list(shared.models)
-
-
-def _count(things: Any, name: str) -> str:
-    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
-
-
-def table_text(table: list[dict[str, Any]], metric: str) -> str:
-    """The table in aligned columns, long notes below it."""
-    digits = ".2%" if metric == "accuracy" else ".4f"
-    formats = {"score": digits, "to_parents": "+z" + digits, "parameters": ",d", "seconds": ".2f"}
-    cells = [["network", metric, "to parents", "parameters", "seconds", "note"]]
-    below: dict[str, list[str]] = {}
-    for row in table:
-        numbers = ["" if row[key] is None else format(row[key], how) for key, how in formats.items()]
-        numbers[1] = numbers[1].rstrip("%")  # a difference is in percentage points
-        note = row["note"]
-        if len(note) > LONGEST_NOTE:
-            below.setdefault(note, []).append(row["name"])
-            note = "see below"
-        cells.append([row["name"], *numbers, note])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = []
-    for name, *numbers, note in cells:
-        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded, note]).rstrip())
-    for note, names in below.items():
-        lines += ["", textwrap.fill(f"{', '.join(names)}: {note}", max(len(lines[1]), 80), subsequent_indent="    ")]
-    return "\n".join(lines)
+    ready, options = clone(estimator), estimator.get_params(deep=True)
+    probes = [name for name in options if name.removeprefix("fusion__") in ("probe", "probe__kind")]
+    changed: dict[str, Any] = {name: "noise" for name in probes if options[name] == "auto"}
+    for name in ("example_inputs", "fusion__example_inputs"):
+        if name in options and options[name] is None:
+            changed[name] = inputs
+    takes_none = isinstance(_inside(estimator), BaseFusion) and all(options[name] != "data" for name in probes)
+    return ready.set_params(**changed), shared if takes_none else list(shared.models)

@@ -123,8 +123,14 @@ class FuserConformance:
             assert_same(values(by_model), values(by_index))
         (other,) = fusion.inverse_transform([fusion.fused_model_], parent=-1)
         torch.testing.assert_close(other(models[0].example), fusion.fused_model_(models[0].example), rtol=1e-8, atol=1e-8)
-        with pytest.raises(FusionError, match="parent=2 names a model, but only 2 were given"):
+        with pytest.raises(FusionError, match=r"its position, 0 to 1\. Got 2"):
             fusion.inverse_transform(moved, parent=2)
+        with pytest.raises(FusionError, match="Got 'first'"):
+            fusion.inverse_transform(moved, parent="first")
+        for one, other in zip(
+            fusion.inverse_transform(FusionInput(moved, models[0].example)), fusion.inverse_transform(moved), strict=True
+        ):
+            assert_same(values(one), values(other))
         with pytest.raises(FusionError, match="no parent of the fusion"):
             fusion.inverse_transform(moved, parent=family(name, 3)[2])
 

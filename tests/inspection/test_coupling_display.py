@@ -89,8 +89,12 @@ def test_of_a_fusion(fusion):
 
 def test_of_a_predictor():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    assert CouplingDisplay.from_estimator(FusionClassifier().fit([model, model])).plan.shape == (4, 4)
+    models = [nn.Sequential(nn.Linear(3, n), nn.Tanh(), nn.Linear(n, 2)) for n in (4, 3)]
+    classifier = FusionClassifier().fit(models)
+    assert CouplingDisplay.from_estimator(classifier).plan.shape == (4, 3)
+    assert CouplingDisplay.from_estimator(classifier, model=models[0]).ax_.get_xlabel() == "Neuron of parent 0"
+    with pytest.raises(FusionError, match="no parent"):
+        CouplingDisplay.from_estimator(classifier, model=nn.Linear(3, 2))
 
 
 def test_what_is_wrong_is_named(fusion):

@@ -5,16 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import MLP, Recurrent, disguised, randomised
+from networks import CNN, MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
 import sklearn_wbfuse.fusion.base as base
-from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion, compare
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare
+from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError
 from sklearn_wbfuse.model_selection import comparison
+from sklearn_wbfuse.model_selection.table import table_text
 
 ROWS = 80
 
@@ -52,7 +54,8 @@ class Recorder(VanillaAveraging):
 
     def fit(self, models, y=None):
         Recorder.fitted.append((self, models))
-        self.fused_model_ = VanillaAveraging(weights=self.weights, example_inputs=self.example_inputs).fit(models).fused_model_
+        average = VanillaAveraging(weights=self.weights, example_inputs=self.example_inputs).fit(models)
+        self.fused_model_, self._inputs = average.fused_model_, average._inputs
         return self
 
 
@@ -300,6 +303,50 @@ class TestWhatTheFitsSee:
         compare(models, X[:60], y[:60], fusions, X_fit=X[60:] if with_data else None, verbose=False)
         assert len(calls) == 1
 
+    @pytest.mark.parametrize("with_data", [False, True])
+    def test_nothing_else_is_shared(self, with_data):
+        held = []
+
+        class Watched(WassersteinFusion):
+            def fit(self, models, y=None):
+                held.append(list(models.cache))
+                super().fit(models)
+                assert len(models.cache) > len(held[-1])  # its couplings
+                return self
+
+        models = family()
+        X, y, _ = data(models)
+        fusions = [WassersteinFusion(), Watched(), Watched(reg=1e-2), Watched()]
+        compare(models, X[:60], y[:60], fusions, X_fit=X[60:] if with_data else None, verbose=False)
+        assert len(held) == 3 and held[0] == held[1] == held[2] and len(held[0]) == 1
+
+    def test_a_probe_that_chooses_takes_noise(self, recorder):
+        models = family()
+        X, y, _ = data(models)
+        compare(models, X, y, [Aligned(probe=Probe(n_samples=50)), Aligned(probe=Probe("data"))], verbose=False)
+        (auto, rows), (wants, listed) = recorder.fitted[1:]
+        assert (auto.probe.kind, auto.probe.n_samples, len(rows)) == ("noise", 50, 2)
+        assert wants.probe.kind == "data" and listed == models
+
+    @pytest.mark.parametrize("make", [FusionClassifier, FusionRegressor])
+    def test_what_a_predictor_wraps_sees_no_more(self, recorder, make):
+        models = family()
+        X, y, targets = data(models)
+        y = targets if make is FusionRegressor else y
+        own = (torch.ones(3, 5, dtype=torch.float64),)
+        fusions = [make(Aligned()), make(Aligned(probe="data", example_inputs=own)), make(Aligned(probe=Probe("data")))]
+        compare(models, X, y, fusions, verbose=False)
+        (auto, first), (named, second), (probed, third) = recorder.fitted[1:]
+        assert auto.probe == "noise" and len(first) == 2
+        assert torch.equal(auto.example_inputs[0], torch.as_tensor(X[:2]))
+        assert second == third == models and named.probe == "data" and probed.probe.kind == "data"
+        assert torch.equal(named.example_inputs[0], own[0])
+        del recorder.fitted[:]
+        compare(models, X[:60], y[:60], make(Aligned()), X_fit=X[60:], verbose=False)
+        fusion, given = recorder.fitted[-1]
+        assert (fusion.probe, fusion.example_inputs) == ("auto", None)
+        np.testing.assert_array_equal(given.arrays[0], X[60:])
+
     def test_example_inputs_of_an_estimator_stay(self, recorder):
         models = family()
         X, y, _ = data(models)
@@ -348,6 +395,22 @@ class TestCorrectionsWithoutAlignment:
         names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
         assert names[-2:] == ["Recorder(correction='repair')", "Aligned(correction='repair')"]
 
+    def test_of_the_fusion_that_a_predictor_wraps(self):
+        models = family()
+        X, y, _ = data(models)
+        predictor = FusionClassifier(WassersteinFusion(correction="regression", random_state=0))
+        table = compare(models, X, y, [predictor, predictor.fusion], verbose=False)
+        assert [row["name"] for row in table[-4:]] == [
+            "plain average",
+            "FusionClassifier(fusion=WassersteinFusion(correction='regression', random_state=0))",
+            "VanillaAveraging(correction='regression', random_state=0)",
+            "WassersteinFusion(correction='regression', random_state=0)",
+        ]
+        assert table[-2]["note"] == "the same correction without alignment" and table[-2]["score"] is not None
+        assert table[-3]["score"] == table[-1]["score"]
+        names = by_name(compare(models, X, y, [FusionClassifier(VanillaAveraging(correction="repair"))], verbose=False))
+        assert list(names)[-2:] == ["plain average", "FusionClassifier(fusion=VanillaAveraging(correction='repair'))"]
+
     def test_skipped_where_plain_averages_have_no_corrections(self, monkeypatch):
         class Without(VanillaAveraging):
             def __init__(self, *, weights=None, example_inputs=None, device=None, verbose=0):
@@ -377,6 +440,153 @@ def test_names_are_unique_short_and_show_what_is_not_default():
     ]
     assert names[3].startswith("WassersteinFusion(init=MLP(") and names[3].endswith("random_state=3)")
     assert len(names[3]) < 150 and "\n" not in names[3]
+
+
+class TestPredictors:
+    """They say how the outputs of all networks are read."""
+
+    def scores(self, models, X, y, fusions):
+        """Of the table by name, those of predictors checked against their own."""
+        table = compare(models, X, y, fusions, verbose=False)
+        for row in table:
+            if isinstance(row["estimator"], (FusionClassifier, FusionRegressor)):
+                assert row["score"] == row["estimator"].score(X, y)
+        return {row["name"]: row["score"] for row in table if row["score"] is not None}
+
+    def test_classes_are_the_labels_of_outputs(self):
+        models, names = family(), np.array(["cat", "ant", "bee"])
+        X, y, _ = data(models)
+        plain = silent(models, X, y)
+        classifier = FusionClassifier(VanillaAveraging(), classes=names)
+        found = self.scores(models, X, names[y], [FusionClassifier(classes=names.tolist()), WassersteinFusion(), classifier])
+        for name, score in found.items():
+            same = "plain average" if "Vanilla" in name else "WassersteinFusion()" if "Classifier" in name else name
+            assert score == plain[same]["score"]
+        assert len(found) == 9
+
+    def test_whole_numbers_in_another_order(self):
+        models = family()
+        X, y, _ = data(models)
+        expected = silent(models, X, y)["parent 0"]["score"]
+        found = self.scores(models, X, np.array([2, 0, 1])[y], [FusionClassifier(classes=[2, 0, 1])])
+        assert found["parent 0"] == expected != silent(models, X, np.array([2, 0, 1])[y])["parent 0"]["score"]
+
+    @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
+    def test_a_single_logit(self, classes):
+        models = family((5, 8, 6, 1))
+        X, _, _ = data(family())
+        y = np.random.default_rng(0).integers(0, 2, ROWS)
+        labels = y if classes is None else np.array(classes)[y]
+        found = self.scores(models, X, labels, [FusionClassifier(classes=classes)])
+        logits = [m(torch.as_tensor(X)).detach().numpy()[:, 0] for m in models]
+        assert found["parent 1"] == np.mean((logits[1] > 0) == y)
+        assert found["ensemble"] == np.mean((sum(logits) > 0) == y)
+
+    def test_ties_go_to_the_first_of_the_sorted_classes(self):
+        models = [nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double() for _ in range(2)]
+        with torch.no_grad():
+            for model in models:
+                model[2].weight.zero_()
+                model[2].bias.zero_()
+        found = self.scores(models, np.eye(2), ["no", "no"], [FusionClassifier(classes=["yes", "no"])])
+        assert set(found.values()) == {1.0}
+
+    def test_probabilities_that_the_code_hides(self):
+        class Sigmoid(nn.Module):
+            def __init__(self, network):
+                super().__init__()
+                self.network = network
+
+            def forward(self, x):
+                return 1 / (1 + torch.exp(-self.network(x)))
+
+        models = [Sigmoid(m) for m in scaled(family((5, 8, 6, 1)))]
+        X, _, _ = data(family())
+        p = np.stack([m(torch.as_tensor(X)).detach().numpy()[:, 0] for m in models])
+        y = (p[0] > 0.5).astype(int)
+        assert 0 < y.sum() < ROWS
+        found = self.scores(models, X, y, [FusionClassifier(outputs="probabilities"), WassersteinFusion()])
+        assert found["parent 0"] == 1 and found["parent 1"] == np.mean((p[1] > 0.5) == y)
+        assert found["ensemble"] == np.mean((p.mean(0) > 0.5) == y)
+        assert found["WassersteinFusion()"] == found["FusionClassifier(outputs='probabilities')"]
+        assert self.scores(models, X, y, [FusionClassifier()])["parent 0"] == y.mean()  # guessed to be logits
+
+    def test_logits_said_of_probabilities(self):
+        models = [nn.Sequential(m, nn.Sigmoid()) for m in family((5, 8, 6, 1))]
+        X, y = data(family())[0], np.arange(ROWS) % 4 > 0
+        assert set(self.scores(models, X, y, [FusionClassifier(outputs="logits")]).values()) == {0.75}
+
+    @pytest.mark.parametrize("targets", [1, 3])
+    def test_whole_number_targets_of_regressors(self, targets, capsys):
+        models = family((5, 8, 6, targets))
+        X, _, _ = data(family())
+        y = np.stack([m(torch.as_tensor(X)).detach().numpy() for m in models]).mean(0)
+        y = np.round(100 * y).astype(int)[:, 0] if targets == 1 else np.round(100 * y).astype(int)
+        found = self.scores(models, X, y, [FusionRegressor(batch_size=7), WassersteinFusion()])
+        predicted = models[1](torch.as_tensor(X)).detach().numpy()
+        assert found["parent 1"] == pytest.approx(r2_score(y, predicted))
+        assert found["WassersteinFusion()"] == pytest.approx(found["FusionRegressor(batch_size=7)"])
+        compare(models, X, y, FusionRegressor())
+        assert "R2 on 80 rows" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("make", [FusionClassifier, FusionRegressor])
+    @pytest.mark.parametrize("fusion", [None, WassersteinFusion(), VanillaAveraging(correction="regression")])
+    def test_convolutions(self, make, fusion):
+        models = [randomised(CNN(3, 2, 4), np.random.default_rng(seed)) for seed in (0, 1)]
+        X = np.random.default_rng(2).normal(size=(30, *models[0].example.shape[1:]))
+        y = models[0](torch.as_tensor(X)).detach().numpy()
+        y = y.argmax(1) if make is FusionClassifier else y
+        rows = silent(models, X, y, [make(fusion)])
+        assert list(rows.values())[-1]["score"] is not None
+
+    @pytest.mark.parametrize(
+        ("fusions", "y", "message"),
+        [
+            (
+                [FusionClassifier(), FusionRegressor()],
+                None,
+                r"FusionClassifier\(\) and FusionRegressor\(\); compare",
+            ),
+            ([FusionClassifier(classes=["a", "b", "c"]), FusionClassifier()], None, r"agree on classes. .*'b'.* '0, 1, ...'"),
+            ([FusionClassifier(outputs="probabilities"), FusionClassifier()], None, "agree on outputs. .*'prob.*'logits'"),
+            ([FusionClassifier(classes=["a", "b", "c"])], np.resize(["a", "d"], ROWS), r"y holds \['d'\], but the classes are"),
+            ([FusionClassifier(classes=["a", "b"])], np.resize(["a", "b"], ROWS), "2 labels, but the network tells 3"),
+            ([FusionClassifier()], np.linspace(0.1, 1, ROWS), r"y holds \[0.1, .* FusionClassifier\(classes="),
+            ([FusionClassifier()], np.eye(3, dtype=int)[np.arange(ROWS) % 3], "one class per row"),
+            ([FusionRegressor()], np.arange(ROWS), r"shape \(80,\), but the outputs of parent 0 have shape \(80, 3\)"),
+        ],
+    )
+    def test_errors_before_any_fit(self, monkeypatch, fusions, y, message):
+        models = family()
+        X, labels, _ = data(models)
+        monkeypatch.setattr(base.BaseFusion, "fit", lambda *_: pytest.fail("fitted"))
+        with pytest.raises(FusionError, match=message):
+            compare(models, X, labels if y is None else y, [WassersteinFusion(), *fusions], verbose=False)
+
+    def test_what_means_the_same_agrees(self):
+        models = family()
+        X, y, _ = data(models)
+        same = [FusionClassifier(), FusionClassifier(classes=np.arange(3)), FusionClassifier(outputs="logits")]
+        assert len(self.scores(models, X, y, same)) == 9
+        models = [nn.Sequential(m, nn.Softmax(1)) for m in models]
+        assert len(self.scores(models, X, y, [FusionClassifier(), FusionClassifier(outputs="probabilities")])) == 8
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "bfloat16", "tensor and array"])
+def test_rows_for_the_fits_share_no_memory_with_those_scored(kind):
+    models = family()
+    X, y, _ = data(models)
+    held = X if kind == "array" else torch.as_tensor(X).to(torch.bfloat16 if kind == "bfloat16" else torch.float64)
+
+    def fused(scored, X_fit):
+        X_fit = X_fit.numpy() if kind == "tensor and array" else X_fit
+        return compare(models, scored, y[: len(scored)], [], X_fit=X_fit, verbose=False)
+
+    for scored, overlapping in ((held, held[:10]), (held, held[:]), (held[:50], held[49:]), (held[::2], held[::3])):
+        with pytest.raises(FusionError, match="X_fit is X"):
+            fused(scored, overlapping)
+    for scored, other in ((held[:50], held[50:]), (held[::2], held[1::2])):
+        assert fused(scored, other)[-1]["score"] is not None
 
 
 @pytest.mark.parametrize("fusions", [WassersteinFusion(), [WassersteinFusion()], (WassersteinFusion(),), None])
@@ -484,7 +694,7 @@ class TestPrinting:
         X, y, _ = data(models)
         table = compare(models, X, y, [], verbose=False)
         table[0]["to_parents"] = -1e-17  # from the rounding of a mean
-        assert "+0.00" in comparison.table_text(table[:1], "accuracy")
+        assert "+0.00" in table_text(table[:1], "accuracy")
 
     def test_r2_has_four_digits(self, capsys):
         models = family()

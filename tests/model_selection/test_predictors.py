@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
+from sklearn_wbfuse.exceptions import FusionError
 
 N = 40
 
@@ -175,6 +176,23 @@ def test_scores_are_scikit_learns_and_those_of_the_fusion():
         assert classifier.score(X, y, w) == pytest.approx(hits) == fusion.score(X, y, w)
         explained = r2_score(targets, regressor.predict(X), sample_weight=w)
         assert regressor.score(X, targets, w) == pytest.approx(explained) == fusion.score(X, targets, w)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "y", "message"),
+    [
+        (1, np.ones((N, 3)) / 3, r"targets of shape \(40, 3\), but the outputs of the network have shape \(40, 1\)"),
+        (3, np.ones(N) / 3, r"targets of shape \(40,\), but the outputs of the network have shape \(40, 3\)"),
+        (3, np.eye(3)[np.arange(N) % 3], r"y has shape \(40, 3\); give one class per row, y.argmax\(1\) for one-hot labels"),
+        (3, np.arange(3 * N).reshape(N, 3), "give one class per row.* whole-number targets are for FusionRegressor"),
+        (1, np.arange(N), r"classes 0 to 1, but y holds \[2, .*; relabel y. Whole-number targets are for FusionRegressor, .* R2"),
+        (3, np.arange(N), r"classes 0 to 2, but y holds \[3, 4, 5, 6, 7\]; relabel y.$"),
+    ],
+)
+def test_the_score_of_a_fusion_says_which_labels_it_takes(outputs, y, message):
+    models, X = pair(outputs)
+    with pytest.raises(FusionError, match=f"(?i){message}"):
+        VanillaAveraging().fit(models).score(X, y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -1,0 +1,61 @@
+"""The table of a comparison: names of its rows, numbers of parameters, and its text."""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+import textwrap
+from typing import Any
+
+from torch import nn
+
+__all__ = ["counted", "label_of", "n_parameters", "table_text"]
+
+LONGEST_NOTE = 60  # characters; longer ones are printed below the table
+
+
+def n_parameters(model: nn.Module) -> int:
+    """How many numbers the parameters of a network hold; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def label_of(estimator: Any) -> str:
+    """As scikit-learn's repr, in one line, with long values cut."""
+    short = reprlib.Repr()
+    short.maxother = short.maxstring = 40
+    own, shown = estimator.get_params(deep=False), []
+    for name, parameter in inspect.signature(type(estimator)).parameters.items():
+        if name in own and repr(own[name]) != repr(parameter.default):
+            nested = name == "fusion" and hasattr(own[name], "get_params")
+            shown.append(f"{name}={label_of(own[name]) if nested else ' '.join(short.repr(own[name]).split())}")
+    return f"{type(estimator).__name__}({', '.join(shown)})"
+
+
+def counted(things: Any, name: str) -> str:
+    """How many things, with their name in the plural where it belongs."""
+    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
+
+
+def table_text(table: list[dict[str, Any]], metric: str) -> str:
+    """The table in aligned columns, long notes below it."""
+    digits = ".2%" if metric == "accuracy" else ".4f"
+    formats = {"score": digits, "to_parents": "+z" + digits, "parameters": ",d", "seconds": ".2f"}
+    cells = [["network", metric, "to parents", "parameters", "seconds", "note"]]
+    below: dict[str, list[str]] = {}
+    for row in table:
+        numbers = ["" if row[key] is None else format(row[key], how) for key, how in formats.items()]
+        numbers[1] = numbers[1].rstrip("%")  # a difference is in percentage points
+        note = row["note"]
+        if len(note) > LONGEST_NOTE:
+            below.setdefault(note, []).append(row["name"])
+            note = "see below"
+        cells.append([row["name"], *numbers, note])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = []
+    for name, *numbers, note in cells:
+        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded, note]).rstrip())
+    for note, names in below.items():
+        lines += ["", textwrap.fill(f"{', '.join(names)}: {note}", max(len(lines[1]), 80), subsequent_indent="    ")]
+    return "\n".join(lines)
