@@ -143,6 +143,7 @@ ROWS = {
         TypeError,
         r"FusionInput.from_batches\(models, batches\)",
     ),
+    "a dataset instead of rows": (lambda: rows(TensorDataset(torch.as_tensor(X))), TypeError, r"torch.stack\(\[x for x, _ in"),
     "labels without rows": (lambda: FusionClassifier().fit(family(), Y), FusionError, r"fit\(FusionInput\(models, X\), y\)"),
     "too few labels": (lambda: FusionClassifier().fit(rows(), Y[:-1]), FusionError, "X has 12 rows but y has 11"),
     "several inputs of other lengths": (lambda: rows((X, X[:4])), ValueError, "inconsistent numbers of samples"),

@@ -16,7 +16,7 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..exceptions import FusionError, InvalidModelError, NonFiniteError
 
@@ -69,6 +69,8 @@ class FusionInput:
             raise TypeError(
                 "X must hold rows. Got a stream of batches; FusionInput.from_batches(models, batches) draws rows from it."
             )
+        if any(isinstance(a, Dataset) for a in arrays):
+            raise TypeError("X must hold rows. Got a Dataset; give its inputs: torch.stack([x for x, _ in dataset]).")
         self.arrays = tuple(_checked(a) for a in arrays)
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
