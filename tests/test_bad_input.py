@@ -94,6 +94,11 @@ MODELS = {
     "too few widths": (lambda: WassersteinFusion([64]).fit(family()), WidthError, "1 entries, but the network has 2 groups"),
     "weights of other models": (lambda: WassersteinFusion(weights=[1]).fit(family()), FusionError, "one entry per model: 2"),
     "a device that is not there": (lambda: WassersteinFusion(device="xla").fit(family()), FusionError, "'xla' can't be used"),
+    "a device that torch was built without": (
+        lambda: WassersteinFusion(device="xla" if torch.backends.cuda.is_built() else "cuda").fit(family()),
+        FusionError,
+        "can't be used",
+    ),
     "no device at all": (lambda: WassersteinFusion(device="gpu").fit(family()), FusionError, "device='gpu' can't be used"),
     "two devices": (
         lambda: WassersteinFusion().fit([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]),
@@ -119,6 +124,11 @@ ROWS = {
         "real numbers. Got one of torch.complex64",
     ),
     "sparse tensors": (lambda: rows(torch.zeros(4, 5).to_sparse()), FusionError, "dense tensor"),
+    "quantised tensors": (
+        lambda: rows(torch.quantize_per_tensor(torch.zeros(4, 5), 1.0, 0, torch.qint8)),
+        FusionError,
+        "real numbers. Got one of torch.qint8",
+    ),
     "one model with rows": (lambda: FusionInput(family()[0], X), InvalidModelError, "put the models into a list"),
     "rows of several lengths": (
         lambda: rows(np.array([np.zeros(2), np.zeros(3)], dtype=object)),
@@ -143,9 +153,29 @@ ROWS = {
         TypeError,
         r"FusionInput.from_batches\(models, batches\)",
     ),
+    "a number instead of rows": (lambda: rows(3.0), FusionError, "must hold rows. Got a single number"),
     "a dataset instead of rows": (lambda: rows(TensorDataset(torch.as_tensor(X))), TypeError, r"torch.stack\(\[x for x, _ in"),
+    "rows instead of a stream": (lambda: FusionInput.from_batches(family(), X), TypeError, r"FusionInput\(models, X\) holds"),
+    "no rows of a stream wanted": (lambda: FusionInput.from_batches(family(), [X], 0), FusionError, "at least 1. Got 0"),
+    "a stream that was read before": (lambda: FusionInput.from_batches(family(), iter([])), FusionError, "read only once"),
+    "a stream of several shapes": (
+        lambda: FusionInput.from_batches(family(), [(X, X), (X, X[:, :4])]),
+        FusionError,
+        "rows of several shapes; pad them",
+    ),
+    "several outputs to score": (
+        lambda: WassersteinFusion().fit(FusionInput([nn.GRU(5, 4), nn.GRU(5, 4)], X[:, None])).score(X[:, None], Y),
+        FusionError,
+        "one tensor. Got tuple",
+    ),
+    "tokens beyond an embedding": (
+        lambda: FusionClassifier().fit(FusionInput(tokens(), np.zeros((4, 3), dtype=int))).predict(np.full((4, 3), 9)),
+        FusionError,
+        r"does not run on rows of \(4, 3\) int64: index out of range",
+    ),
     "labels without rows": (lambda: FusionClassifier().fit(family(), Y), FusionError, r"fit\(FusionInput\(models, X\), y\)"),
     "too few labels": (lambda: FusionClassifier().fit(rows(), Y[:-1]), FusionError, "X has 12 rows but y has 11"),
+    "too many labels": (lambda: WassersteinFusion().fit(rows(), [*Y, 0]), FusionError, "X has 12 rows but y has 13"),
     "several inputs of other lengths": (lambda: rows((X, X[:4])), ValueError, "inconsistent numbers of samples"),
 }
 LABELS = {

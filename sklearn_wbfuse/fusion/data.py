@@ -24,6 +24,7 @@ __all__ = ["FusionInput", "as_array", "class_scores", "noise_like", "outputs", "
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process: the caches of the last few FusionInputs that it was sent."""
+_OF_EVERY_MODULE = set(vars(nn.Module()))
 _N_CACHES = 4
 _N_RESULTS = 16
 """How many results one cache holds."""
@@ -72,6 +73,8 @@ class FusionInput:
         if any(isinstance(a, Dataset) for a in arrays):
             raise TypeError("X must hold rows. Got a Dataset; give its inputs: torch.stack([x for x, _ in dataset]).")
         self.arrays = tuple(_checked(a) for a in arrays)
+        if not all(len(a.shape) for a in self.arrays):
+            raise FusionError("X must hold rows. Got a single number.")
         check_consistent_length(*self.arrays)
         self.cache: dict[Any, Any] = {}
         self._token, self._names = uuid.uuid4().hex, dict[int, int]()
@@ -234,8 +237,8 @@ def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
         least, largest = (values.min(), values.max()) if values.size else (0, 0)
         if floats:
             return torch.as_tensor(rng.uniform(least, largest, shape)).to(tensor.dtype)
-        drawn = rng.integers(int(least), min(int(largest), 2**62), shape, endpoint=True)
-        falling = drawn.ndim == 1 and (np.diff(values.astype(np.int64)) <= 0).all()
+        drawn = rng.integers(int(least), int(largest), shape, values.dtype if values.dtype.kind in "iu" else int, endpoint=True)
+        falling = drawn.ndim == 1 and (values[1:] <= values[:-1]).all()
         return torch.as_tensor(np.sort(drawn)[::-1].copy() if falling else drawn).to(tensor.dtype)
 
     return tuple(map(noise, arrays))
@@ -300,7 +303,7 @@ def _structure(model: nn.Module) -> list[Any]:
     plain = (type(None), str, int, float, tuple, torch.dtype)
     parts: list[Any] = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if isinstance(t, Tensor)]
     for path, module in model.named_modules():
-        attributes = {k: v for k, v in vars(module).items() if k != "training" and not k.startswith("_")}
+        attributes = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
         told = [(k, repr(v) if isinstance(v, plain) else getattr(v, "__qualname__", "")) for k, v in attributes.items()]
         parts.append((path, type(module).__qualname__, told))
     return parts

@@ -156,7 +156,7 @@ class GridSearchDisplay:
             if all(param in own for param in shown):
                 at[i] = place = tuple(order[key(own[param])] for order, param in zip(places, shown, strict=True))
                 tried[place] = True
-                behind = rounds[i] < reached[place] or (rounds[i] == reached[place] and scores[place] >= mean[i])
+                behind = rounds[i] == reached[place] and scores[place] >= mean[i]  # later rounds come later
                 if not (np.isnan(mean[i]) or behind):
                     scores[place], reached[place] = mean[i], rounds[i]
                     errors[place] = deviation[i] / np.sqrt(max(folds - 1, 1)) if search.n_splits_ > 1 else np.nan

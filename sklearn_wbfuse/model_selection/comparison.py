@@ -176,7 +176,7 @@ def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
     """Rows and their labels, as many of the one as of the other."""
     rows = rows_of(X)
     labels = as_array(y)
-    if not rows.shape or not len(rows):
+    if not len(rows):
         raise FusionError("There are no rows to score on; X needs at least one.")
     if not labels.shape or len(labels) != len(rows):
         got = f"y has {len(labels)}" if labels.shape else f"y is {y!r}"
@@ -189,7 +189,7 @@ def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
 def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
     """Rows for the fits, which must not be those that are scored."""
     rows = rows_of(X_fit)
-    if not rows.shape or not len(rows):
+    if not len(rows):
         raise FusionError("X_fit has no rows; leave it out to fuse without data.")
     if any(_share_memory(own, array) for own in rows.arrays for array in scored.arrays):
         raise FusionError("X_fit is X or shares memory with it; give the fits other rows than those they are scored on, or none.")

@@ -123,10 +123,9 @@ class FuserConformance:
             assert_same(values(by_model), values(by_index))
         (other,) = fusion.inverse_transform([fusion.fused_model_], parent=-1)
         torch.testing.assert_close(other(models[0].example), fusion.fused_model_(models[0].example), rtol=1e-8, atol=1e-8)
-        with pytest.raises(FusionError, match=r"its position, 0 to 1\. Got 2"):
-            fusion.inverse_transform(moved, parent=2)
-        with pytest.raises(FusionError, match="Got 'first'"):
-            fusion.inverse_transform(moved, parent="first")
+        for parent in (2, -3, "first"):
+            with pytest.raises(FusionError, match=rf"its position, 0 to 1\. Got {parent!r}"):
+                fusion.inverse_transform(moved, parent=parent)
         for one, other in zip(
             fusion.inverse_transform(FusionInput(moved, models[0].example)), fusion.inverse_transform(moved), strict=True
         ):
@@ -284,8 +283,9 @@ class FuserConformance:
 
     def test_score_of_models(self):
         models = family("mlp", 2)
-        with pytest.raises(TypeError, match="FusionInput"):
-            self.make().fit(models).score(models, [0, 1])
+        for rows in (models, tuple(models), models[0]):
+            with pytest.raises(TypeError, match="not models: give FusionInput"):
+                self.make().fit(models).score(rows, [0, 1])
 
     def test_rows_of_another_length_than_labels(self):
         models = family("mlp", 2)

@@ -39,10 +39,19 @@ def test_noise_takes_every_whole_number():
     assert noise_like([np.zeros((0, 2), "f4")])[0].shape == (2, 2)
 
 
-def test_noise_of_lengths_falls():
-    lengths, others = noise_like([np.array([9, 3, 3, 1])] * 8), noise_like([np.arange(9)] * 8)
+@pytest.mark.parametrize("dtype", ["i8", "u1"])
+def test_noise_of_lengths_falls(dtype):
+    lengths, others = noise_like([np.array([9, 3, 3, 1], dtype)] * 8), noise_like([np.arange(9, dtype=dtype)] * 8)
     assert all(n[0] >= n[1] >= 1 for n in lengths)
     assert any(n[0] < n[1] for n in others)
+    assert any(n[0, 0] > n[0, 1] for n in noise_like([np.array([[9, 1], [9, 1]], dtype)] * 8))
+
+
+def test_noise_of_numbers_that_int64_does_not_hold():
+    (noise,) = noise_like([np.array([[0], [2**64 - 1]], "u8")])
+    assert noise.dtype == torch.uint64 and noise.shape == (2, 1)
+    (large,) = noise_like([np.array([2**63 - 2, 2**63 - 1])])
+    assert large.dtype == torch.int64 and large.min() >= 2**63 - 2
 
 
 class Masked(nn.Module):
@@ -55,6 +64,13 @@ class Masked(nn.Module):
     def forward(self, x, mask):
         share = torch.softmax(x.masked_fill(~mask, -torch.inf), -1)
         return self.head(torch.relu(self.hidden(share.flatten(1))))
+
+
+class Several(Masked):
+    """Has an output that no mask makes NaN."""
+
+    def forward(self, x, mask):
+        return {"mean": x.mean(-1), "logits": super().forward(x, mask)}
 
 
 def stored(folder):
@@ -83,11 +99,29 @@ def test_inputs_that_are_given_are_saved(tmp_path):
     assert torch.isin(x.double().flatten(), stored(tmp_path / "given")).all()
 
 
-def test_a_network_that_does_not_take_noise_keeps_two_rows_and_says_so(tmp_path):
+@pytest.mark.parametrize("network", [Masked, Several])
+def test_a_network_that_does_not_take_noise_keeps_two_rows_and_says_so(network, tmp_path):
     X, mask = torch.randn(20, 8, 2), torch.arange(2).eq(torch.arange(8)[:, None] % 2).expand(20, 8, 2)
-    fusion = WassersteinFusion().fit(FusionInput([Masked(4), Masked(5)], (X, mask)))
+    fusion = WassersteinFusion().fit(FusionInput([network(4), network(5)], (X, mask)))
     with pytest.warns(FusionWarning, match="two rows of your data.*give example_inputs"):
         fusion.save(tmp_path / "masked")
     assert torch.isin(X[:2].double().flatten(), stored(tmp_path / "masked")).all()
-    loaded = load(tmp_path / "masked", model=Masked(1))
-    assert torch.equal(loaded.fused_model_(X, mask), fusion.fused_model_(X, mask))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = WassersteinFusion(example_inputs=(X[:2], mask[:2])).fit(FusionInput([network(4), network(5)], (X, mask)))
+        given.save(tmp_path / "given")
+    loaded = load(tmp_path / "masked", model=network(1))
+    torch.testing.assert_close(loaded.fused_model_(X, mask), fusion.fused_model_(X, mask), rtol=0, atol=0)
+
+
+def test_a_network_that_raises_on_noise_keeps_two_rows(tmp_path):
+    X = torch.randn(20, 5)
+    fusion = VanillaAveraging().fit(FusionInput([nn.Linear(5, 3)] * 2, X))
+
+    def known(_, inputs):
+        if not torch.isin(inputs[0], X).all():
+            raise LookupError("unknown rows")
+
+    fusion.fused_model_.register_forward_pre_hook(known)
+    with pytest.warns(FusionWarning, match="two rows of your data"):
+        fusion.save(tmp_path / "hooked")

@@ -101,10 +101,32 @@ def test_fusion_input_behaves_as_an_array_over_rows():
     np.testing.assert_array_equal(part.arrays[0], [[0, 1], [4, 5]])
     assert part.arrays[1].tolist() == [0, 2] and part.models is rows.models
     assert len(rows[([0, 1], Ellipsis)]) == 2 and len(rows[1:3]) == 2
-    with pytest.raises(TypeError, match="single row"):
-        rows[0]
+    for single in (0, np.int64(0)):
+        with pytest.raises(TypeError, match="single row"):
+            rows[single]
     with pytest.raises(ValueError, match="inconsistent"):
         FusionInput(family(), (np.zeros(3), np.zeros(4)))
+
+
+@pytest.mark.parametrize("make", [torch.as_tensor, np.asarray])
+def test_rows_of_a_stream_that_reuses_its_memory_are_copied(make):
+    memory = np.zeros((5, 2))
+
+    def stream():
+        for k in range(8):
+            memory[:] = k
+            yield make(memory)
+
+    (kept,) = FusionInput.from_batches([], stream(), 40).arrays
+    assert type(kept) is type(make(memory)) and kept[:, 0].tolist() == [k for k in range(8) for _ in range(5)]
+
+
+def test_every_row_of_a_stream_is_kept_equally_often():
+    def kept(seed):
+        return FusionInput.from_batches([], [np.arange(4), np.arange(4, 10)], 3, random_state=seed).arrays[0]
+
+    counts = sum(np.bincount(kept(seed), minlength=10) for seed in range(1000))
+    assert counts.sum() == 3000 and abs(counts - 300).max() < 75
 
 
 def test_progress_goes_through_logging_and_nothing_is_printed(caplog, capsys):
@@ -120,11 +142,16 @@ def test_set_output_leaves_the_list_of_models_alone():
     assert isinstance(fusion.fit(family()).transform(family()), list)
 
 
-def test_transform_before_fit_and_of_another_architecture():
+def test_calls_before_fit_and_transform_of_another_architecture():
     from sklearn.exceptions import NotFittedError
 
-    with pytest.raises(NotFittedError):
-        WassersteinFusion().transform(family())
+    for call in (
+        lambda fusion: fusion.transform(family()),
+        lambda fusion: fusion.inverse_transform(family()),
+        lambda fusion: fusion.score(np.zeros((4, 5)), [0, 1, 2, 0]),
+    ):
+        with pytest.raises(NotFittedError):
+            call(WassersteinFusion())
     with pytest.raises(FusionError, match="different parameters"):
         WassersteinFusion().fit(family()).transform([randomised(MLP([5, 8, 3]), np.random.default_rng(0))])
 
@@ -188,10 +215,13 @@ class TestPyTorchPolicy:
     def test_wrappers_are_taken_off(self):
         a, b = family()
         plain = WassersteinFusion().fit([a, b]).fused_model_
-        wrapped = WassersteinFusion().fit([nn.DataParallel(a), torch.compile(b)]).fused_model_
+        fusion = WassersteinFusion().fit([nn.DataParallel(a), torch.compile(b)])
+        wrapped = fusion.fused_model_
         assert type(wrapped) is MLP and list(wrapped.state_dict()) == list(plain.state_dict())
         for x, y in zip(wrapped.state_dict().values(), plain.state_dict().values(), strict=True):
             torch.testing.assert_close(x, y)
+        (back,) = fusion.inverse_transform([nn.DataParallel(m) for m in fusion.transform([b])], parent=nn.DataParallel(b))
+        torch.testing.assert_close(back.linears[0].weight, b.linears[0].weight)
 
     def test_hooks_requires_grad_and_attributes_survive(self):
         a, b = family()
@@ -381,6 +411,13 @@ def test_a_parameter_that_is_never_used():
     models = [Spare(), Spare()]
     fused = WassersteinFusion().fit(models).fused_model_
     torch.testing.assert_close(fused.a.weight, (models[0].a.weight + models[1].a.weight) / 2)
+
+
+def test_a_layer_that_is_the_same_in_all_parents_stays_as_it_is():
+    models = family()
+    models[1].linears[0].load_state_dict(models[0].linears[0].state_dict())
+    fused = WassersteinFusion().fit(models).fused_model_
+    torch.testing.assert_close(fused.linears[0].weight, models[0].linears[0].weight)
 
 
 def test_plain_averaging_of_different_widths():

@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RepeatedKFold, ShuffleSplit
 
+from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError
 from sklearn_wbfuse.inspection import GridSearchDisplay
 from sklearn_wbfuse.inspection.candidates import labels
@@ -144,6 +145,9 @@ def test_others_of_one_name_are_numbered():
         ),
         ([Scored(a=1.5, b=200, c="a"), Scored(a=1.5, b=200, c="bc"), Plain()], ["Scored(c=a)", "Scored(c=bc)", "Plain()"]),
         ([Scored(a=1.5, b=200, c="some"), Scored(a=1.5, b=100, c="some")], ["b=200", "b=100"]),
+        ([1e7, -2.0], ["1e+07", "-2"]),
+        ([Scored(c=20 * "x"), Scored(c=21 * "x"), Plain(30 * "y")], [f"Scored(c={n * 'x'})" for n in (20, 21)] + ["Plain"]),
+        ([40 * "x", 40 * "x", 41 * "x"], [23 * "x" + "…", 23 * "x" + "…", 23 * "x" + "… #2"]),
         ([40 * "x", 41 * "x", 40 * "x"], [23 * "x" + "…", 23 * "x" + "… #2", 23 * "x" + "…"]),
     ],
 )
@@ -219,6 +223,13 @@ def test_names_without_prefixes():
     fitted = search([{"inner": [Scored()], "inner__a": [0, 1], "inner__b": [0, 2, 4], "b": [1]}])
     assert GridSearchDisplay.from_estimator(fitted, ["a", "inner__b"]).params == ["inner__a", "inner__b"]
     assert GridSearchDisplay.from_estimator(fitted, "b").params == ["b"]
+    several = search(
+        [{"inner": [Scored(inner=Plain())], "inner__a": [0, 1], "inner__inner__b": [0, 1], "c": ["x"], "inner__b": [0]}]
+    )
+    with pytest.raises(FusionError, match="'b'"):
+        GridSearchDisplay.from_estimator(several, "b")
+    others = search([{"a": [0, 1]}, {"inner": [Scored()], "inner__b": [1, 2]}])
+    assert list(GridSearchDisplay.from_estimator(others, "a").without) == ["b=1", "b=2"]
 
 
 def test_several_scores():
@@ -257,14 +268,28 @@ def test_given_axes_and_large_maps():
     assert [t.get_text() for t in axes.get_xticklabels()] == list(map(str, values[::2]))
 
 
-@pytest.mark.parametrize("columns", [2, 12, 20])
+@pytest.mark.parametrize("columns", [2, 12, 40])
 def test_numbers_do_not_touch(columns):
     display = GridSearchDisplay(["a", "b"], [[1, 2], list(range(columns))], np.random.default_rng(0).random((2, columns))).plot()
     display.figure_.canvas.draw()
     boxes = sorted((text.get_window_extent() for text in display.ax_.texts), key=lambda box: (box.y0, box.x0))
     assert all(a.x1 < b.x0 or b.y0 > a.y1 for a, b in pairwise(boxes))
+    assert len(boxes) == (2 * columns if columns < 40 else 0)
     ticks = [text.get_window_extent() for text in display.ax_.get_xticklabels()]
     assert all(a.x1 < b.x0 for a, b in pairwise(ticks))
+
+
+def test_long_labels_have_lines():
+    values = [[WassersteinFusion(reg=0.25, random_state=seed, schedule="layerwise"), VanillaAveraging()] for seed in (0, 1)]
+    display = GridSearchDisplay(["fusion"], [[*values[0], *values[1][:1]]], [1, 2, 3]).plot()
+    assert [t.get_text() for t in display.ax_.get_xticklabels()] == [
+        "WassersteinFusion(random_state=0)",
+        "VanillaAveraging()",
+        "WassersteinFusion(random_state=1)",
+    ]
+    both = [WassersteinFusion(random_state=0), WassersteinFusion(schedule="layerwise")]
+    labelled = GridSearchDisplay(["fusion"], [both], [1, 2]).plot().ax_.get_xticklabels()
+    assert [t.get_text() for t in labelled] == ["random_state=0,\nschedule=joint", "random_state=None,\nschedule=layerwise"]
 
 
 def test_many_numbers_have_the_ticks_of_the_axis():

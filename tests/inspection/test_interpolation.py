@@ -118,8 +118,9 @@ def test_errors_say_what_is_wrong(rows):
         InterpolationDisplay.from_models(model, model, X, y[:-1])
     with pytest.raises(FusionError, match="Axes of its own"):
         InterpolationDisplay([0, 1], before=[1, 1], loss_before=[1, 1]).plot([None], metric=("loss", "error"))
-    with pytest.raises(FusionError, match="two networks"):
-        InterpolationDisplay.from_models(model, model, X, y, aligned=[model])
+    for aligned, got in (([model], "1"), (WassersteinFusion(), "WassersteinFusion")):
+        with pytest.raises(FusionError, match=rf"two networks: aligned=fusion\.transform.* Got {got}"):
+            InterpolationDisplay.from_models(model, model, X, y, aligned=aligned)
     with pytest.raises(FusionError, match="two networks"):
         InterpolationDisplay.from_estimator(WassersteinFusion().fit([model]), [model], X, y)
 

@@ -1,6 +1,7 @@
 """`compare`: the rows of its table, what the fits get to see, errors, and how the table is printed."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,15 +142,18 @@ def scaled(models):
     return models
 
 
-def test_the_ensemble_of_classes_is_the_mean_of_softmax_outputs():
-    models = scaled(family(seeds=(0, 1, 2)))
-    X, y, _ = data(family(seeds=(0, 1, 2)))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_ensemble_of_classes_is_the_mean_of_softmax_outputs(classes):
+    parents = family((5, 8, 6, classes), seeds=(0, 1, 2))
+    X, y, _ = data(parents)
+    models = scaled(parents)
     logits = np.stack([m(torch.as_tensor(X)).detach().numpy() for m in models])
     expected, other = (accuracy_score(y, mean.argmax(1)) for mean in (softmax(logits, 2).mean(0), logits.mean(0)))
     assert silent(models, X, y, [])["ensemble"]["score"] == expected != other
 
 
-def test_the_ensemble_of_single_logits_is_the_mean_of_logits():
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_ensemble_of_single_logits_is_the_mean_of_logits(flat):
     models = scaled(family((5, 8, 6, 1)))
     X = data(family())[0]
     with torch.no_grad():
@@ -158,7 +162,7 @@ def test_the_ensemble_of_single_logits_is_the_mean_of_logits():
         logits = np.stack([m(torch.as_tensor(X)).numpy()[:, 0] for m in models])
     y = (logits.mean(0) > 0).astype(int)
     assert 20 < y.sum() < 60
-    rows = silent(models, X, y, [])
+    rows = silent([nn.Sequential(model, nn.Flatten(0)) for model in models] if flat else models, X, y, [])
     assert rows["ensemble"]["score"] == 1 > rows["parent 0"]["score"]
 
 
@@ -248,18 +252,23 @@ def test_an_estimator_without_a_fused_model_is_refused():
         compare(models, X, y, [Empty()], verbose=False)
 
 
-def test_outputs_that_are_no_numbers_have_no_score():
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_outputs_that_are_no_numbers_have_no_score_unless_they_rule_out_a_class(value):
     class Broken(Other):
         def fit(self, models):
             self.fused_model_ = copy.deepcopy(models[0])
-            self.fused_model_.linears[0].bias.data[:] = np.nan
+            self.fused_model_.linears[-1].bias.data[0] = value
 
     models = family()
     X, classes, targets = data(models)
     for y in (classes, targets):
         row = silent(models, X, y, [Broken()])["Broken()"]
-        assert row["score"] is None and row["seconds"] is not None
-        assert row["note"] == "FusionError: The outputs of the fused network hold NaN or infinite values."
+        assert row["seconds"] is not None
+        if y is classes and value == -np.inf:
+            assert row["score"] == accuracy_score(y, 1 + models[0](torch.as_tensor(X))[:, 1:].argmax(1))
+        else:
+            assert row["score"] is None
+            assert row["note"] == "FusionError: The outputs of the fused network hold NaN or infinite values."
 
 
 class TestWhatTheFitsSee:
@@ -354,14 +363,15 @@ class TestWhatTheFitsSee:
         compare(models, X, y, [Aligned(example_inputs=own)], verbose=False)
         assert torch.equal(recorder.fitted[-1][0].example_inputs[0], own[0])
 
-    def test_nothing_given_is_changed(self):
+    @pytest.mark.parametrize("with_data", [False, True])
+    def test_nothing_given_is_changed(self, with_data):
         models = family()
         models[0].train()
         before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
         X, y, _ = data(models)
         fusion = WassersteinFusion(random_state=0)
         parameters, kept, state = fusion.get_params(), X.copy(), torch.random.get_rng_state()
-        compare(models, X, y, [fusion], verbose=False)
+        compare(models, X[:60], y[:60], [fusion], X_fit=X[60:] if with_data else None, verbose=False)
         assert fusion.get_params() == parameters and not hasattr(fusion, "fused_model_")
         assert models[0].training and not models[1].training
         assert all(torch.equal(old[k], v) for m, old in zip(models, before, strict=True) for k, v in m.state_dict().items())
@@ -387,6 +397,35 @@ class TestCorrectionsWithoutAlignment:
         fusions = [Aligned(reg=reg, correction=correction) for correction in ("repair", "regression") for reg in (0.0, 0.1)]
         names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
         assert [n for n in names if n.startswith("Recorder")] == [f"Recorder(correction={c!r})" for c in ("repair", "regression")]
+
+    def test_equal_parameters_are_found_equal(self):
+        models = family()
+        X, y, _ = data(models)
+        fusions = [
+            WassersteinFusion(reg=reg, correction=tuple("repair regression".split()), random_state=int("1000"))
+            for reg in (0.0, 0.1)
+        ]
+        names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+        assert len([name for name in names if name.startswith("VanillaAveraging")]) == 1
+
+    def test_one_for_each_of_different_inputs(self):
+        models = family()
+        X, y, _ = data(models)
+        inputs = [(torch.full((2, 5), float(k), dtype=torch.float64),) for k in (0, 1)]
+        fusions = [WassersteinFusion(correction="repair", example_inputs=own) for own in inputs]
+        names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+        assert len([name for name in names if name.startswith("VanillaAveraging")]) == 2
+
+    def test_also_for_another_fusion_of_the_same_parameters(self, recorder):
+        class Alike(Other):
+            def __init__(self, *, correction=None, probe="auto", weights=None, example_inputs=None, device=None, verbose=0):
+                super().__init__(example_inputs=example_inputs)
+                self.correction, self.probe, self.weights, self.device, self.verbose = correction, probe, weights, device, verbose
+
+        models = family()
+        X, y, _ = data(models)
+        names = [row["name"] for row in compare(models, X, y, [Alike(correction="repair")], verbose=False)]
+        assert names[-2:] == ["Alike(correction='repair')", "Recorder(correction='repair')"]
 
     def test_none_for_a_plain_average_that_is_there_already(self, recorder):
         models = family()
@@ -620,6 +659,8 @@ def test_several_inputs_are_a_tuple():
     assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
     rows = silent(models, tuple(a[:20] for a in X), y[:20], X_fit=tuple(a[20:] for a in X))
     assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
+    with pytest.raises(FusionError, match="X_fit is X"):
+        compare(models, X, y, X_fit=(X[0].flip(0), X[1]), verbose=False)
 
 
 def test_tokens_stay_whole_numbers():
@@ -641,6 +682,9 @@ def test_tokens_stay_whole_numbers():
         ({"fusions": nn.Sequential(nn.Linear(2, 2))}, TypeError, "a network, Sequential; networks go first"),
         ({"fusions": [nn.Linear(2, 2)]}, TypeError, "a network, Linear; networks go first"),
         ({"fusions": "wasserstein"}, TypeError, "Got str"),
+        ({"fusions": ""}, TypeError, "Got str"),
+        ({"fusions": SimpleNamespace(fit=None)}, TypeError, "Got SimpleNamespace"),
+        ({"fusions": BaseEstimator()}, TypeError, "Got BaseEstimator"),
         ({"fusions": {"name": WassersteinFusion()}}, TypeError, "Got str"),
         ({"fusions": 3}, TypeError, "Got int"),
         ({"y": np.zeros(7, dtype=int)}, FusionError, "X has 80 rows but y has 7"),

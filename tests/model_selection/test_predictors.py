@@ -17,6 +17,7 @@ from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
 from sklearn_wbfuse.exceptions import FusionError
+from sklearn_wbfuse.fusion.data import outputs, score_outputs
 
 N = 40
 
@@ -207,6 +208,33 @@ def test_rows_are_cast_and_sent_to_the_network(dtype, given_as, device):
     assert classifier.predict_proba(rows).dtype == (np.float64 if dtype == torch.float64 else np.float32)
     expected = models[0].double()(torch.as_tensor(X, device=device)).softmax(1).detach().cpu().numpy()
     np.testing.assert_allclose(classifier.predict_proba(rows), expected, atol=0.2 if dtype == torch.bfloat16 else 1e-4)
+
+
+class Counting(nn.Linear):
+    """Its first parameter is an integer."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        weight = self._parameters.pop("weight")
+        self.steps = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.weight = weight
+
+
+@pytest.mark.parametrize(("network", "dtype"), [(nn.Flatten(), np.float32), (Counting().double(), np.float64)])
+def test_rows_take_the_dtype_of_the_first_floating_parameter_if_any(network, dtype):
+    assert outputs(network, FusionInput([], np.ones((3, 4)))).dtype == dtype
+
+
+def test_a_score_needs_as_many_targets_as_rows():
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[4, 2\]"):
+        score_outputs(np.zeros((4, 1)), np.array([[0.1, 0.2], [0.3, 0.4]]))
+
+
+def test_the_mode_of_every_module_is_put_back():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    network[1].eval()
+    outputs(network, FusionInput([], np.ones((3, 4))))
+    assert [module.training for module in network.modules()] == [True, True, False]
 
 
 def test_models_alone_and_without_labels():

@@ -1,7 +1,9 @@
 """scikit-learn's searches and what else it wraps around estimators, over fusions, predictors, and which fusion."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -198,9 +200,33 @@ def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
     assert len(calls) == 7  # weights that have changed are matched again
 
 
+SHARING = [{"reg": 0.1}, {"correction": "repair"}, {"probe": "noise"}, {"example_inputs": (torch.zeros(2, 5).double(),)}]
+
+
+@pytest.mark.parametrize("random_state", [None, 0])
+@pytest.mark.parametrize("changed", [*SHARING, {"n_jobs": 1}, {"verbose": 1}])
+def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, monkeypatch, changed, random_state):
+    calls, joint = [], wasserstein.joint
+    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
+    shared = FusionInput(task[0].models, task[0].arrays[0])
+    for options in ({}, changed):
+        WassersteinFusion(**{"random_state": random_state, **options}).fit(shared)
+    assert len(calls) == 1
+
+
+def test_balanced_scales_are_found_once_for_all_fits(task, monkeypatch):
+    calls, balance = [], wasserstein.balance
+    monkeypatch.setattr(wasserstein, "balance", lambda *arguments: calls.append(1) or balance(*arguments))
+    shared = FusionInput(task[0].models, task[0].arrays[0])
+    for options in ({}, {"alpha_h": 2.0}, {"schedule": "layerwise"}, {"weights": [1, 3]}, {"cost": 0.5}, {"init": "random"}):
+        WassersteinFusion(**options).fit(shared)
+    assert len(calls) == len(shared.models)
+
+
 @pytest.mark.parametrize("rows", [slice(0, 40), slice(40, None)])
-def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows):
+def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows, monkeypatch):
     """Whatever was fitted before, on the same rows or on others."""
+    monkeypatch.setattr(data, "_N_RESULTS", 1000)  # nothing is forgotten
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
     given = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
     given.note = lambda: "can't be pickled"
@@ -257,6 +283,22 @@ def test_networks_whose_structure_has_changed_are_discovered_again(task, edit, c
         EDITS[edit](model)
     ours, fresh = WassersteinFusion().fit(shared), WassersteinFusion().fit(shared.models)
     assert str(ours.graph_) == str(fresh.graph_) and ours.energy_ == pytest.approx(fresh.energy_)
+
+
+def test_private_attributes_are_structure():
+    class Private(nn.Sequential):
+        _act = staticmethod(torch.relu)
+
+        def forward(self, x):
+            return self[1](self._act(self[0](x)))
+
+    torch.manual_seed(0)
+    shared = FusionInput([Private(nn.Linear(5, 9), nn.Linear(9, 3)) for _ in range(2)], torch.randn(4, 5))
+    before = WassersteinFusion().fit(shared)
+    for model in shared.models:
+        model._act = torch.tanh
+    after = WassersteinFusion().fit(shared)
+    assert after.energy_ == WassersteinFusion().fit(shared.models).energy_ != before.energy_
 
 
 def test_rows_of_another_width_are_seen(task):
@@ -325,6 +367,7 @@ def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     calls = []
     for part in (first, second, third):
         part.cached("key", lambda: calls.append(1))
+    pickle.loads(pickle.dumps(second)).cached("key", lambda: calls.append(1))
     assert calls == [1]
     second.models[1] = copy.deepcopy(second.models[1])  # another network is another key
     second.cached("key", lambda: calls.append(1))
@@ -351,9 +394,20 @@ def test_results_of_different_keys_rows_and_networks_are_kept_apart():
     found.append(shared.cached("key", object))
     model[1] = nn.Sigmoid()
     found.append(shared.cached("key", object))
+    for model.option in (None, 1, "1", (1, 2), (1, 3), torch.float16, torch.float32, torch.relu, torch.tanh):
+        found.append(shared.cached("key", object))
     model.eval()
     assert shared.cached("key", object) is found[-1]
     assert len(set(map(id, found))) == len(found)
+
+
+def test_the_networks_of_a_result_are_kept_so_that_no_other_takes_their_place_in_memory():
+    shared = FusionInput([nn.Linear(4, 2)], np.zeros((9, 4)))
+    shared.cached("key", object)
+    before = weakref.ref(shared.models[0])
+    shared.models[0] = nn.Linear(4, 2)
+    gc.collect()
+    assert before() is not None
 
 
 def test_what_was_used_last_is_kept(monkeypatch):
@@ -379,7 +433,7 @@ def test_rows_that_can_not_be_written_to_are_copied():
     assert not rows.any()
 
 
-@pytest.mark.parametrize("kind", ["numpy", "float32", "tensor", "integers", "bfloat16", "several"])
+@pytest.mark.parametrize("kind", ["numpy", "float32", "tensor", "integers", "mask", "bfloat16", "several"])
 def test_a_fusion_input_survives_pickling(kind):
     rows = torch.randn(9, 4)
     X = {
@@ -387,6 +441,7 @@ def test_a_fusion_input_survives_pickling(kind):
         "float32": rows.numpy(),
         "tensor": rows.clone().requires_grad_(),
         "integers": torch.arange(9),
+        "mask": np.arange(9) > 4,
         "bfloat16": rows.bfloat16(),
         "several": (rows, np.arange(9)),
     }[kind]
@@ -395,6 +450,11 @@ def test_a_fusion_input_survives_pickling(kind):
     assert len(after) == 9 and after.shape == before.shape
     for ours, theirs in zip(after.tensors(after.models[0]), before.tensors(before.models[0]), strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_rows_on_another_device_are_pickled_from_there():
+    rows = FusionInput([], torch.zeros(9, 4, device="meta"))
+    assert pickle.loads(pickle.dumps(rows)).arrays[0].device.type == "meta"
 
 
 @pytest.mark.dask
