@@ -26,6 +26,7 @@ from .table import counted, label_of, n_parameters, table_text
 __all__ = ["compare"]
 
 PREDICTORS = (FusionClassifier, FusionRegressor)
+BATCH_SIZE = 200  # of estimators that have none
 
 
 def compare(
@@ -233,8 +234,7 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
         row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
-        own = isinstance(estimator, PREDICTORS)  # and its batch_size
-        predicted = estimator._outputs(rows) if own else outputs(estimator.fused_model_, rows)
+        predicted = outputs(estimator.fused_model_, rows, getattr(estimator, "batch_size", BATCH_SIZE))
         row["score"] = score(predicted, "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"

@@ -777,3 +777,22 @@ def test_an_ensemble_of_probabilities_is_their_mean():
     assert (mean.argmax(1) != squashed.argmax(1)).any()
     rows = silent(models, np.repeat(X, 3, 0), np.repeat(mean.argmax(1), 3))
     assert rows["ensemble"]["score"] == 1.0
+
+
+def test_predictors_run_on_as_many_rows_as_they_say():
+    seen = []
+
+    class Counting(nn.Sequential):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    parents = [Counting(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
+    (*_, row) = compare(parents, torch.randn(50, 4), np.arange(50) % 3, FusionClassifier(batch_size=7), verbose=False)
+    assert row["score"] is not None and seen[-8:] == [*(7 * [7]), 1]
+
+
+def test_a_classifier_does_not_take_targets():
+    parents = [nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
+    with pytest.raises(FusionError, match="but the classes are"):
+        compare(parents, torch.randn(50, 4), np.linspace(0, 2, 50), FusionClassifier(), verbose=False)
