@@ -179,7 +179,7 @@ def match_all(problem: Problem, targets: Sequence[Tensor]) -> Solution:
         for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
     ]
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs
-    return problem.solution(Parallel(n_jobs=jobs, prefer="threads")(delayed(match)(p, targets) for p in alone))
+    return problem.solution(Parallel(n_jobs=jobs, require="sharedmem")(delayed(match)(p, targets) for p in alone))
 
 
 def match(problem: Problem, targets: Sequence[Tensor]) -> Plans:

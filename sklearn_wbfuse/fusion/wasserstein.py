@@ -266,7 +266,7 @@ class WassersteinFusion(BaseFusion):
 
         def solve_all() -> list[Solution]:
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
-            return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, prefer="threads")(jobs)
+            return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
 
         repeats = self._is_repeatable([n.graph.sizes for n in networks], target.sizes)
         solutions = remember(self._exact_options(), solve_all) if repeats else solve_all()

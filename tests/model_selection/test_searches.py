@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import sklearn
 import torch
-from joblib import parallel_config
+from joblib import parallel_config, register_parallel_backend
+from joblib.parallel import ParallelBackendBase
 from networks import MLP, disguised, randomised
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -455,6 +456,25 @@ def test_a_fusion_input_survives_pickling(kind):
 def test_rows_on_another_device_are_pickled_from_there():
     rows = FusionInput([], torch.zeros(9, 4, device="meta"))
     assert pickle.loads(pickle.dumps(rows)).arrays[0].device.type == "meta"
+
+
+class Elsewhere(ParallelBackendBase):
+    """A backend of other machines, whose workers wait for what a fit that holds one of them would send."""
+
+    supports_sharedmem = False
+
+    def effective_n_jobs(self, n_jobs):
+        return 2
+
+    def submit(self, func, callback=None):
+        raise AssertionError("a fit sends work away")
+
+
+@pytest.mark.parametrize("options", [{}, {"n_init": 3, "n_jobs": 2}, {"schedule": "layerwise", "n_jobs": 2}])
+def test_a_fit_stays_where_it_is(task, options):
+    register_parallel_backend("elsewhere", Elsewhere)
+    with parallel_config(backend="elsewhere"):
+        WassersteinFusion(random_state=0, **options).fit(task[0])
 
 
 @pytest.mark.dask
