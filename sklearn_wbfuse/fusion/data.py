@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..exceptions import FusionError, InvalidModelError, NonFiniteError
 
-__all__ = ["FusionInput", "as_array", "class_scores", "noise_like", "outputs", "rows_of", "score_outputs"]
+__all__ = ["FusionInput", "as_array", "class_scores", "holds_targets", "noise_like", "outputs", "rows_of", "score_outputs"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process: the caches of the last few FusionInputs that it was sent."""
@@ -224,7 +224,8 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
 def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
     """Two rows of noise for each array, in its shape and dtype and uniform between its least and its largest value.
 
-    Whole numbers that fall, lengths of sequences to be packed, fall in the noise too.
+    Whole numbers and truth values that fall or rise along the last axis do so in the noise, from the same one if all begin with
+    one: lengths of sequences to be packed, masks of padding.
     """
     rng = np.random.default_rng(0)
 
@@ -238,10 +239,21 @@ def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
         if floats:
             return torch.as_tensor(rng.uniform(least, largest, shape)).to(tensor.dtype)
         drawn = rng.integers(int(least), int(largest), shape, values.dtype if values.dtype.kind in "iu" else int, endpoint=True)
-        falling = drawn.ndim == 1 and (values[1:] <= values[:-1]).all()
-        return torch.as_tensor(np.sort(drawn)[::-1].copy() if falling else drawn).to(tensor.dtype)
+        return torch.as_tensor(_ordered_as(values, drawn)).to(tensor.dtype)
 
     return tuple(map(noise, arrays))
+
+
+def _ordered_as(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Noise that falls or rises along the last axis where the values do."""
+    here, there = values[..., :-1], values[..., 1:]
+    falls, rises = (here >= there).all(), (here <= there).all()
+    if not (falls or rises) or not values.size:
+        return drawn
+    drawn = np.sort(drawn, -1)[..., :: -1 if falls else 1].copy()
+    if drawn.ndim > 1 and (values[..., 0] == values.flat[0]).all():
+        drawn[..., 0] = values.flat[0]
+    return drawn
 
 
 def rows_of(X: Any) -> FusionInput:
@@ -315,6 +327,11 @@ def _mappable(array: Any) -> Any:
     return array.detach().numpy() if in_numpy else array
 
 
+def holds_targets(y: np.ndarray) -> bool:
+    """Whether labels are continuous targets."""
+    return type_of_target(y).startswith("continuous") or (y.ndim > 2 and y.dtype.kind == "f")
+
+
 def score_outputs(
     predicted: np.ndarray,
     y: Any,
@@ -345,7 +362,7 @@ def score_outputs(
     """
     y = as_array(y)
     check_consistent_length(predicted, y)
-    if type_of_target(y).startswith("continuous") if is_continuous is None else is_continuous:
+    if holds_targets(y) if is_continuous is None else is_continuous:
         if predicted.size != y.size:
             raise FusionError(
                 f"y holds continuous targets of shape {y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
@@ -360,6 +377,7 @@ def score_outputs(
     unknown = np.setdiff1d(y, np.arange(scores.shape[1]))
     if len(unknown):
         hint = f" {for_regressor}" if predicted.size == len(predicted) else ""
+        hint = " Labels of other kinds are for FusionClassifier(classes=[...])." if y.dtype.kind in "OSU" else hint
         raise FusionError(
             f"The network has outputs for classes 0 to {scores.shape[1] - 1}, but y holds {unknown[:5].tolist()}; "
             f"relabel y.{hint}"

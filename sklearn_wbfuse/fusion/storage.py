@@ -50,8 +50,8 @@ class StorageMixin(PersistenceMixin):
     def _stored_inputs(self) -> tuple[Any, Any]:
         """Noise in place of rows that the discovery saw, where the network takes it, and what the network computes of it."""
         if self._saw_rows:
-            noise = noise_like(self._inputs)
             with contextlib.suppress(Exception):  # a network may ask anything of its inputs
+                noise = noise_like(self._inputs)
                 found = example_outputs(self.fused_model_, noise)
                 if found is not None and not any(leaf.isnan().any() for leaf in found):
                     return noise, found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..exceptions import FusionError
 __all__ = [
     "chosen_params",
     "independent_folds",
+    "is_number",
     "key",
     "labels",
     "last_rounds",
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 Params = Mapping[str, Any]
+
+_MOST_ENTRIES = 24  # of a list that is part of a label, which is cut anyhow
 
 
 def scoring_of(search: Any, scoring: str | None) -> str:
@@ -85,7 +87,7 @@ def chosen_params(params: str | Sequence[str] | None, candidates: Sequence[Param
         return asked
     found: list[str] = []
     free = varying(candidates)
-    for name in sorted(free, key=lambda n: not all(_is_number(own[n]) for own in candidates if n in own)):
+    for name in sorted(free, key=lambda n: not all(is_number(own[n]) for own in candidates if n in own)):
         inside = [own for own in candidates if all(other in own for other in [*found, name])]
         if len(found) < 2 and all(other in varying(inside) for other in [*found, name]):
             found.append(name)
@@ -106,7 +108,7 @@ def varying(candidates: Sequence[Params]) -> list[str]:
 def sorted_values(values: Sequence[Any]) -> list[Any]:
     """Different values: numbers in their order, others as they come."""
     different = list({key(value): value for value in values}.values())
-    return sorted(different) if all(map(_is_number, different)) else different
+    return sorted(different) if all(map(is_number, different)) else different
 
 
 def without(lacking: Sequence[tuple[Params, float]], free: Sequence[str], most: int = 3) -> dict[str, float]:
@@ -164,21 +166,23 @@ def _differences(estimator: BaseEstimator, alike: Sequence[BaseEstimator]) -> st
 
 
 def _text(value: Any, digits: int = 3) -> str:
-    if _is_number(value):
+    if is_number(value):
         whole = float(value).is_integer() and abs(value) < 1e6
         return str(int(value)) if whole else f"{value:.{digits}g}"
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return f"[{', '.join(_text(entry, digits) for entry in value)}]"
+    if isinstance(value, np.ndarray):
+        return _text(value[:_MOST_ENTRIES].tolist() if value.ndim else value.item(), digits)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_text(entry, digits) for entry in value[:_MOST_ENTRIES])}]"
     return value if isinstance(value, str) else " ".join(repr(value).split())
 
 
 def _numbered(texts: Sequence[str], keys: Sequence[Any]) -> list[str]:
     """Texts, with numbers behind those that different values share."""
-    sharing: dict[str, list[Any]] = {}
+    sharing: dict[str, dict[Any, int]] = {}
     for text, own in zip(texts, keys, strict=True):
-        known = sharing.setdefault(text, [])
-        known += [] if own in known else [own]
-    places = [sharing[text].index(own) for text, own in zip(texts, keys, strict=True)]
+        known = sharing.setdefault(text, {})
+        known.setdefault(own, len(known))
+    places = [sharing[text][own] for text, own in zip(texts, keys, strict=True)]
     return [f"{text} #{place + 1}" if place else text for text, place in zip(texts, places, strict=True)]
 
 
@@ -188,5 +192,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(names) else list(names)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (Real, np.number)) and not isinstance(value, (bool, np.bool_))
+def is_number(value: Any) -> bool:
+    """Whether a value has a place on an axis of numbers."""
+    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return numeric and abs(value) <= np.finfo(float).max

@@ -103,19 +103,16 @@ class CouplingDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        fusion = fitted(fusion)[1]
-        count = len(fusion.couplings_)
-        model = fusion._position(model) if isinstance(model, nn.Module) else model
-        if not -count <= model < count:
-            raise FusionError(f"model={model} is out of range: the fusion has parents 0 to {count - 1}.")
-        couplings = fusion.couplings_[model]
+        fusion = fitted(fusion, "couplings_")[1]
+        position = fusion._position(model)
+        couplings = fusion.couplings_[position]
         names = list(couplings)
         if not names:
             raise GroupNameError("The network has no neuron groups, so nothing was coupled.")
         group = names[0] if group is None else group
         if group not in couplings:
             raise GroupNameError(f"group names the group {group!r}, but the network has {names}.{did_you_mean(group, names)}")
-        source = f"parent {model % count}"
+        source = f"parent {position}"
         return cls(couplings[group], group=group, source=source, target="fused network").plot(ax, colorbar=colorbar)
 
     def plot(self, ax: Any = None, *, colorbar: bool = True) -> CouplingDisplay:

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import RegressorMixin
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import did_you_mean
 from ..exceptions import FusionError, FusionWarning
-from ..fusion.data import as_array, class_scores, outputs, rows_of, score_outputs
+from ..fusion.data import as_array, class_scores, holds_targets, outputs, rows_of, score_outputs
 from ..graph import discover
 
 __all__ = ["Judge", "checked_metrics", "fitted", "probabilities_of"]
@@ -61,7 +60,7 @@ class Judge:
         self.data, labels = rows_of(X), as_array(y)
         if not labels.shape or len(labels) != len(self.data):
             raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
-        self.is_continuous = isinstance(estimator, RegressorMixin) or type_of_target(labels).startswith("continuous")
+        self.is_continuous = isinstance(estimator, RegressorMixin) or holds_targets(labels)
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
         graph = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
         ends_so = graph is not None and graph.ends_in_probabilities
@@ -118,8 +117,8 @@ class Judge:
             )
 
 
-def fitted(given: Any) -> tuple[Any, Any]:
-    """A fitted fusion or predictor, that of a search included, and the fusion in it.
+def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
+    """A fitted fusion or predictor, that of a search included, and the fusion in it, which must have an attribute.
 
     Raises
     ------
@@ -132,7 +131,7 @@ def fitted(given: Any) -> tuple[Any, Any]:
     own = getattr(given, "best_estimator_", given)
     check_is_fitted(own)
     fusion = getattr(own, "fusion_", own)
-    if not hasattr(fusion, "couplings_"):
+    if not hasattr(fusion, needed):
         hint = "refit the search: refit=True" if hasattr(given, "cv_results_") else "from_models takes networks"
         raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {type(given).__name__}; {hint}.")
     return own, fusion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -259,13 +258,10 @@ class InterpolationDisplay:
     def _draw(self, ax: Any, metric: str, curves: dict[str, np.ndarray | None], *, alone: bool) -> None:
         """One panel: barriers in its legend where it stands alone, else above it."""
         unit = " points" if metric == "error" else " nats" if "nats" in self.loss_name else ""
-        highest = max(float(np.nanmax(values)) for values in curves.values() if values is not None)
-        digits = 1 if metric == "error" else 2 - min(math.floor(math.log10(highest)), 0) if 0 < highest < math.inf else 2
         barriers = []
         for word, values in curves.items():
             if values is not None:
-                height = _barrier(self.t, values)
-                barrier = f"{height:.{digits}f}" if digits < 5 else f"{height:.2g}"
+                barrier = _amount(_barrier(self.t, values), values, metric)
                 label = f"{word} alignment" + (f" (barrier {barrier}{unit})" if alone else "")
                 self.lines_ += ax.plot(self.t, values, label=label, linewidth=1.8, **_STYLES[word])
                 barriers.append(f"{barrier} {word}")
@@ -284,6 +280,15 @@ class InterpolationDisplay:
 
 def _barrier(t: np.ndarray, values: np.ndarray | None) -> float | None:
     return None if values is None else float(np.max(values - (1 - t) * values[0] - t * values[-1]))
+
+
+def _amount(barrier: float | None, values: np.ndarray, metric: str) -> str:
+    """A barrier in words: what is small in itself, but not beside the values, keeps two digits."""
+    assert barrier is not None
+    if metric == "error":
+        return f"{barrier:.1f}"
+    small = 1e-3 * np.abs(values).max() < barrier < 0.1
+    return f"{barrier:.2g}" if small else f"{barrier:.2f}"
 
 
 def _curves(models: Sequence[nn.Module], judge: Judge, t: np.ndarray) -> dict[str, np.ndarray]:

@@ -194,7 +194,7 @@ class LossPlaneDisplay:
             raise FusionError(f"The plane goes through two networks and the aligned second one. Got {len(models)} networks.")
         first, second = validate_models(models)
         Combinations([first, second], REMEDY)
-        own, fusion = fitted(fusion)
+        own, fusion = fitted(fusion, "inverse_transform")
         judge = Judge(X, y, own).some(subsample, check_random_state(random_state))
         (aligned,) = fusion.inverse_transform(fusion.transform([second]), parent=first)
         return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
@@ -279,7 +279,7 @@ def _levels(values: np.ndarray, at_points: Sequence[float], n_levels: int = 11) 
     known = np.append(values, at_points)
     finite = known[np.isfinite(known)] if np.isfinite(known).any() else np.ones(1)
     top = max(np.quantile(finite, 0.9), 1.5 * finite.min()) or 1.0
-    low = max(finite.min(), 1e-3 * top, min(finite[finite > 0], default=0.0))
+    low = max(finite.min(), 1e-3 * top, min([top / 2, *finite[finite > 0]]))
     return np.unique([float(f"{level:.2g}") for level in np.geomspace(low, top, n_levels)])
 
 

@@ -14,6 +14,7 @@ from ..exceptions import FusionError
 from .candidates import (
     chosen_params,
     independent_folds,
+    is_number,
     key,
     labels,
     last_rounds,
@@ -304,7 +305,7 @@ def _best(search: Any, scoring: str, scores: np.ndarray, kept: Sequence[int]) ->
 
 def _scale(values: Sequence[Any]) -> tuple[str, dict[str, Any]] | None:
     """Scale of the axis of numbers, logarithmic where they span more than a decade; None for values that are no numbers."""
-    if not all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values):
+    if not all(map(is_number, values)):
         return None
     sizes = [abs(value) for value in values if value]
     if len(sizes) < 2 or max(sizes) <= 10 * min(sizes):

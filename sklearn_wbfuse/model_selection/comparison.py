@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import clone
-from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
-from ..fusion.data import FusionInput, as_array, class_scores, outputs, rows_of, score_outputs
+from ..fusion.data import FusionInput, as_array, class_scores, holds_targets, noise_like, outputs, rows_of, score_outputs
 from ..graph import validate_models
 from .predictors import FusionClassifier, FusionRegressor
 from .table import counted, label_of, n_parameters, table_text
@@ -26,7 +25,7 @@ from .table import counted, label_of, n_parameters, table_text
 __all__ = ["compare"]
 
 PREDICTORS = (FusionClassifier, FusionRegressor)
-BATCH_SIZE = 200  # of estimators that have none
+BATCH_SIZE = 200  # of what is no predictor
 
 
 def compare(
@@ -43,7 +42,7 @@ def compare(
         The parents. They are not changed.
     X : array-like or Tensor of shape (n_samples, ...), or tuple of them
         Rows that everything is scored on; a tuple for networks with several inputs. The fits see the first two rows at most,
-        as example inputs.
+        as examples for the discovery.
     y : array-like of shape (n_samples, ...)
         Labels (class k is output k), scored by accuracy, or continuous targets, scored by R2.
     fusions : estimator or list of estimators, optional
@@ -114,19 +113,16 @@ def compare(
     parents = validate_models(models)
     given = _estimators(fusions)
     rows, y = _labelled(X, y)
-    if X_fit is None:
-        inputs, shared = rows.tensors(parents[0], slice(0, 2)), FusionInput(parents, rows.arrays)[:2]
-    else:
-        inputs, shared = None, FusionInput(parents, _other_rows(X_fit, rows).arrays)
+    shared = FusionInput(parents, (rows[:2] if X_fit is None else _other_rows(X_fit, rows)).arrays)
     start = time.perf_counter()
-    found = VanillaAveraging(example_inputs=inputs)._architectures(parents, shared)  # kept in shared.cache
+    found = VanillaAveraging()._architectures(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
     discovered = dict(shared.cache)
     score = _Score(y, given, found[0].graph.ends_in_probabilities)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     for name, estimator, note in _with_controls(given):
-        ready, data = (clone(estimator), shared) if inputs is None else _without_data(estimator, inputs, shared)
+        ready, data = _without_data(estimator, shared) if X_fit is None else (clone(estimator), shared)
         shared.cache.clear()  # of what other fits left there
         shared.cache.update(discovered)
         row = _of_fusion(name, ready, data, rows, score)
@@ -234,7 +230,8 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
         row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
-        predicted = outputs(estimator.fused_model_, rows, getattr(estimator, "batch_size", BATCH_SIZE))
+        batch_size = estimator.batch_size if isinstance(estimator, PREDICTORS) else BATCH_SIZE
+        predicted = outputs(estimator.fused_model_, rows, batch_size)
         row["score"] = score(predicted, "the fused network")
     except (FusionError, NotImplementedError) as error:
         row["note"] = f"{type(error).__name__}: {error}"
@@ -253,10 +250,12 @@ class _Score:
                 f"y holds classes or targets, but fusions hold {label_of(classifiers[0])} and {label_of(regressors[0])}; "
                 "compare classifiers and regressors in two calls."
             )
+        if regressors and y.dtype.kind not in "biuf":
+            raise FusionError(f"A FusionRegressor needs numbers in y. Got {y.dtype}.")
         if classifiers:
             self.probabilities = _read(classifiers, probabilities)
             self.classifier = FusionClassifier(classes=classifiers[0].classes)
-        is_continuous = bool(regressors) or (not classifiers and type_of_target(y).startswith("continuous"))
+        is_continuous = bool(regressors) or (not classifiers and holds_targets(y))
         self.metric = "R2" if is_continuous else "accuracy"
 
     def __call__(self, predicted: np.ndarray, whose: str) -> float:
@@ -332,16 +331,17 @@ def _identity(estimator: Any) -> list[Any]:
     ]
 
 
-def _without_data(estimator: Any, inputs: tuple[Tensor, ...], shared: FusionInput) -> tuple[Any, Any]:
+def _without_data(estimator: Any, shared: FusionInput) -> tuple[Any, Any]:
     """A copy of an estimator, and what to fit it on, such that it sees nothing but the models and example inputs.
 
-    `shared` holds those two rows: an estimator that could take them for data gets the list of models instead.
+    `shared` holds two rows: an estimator that could take them for data gets the list of models and noise like them instead.
     """
     ready, options = clone(estimator), estimator.get_params(deep=True)
     probes = [name for name in options if name.removeprefix("fusion__") in ("probe", "probe__kind")]
     changed: dict[str, Any] = {name: "noise" for name in probes if options[name] == "auto"}
+    if isinstance(_inside(estimator), BaseFusion) and all(options[name] != "data" for name in probes):
+        return ready.set_params(**changed), shared
     for name in ("example_inputs", "fusion__example_inputs"):
         if name in options and options[name] is None:
-            changed[name] = inputs
-    takes_none = isinstance(_inside(estimator), BaseFusion) and all(options[name] != "data" for name in probes)
-    return ready.set_params(**changed), shared if takes_none else list(shared.models)
+            changed[name] = noise_like(shared.tensors(shared.models[0]))
+    return ready.set_params(**changed), list(shared.models)

@@ -24,6 +24,9 @@ _OVERRELAXED = 1.8
 _LARGEST = 1e12
 """Scalings beyond this are taken into the potentials."""
 
+_FAR = 1e6
+"""Potentials beyond this times the range of the costs are no start."""
+
 _EVERY = 10
 """Iterations between two looks at the marginal error."""
 
@@ -54,7 +57,7 @@ def sinkhorn(cost: np.ndarray, epsilon: float, start: Potentials, tol: float, ma
     error : float
         The L1 error that is left.
     """
-    if start.g is not None:
+    if start.g is not None and np.abs(start.g).max() <= _FAR * np.ptp(cost):  # beyond, rounding would eat the cost
         plan, error, start.g = _at(cost, epsilon, start.g, tol, max_iter // 10)
         if error <= tol:
             return plan, error
@@ -97,7 +100,8 @@ def _at(cost: np.ndarray, epsilon: float, g: np.ndarray, tol: float, max_iter: i
             omega = most if error < before < math.inf else 1.0
         change = 1 / (n * rows * u)
         u = u * (change if omega == 1 else change**omega)
-    return u[:, None] * kernel * v, error, g + epsilon * np.log(v)
+    g = g + epsilon * np.log(v)
+    return u[:, None] * kernel * v, error, g - g.mean()
 
 
 def _rows_met(cost: np.ndarray, g: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:

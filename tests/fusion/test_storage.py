@@ -54,6 +54,15 @@ def test_noise_of_numbers_that_int64_does_not_hold():
     assert large.dtype == torch.int64 and large.min() >= 2**63 - 2
 
 
+@pytest.mark.parametrize("mask", [[[0, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]], [[1, 1], [1, 1]]])
+@pytest.mark.parametrize("dtype", [bool, int])
+def test_noise_of_padding_pads(mask, dtype):
+    for noise in noise_like([np.array(mask, dtype)] * 8):
+        assert (noise[:, 0] == mask[0][0]).all()
+        steps = noise.to(torch.int8).diff(dim=1)
+        assert (steps >= 0).all() or (steps <= 0).all()
+
+
 class Masked(nn.Module):
     """Eight choices among two, of which a mask may leave out one but not both."""
 

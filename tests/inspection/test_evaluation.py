@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import KMeans
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
@@ -126,10 +127,27 @@ def test_what_is_no_fitted_fusion_is_named(draw):
         with pytest.raises(NotFittedError):
             draw(unfitted, models)
     search = GridSearchCV(VanillaAveraging(), {"weights": [None]}, cv=2, refit=False).fit(FusionInput(models, X), Y.numpy())
-    clusters = KMeans(2).fit(X)
-    for wrong, message in ((search, "refit=True"), (clusters, "KMeans"), (models[0], "Sequential"), (WassersteinFusion, "class")):
+    line = Ridge().fit(X, Y)
+    for wrong, message in ((search, "refit=True"), (line, "Ridge"), (models[0], "Sequential"), (WassersteinFusion, "class")):
         with pytest.raises(FusionError, match=f"(?s)Needed is a fitted fusion.*{message}"):
             draw(wrong, models)
+
+
+def test_estimators_of_users_that_align():
+    class Own(BaseEstimator):
+        def fit(self, models, y=None):
+            self.fused_model_ = models[0]
+            return self
+
+        def transform(self, models):
+            return list(models)
+
+    models = networks(nn.Sequential, 2, 2)
+    display = InterpolationDisplay.from_estimator(Own().fit(models), models, X, Y, n_points=3)
+    np.testing.assert_array_equal(display.before, display.after)
+    for draw in (DRAW["coupling"], DRAW["plane"]):
+        with pytest.raises(FusionError, match="Got Own"):
+            draw(Own().fit(models), models)
 
 
 def test_labels_in_a_column():

@@ -1,4 +1,5 @@
 import sys
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -93,6 +94,7 @@ def test_a_line_has_standard_errors_and_the_best_over_the_others():
     ("values", "scale"), [([0, 1e-3, 1e-1], "symlog"), ([1, 2, 3], "linear"), ([1e-3, 1], "log"), ([-2, 5], "linear")]
 )
 def test_scale_of_a_line(values, scale):
+    GridSearchDisplay(["a"], [[*values, np.inf]], np.arange(len(values) + 1)).plot().figure_.canvas.draw()
     display = GridSearchDisplay(["a"], [values], np.arange(len(values))).plot()
     assert display.ax_.get_xscale() == scale
 
@@ -146,6 +148,10 @@ def test_others_of_one_name_are_numbered():
         ([Scored(a=1.5, b=200, c="a"), Scored(a=1.5, b=200, c="bc"), Plain()], ["Scored(c=a)", "Scored(c=bc)", "Plain()"]),
         ([Scored(a=1.5, b=200, c="some"), Scored(a=1.5, b=100, c="some")], ["b=200", "b=100"]),
         ([1e7, -2.0], ["1e+07", "-2"]),
+        ([np.array(1.0), np.array(2)], ["1", "2"]),
+        ([np.float32(0.1), 0.1], ["0.1", "0.1 #2"]),
+        ([Fraction(1, 3), 10**400 % 7, np.inf], ["Fraction(1, 3)", "4", "inf"]),
+        ([np.arange(10**6), np.arange(10**6, 0, -1)], ["[0, 1, 2, 3, 4, 5, 6, 7…", "[1e+06, 999999, 999998,…"]),
         ([Scored(c=20 * "x"), Scored(c=21 * "x"), Plain(30 * "y")], [f"Scored(c={n * 'x'})" for n in (20, 21)] + ["Plain"]),
         ([40 * "x", 40 * "x", 41 * "x"], [23 * "x" + "…", 23 * "x" + "…", 23 * "x" + "… #2"]),
         ([40 * "x", 41 * "x", 40 * "x"], [23 * "x" + "…", 23 * "x" + "… #2", 23 * "x" + "…"]),

@@ -1,5 +1,6 @@
 import copy
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -229,11 +230,17 @@ def test_two_panels_share_one_legend():
 
 
 @pytest.mark.parametrize(
-    ("scale", "expected"), [(1, "1.00"), (0.1, "0.100"), (2e-3, "0.002"), (3e-5, "3e-05"), (1e4, "10000.00"), (0, "0.00")]
+    ("scale", "expected"), [(1, "1.00"), (0.1, "0.10"), (2e-3, "0.002"), (3e-5, "3e-05"), (1e4, "10000.00"), (0, "0.00")]
 )
 def test_small_barriers_are_not_nothing(scale, expected):
     display = InterpolationDisplay([0, 0.5, 1], loss_before=scale * np.array([0, 1, 0]), loss_name="mean squared error").plot()
     assert display.ax_.get_legend().get_texts()[0].get_text() == f"before alignment (barrier {expected})"
+
+
+def test_a_curve_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        InterpolationDisplay([0, 0.5, 1], before=3 * [np.nan], loss_before=3 * [np.nan]).plot(metric=("loss", "error"))
 
 
 def test_a_bar_only_where_someone_watches(rows, monkeypatch, capsys):

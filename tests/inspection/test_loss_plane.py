@@ -189,6 +189,14 @@ def test_plot_uses_given_axes_and_positive_levels():
     LossPlaneDisplay([0, 1], [0, 1], np.zeros((2, 2)), points).plot().figure_.canvas.draw()
 
 
+@pytest.mark.parametrize("values", [[0] * 80 + [2.0] * 20, [0] * 95 + [1.0] * 5, [0] * 99 + [5.0], [0.02] * 100, [0] * 100])
+def test_levels_of_few_different_values(values):
+    points = {"model 1": (0, 0), "model 2": (5, 7), "aligned model 2": (9, 0), "mean": (4.5, 0)}
+    display = LossPlaneDisplay(range(10), range(10), np.reshape(values, (10, 10)), points).plot()
+    assert len(display.contour_.levels) >= 2 and display.contour_.levels[0] > 0
+    display.figure_.canvas.draw()
+
+
 def test_what_spans_no_plane_is_named(setting):
     _, models, X, y = setting
     with pytest.raises(FusionError, match="span no plane: the three lie on one line"):

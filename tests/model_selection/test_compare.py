@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from networks import CNN, MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
@@ -280,9 +281,9 @@ class TestWhatTheFitsSee:
         assert average is first is second and isinstance(first, FusionInput) and len(first) == 2
         assert auto.probe == noise.probe == "noise"  # two rows are no data
         assert last.probe == "data" and listed == models
-        for fusion in (auto, noise, last):
-            (inputs,) = fusion.example_inputs
-            assert torch.equal(inputs, torch.as_tensor(X[:2]))
+        np.testing.assert_array_equal(first.arrays[0], X[:2])
+        assert auto.example_inputs is noise.example_inputs is None
+        assert not torch.isin(last.example_inputs[0], torch.as_tensor(X)).any() and last.example_inputs[0].shape == (2, 5)
 
     def test_an_estimator_of_another_kind_gets_the_list_of_models(self, monkeypatch):
         monkeypatch.setattr(Other, "fitted", [])
@@ -290,7 +291,8 @@ class TestWhatTheFitsSee:
         X, y, _ = data(models)
         compare(models, X, y, [Other()], verbose=False)
         ((fusion, given),) = Other.fitted
-        assert given == models and torch.equal(fusion.example_inputs[0], torch.as_tensor(X[:2]))
+        assert given == models and fusion.example_inputs[0].shape == (2, 5)
+        assert not torch.isin(fusion.example_inputs[0], torch.as_tensor(X)).any()
 
     def test_rows_for_the_fits(self, recorder):
         models = family()
@@ -346,8 +348,7 @@ class TestWhatTheFitsSee:
         fusions = [make(Aligned()), make(Aligned(probe="data", example_inputs=own)), make(Aligned(probe=Probe("data")))]
         compare(models, X, y, fusions, verbose=False)
         (auto, first), (named, second), (probed, third) = recorder.fitted[1:]
-        assert auto.probe == "noise" and len(first) == 2
-        assert torch.equal(auto.example_inputs[0], torch.as_tensor(X[:2]))
+        assert auto.probe == "noise" and len(first) == 2 and auto.example_inputs is None
         assert second == third == models and named.probe == "data" and probed.probe.kind == "data"
         assert torch.equal(named.example_inputs[0], own[0])
         del recorder.fitted[:]
@@ -796,3 +797,40 @@ def test_a_classifier_does_not_take_targets():
     parents = [nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
     with pytest.raises(FusionError, match="but the classes are"):
         compare(parents, torch.randn(50, 4), np.linspace(0, 2, 50), FusionClassifier(), verbose=False)
+
+
+def test_what_compare_fits_saves_no_row(tmp_path):
+    models = family()
+    X, y, _ = data(models)
+    rows = compare(models, X, y, [WassersteinFusion(), FusionClassifier()], verbose=False)
+    for name, row in enumerate(rows[-2:]):
+        row["estimator"].save(tmp_path / str(name))
+        stored = safetensors.torch.load_file(tmp_path / str(name) / "couplings.safetensors").values()
+        values = torch.cat([t.double().flatten() for t in stored if t.numel()])
+        assert len(values) and not torch.isin(values, torch.as_tensor(X).flatten()).any()
+
+
+@pytest.mark.parametrize("batch_size", [None, "all"])
+def test_batch_size_of_others_is_theirs(batch_size):
+    class Own(BaseEstimator):
+        def __init__(self, batch_size=batch_size):
+            self.batch_size = batch_size
+
+        def fit(self, models, y=None):
+            self.fused_model_ = models[0]
+            return self
+
+    models = family()
+    X, y, _ = data(models)
+    assert compare(models, X, y, Own(), verbose=False)[-1]["score"] == compare(models, X, y, [], verbose=False)[0]["score"]
+
+
+def test_targets_of_any_shape_and_numbers_alone():
+    parents = [nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))) for _ in range(2)]
+    X = torch.randn(20, 4)
+    rows = compare(parents, X, parents[1](X).detach(), VanillaAveraging(), verbose=False)
+    assert rows[1]["score"] == 1.0
+    with pytest.raises(FusionError, match="numbers in y"):
+        compare(parents, X, np.repeat(["a", "b"], 10), FusionRegressor(), verbose=False)
+    with pytest.raises(FusionError, match=r"FusionClassifier\(classes="):
+        compare(family(), np.zeros((4, 5)), list("abab"), verbose=False)

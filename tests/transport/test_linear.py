@@ -24,6 +24,7 @@ class TestExact(SolverConformance):
 
 class TestEntropic(SolverConformance):
     gap = 0.05
+    rounding = 1e-3  # the marginal error at which iterations stop
 
     def solve(self, cost):
         return solve(cost, reg=1e-3 * np.ptp(cost) / max(np.abs(cost).max(), 1e-300) if np.ptp(cost) else 1e-3)

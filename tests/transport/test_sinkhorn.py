@@ -37,10 +37,17 @@ def test_a_kernel_that_underflows_begins_again(epsilon):
     assert max(distances(epsilon, far)) < 1e-6
 
 
-def test_a_start_that_leads_nowhere_is_left():
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_start_that_leads_nowhere_is_left(value):
     start = Potentials()
-    start.g = np.full(COST.shape[1], np.nan)
+    start.g = np.resize([value, 0.0], COST.shape[1])
     plan, error = sinkhorn(COST, 0.02, start, 1e-6)
     assert error <= 1e-6
-    assert np.isfinite(start.g).all()
+    assert np.isfinite(start.g).all() and abs(start.g.mean()) < 1e-12
     np.testing.assert_allclose(plan, best(0.02), atol=1e-5)
+
+
+def test_potentials_that_would_swallow_the_costs_are_left():
+    start = Potentials()
+    start.g = 1e15 * np.random.default_rng(1).normal(size=COST.shape[1])
+    np.testing.assert_allclose(sinkhorn(COST, 0.02, start, 1e-6)[0], best(0.02), atol=1e-5)
