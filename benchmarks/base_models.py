@@ -37,7 +37,7 @@ from sklearn_wbfuse.datasets import (
     load_sst2,
 )
 from sklearn_wbfuse.datasets._files import cache_folder
-from sklearn_wbfuse.fusion.data import outputs, score_outputs
+from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,14 @@ NESTS = {
         lambda s: nest({"net": {f"_orig_mod.module.{n}": t for n, t in s.items()}}),
         "the state dict in 'net', without the prefix '_orig_mod.', without the prefix 'module.'",
     ),
+    "of Lightning": (
+        lambda s: nest({"state_dict": {f"model.{n}": t for n, t in s.items()}}),
+        "the state dict in 'state_dict', without the prefix 'model.'",
+    ),
+    "of AveragedModel": (
+        lambda s: nest({"n_averaged": torch.tensor(3)} | {f"module.{n}": t for n, t in s.items()}),
+        "without the prefix 'module.'",
+    ),
 }
 
 

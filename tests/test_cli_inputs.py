@@ -147,22 +147,6 @@ def test_no_row_that_is_scored_on_is_saved(dtype, arguments, work, capsys):
     assert any(t.shape == (10,) for t in saved)  # the noise
 
 
-PREFIXED = {
-    "Lightning": (lambda s: nest({"state_dict": {f"model.{n}": t for n, t in s.items()}}), "model."),
-    "AveragedModel": (lambda s: nest({"n_averaged": torch.tensor(3)} | {f"module.{n}": t for n, t in s.items()}), "module."),
-}
-
-
-@pytest.mark.parametrize("name", PREFIXED)
-def test_prefixes_of_wrappers(name, work):
-    save, prefix = PREFIXED[name]
-    save(state("a.pt"))
-    checkpoint = read(work / "nested.pt", False)
-    network = network_of(checkpoint, Template(users_net()))
-    assert torch.equal(network.first.weight, state("a.pt")["first.weight"])
-    assert checkpoint.notes[-1] == f"without the prefix {prefix!r}"
-
-
 @pytest.mark.parametrize("name", ["model", "module"])
 def test_prefixes_of_the_network_itself_stay(name, work):
     network = nn.Module()

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..persistence import CARD_HEAD
 from .checkpoints import Checkpoint
 from .text import notes
 
-__all__ = ["TITLE", "Result", "write_card"]
-
-
-TITLE = "# A fused network"
-"""How a card begins, by which it is told from other files of its name."""
+__all__ = ["Result", "write_card"]
 
 
 @dataclass
@@ -42,7 +39,7 @@ def write_card(
     weights = fusion.weights if fusion.weights is not None else "equal"
     data = "" if arguments.data is None else f" Data: `{arguments.data}`."
     said = "\n".join(f"- {note}" for note in notes(arguments.caught)) or "None."
-    text = f"""{TITLE}
+    text = f"""{CARD_HEAD}
 
 `model.safetensors` holds one {type(fusion.fused_model_).__name__}, fused from {len(checkpoints)} by the Wasserstein barycenter of
 their neurons ([arXiv:2210.06671](https://arxiv.org/abs/2210.06671)). Made by

@@ -14,7 +14,8 @@ from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError
-from ..fusion.data import FusionInput, outputs
+from ..fusion.data import FusionInput, native
+from ..fusion.scores import outputs
 
 __all__ = ["check_dtypes", "example_inputs", "read_data"]
 
@@ -68,9 +69,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
     """An array as PyTorch takes it: of numbers, in the byte order of this machine."""
     if array.dtype.kind not in "biuf":
         raise FusionError(f"{name} of dtype {array.dtype}; save numbers, as the network takes them.")
-    if array.dtype.itemsize > 8:
-        return array.astype(np.float64)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return native(array)
 
 
 def _check_labels(y: np.ndarray) -> None:

@@ -15,10 +15,11 @@ from torch import nn
 
 from .. import FusionInput, VanillaAveraging, WassersteinFusion
 from ..datasets import load_digits, train_mlp
-from ..fusion.data import outputs, score_outputs
+from ..fusion.scores import outputs, score_outputs
 from ..inspection import InterpolationDisplay
+from ..model_selection.table import aligned, n_parameters
 from .options import seed
-from .text import aligned, timed
+from .text import timed
 
 __all__ = ["add_command", "run"]
 
@@ -104,7 +105,7 @@ class Rows:
         accuracy = score_outputs(_mean_softmax(models, data.X_test), data.y_test)
         linear = [layer for layer in models[0].modules() if isinstance(layer, nn.Linear)]
         widths = "-".join(map(str, [linear[0].in_features, *(layer.out_features for layer in linear)]))
-        size = sum(p.numel() for model in models for p in model.parameters())
+        size = sum(map(n_parameters, models))
         self.cells.append(
             (
                 name,
@@ -117,7 +118,7 @@ class Rows:
         return accuracy
 
     def __str__(self) -> str:
-        return aligned(self.cells, 2)
+        return aligned(self.cells, (0, 1))
 
 
 def _mean_softmax(models: list[nn.Module], X: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import nn
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..exceptions import FusionError, WidthError
 from ..fusion.data import FusionInput, noise_like
-from ..model_selection.table import n_parameters, table_text
+from ..model_selection.table import aligned, n_parameters, table_text
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read
@@ -24,7 +24,7 @@ from .factories import build
 from .options import add_model_options, cost, device, fractions, seed, widths
 from .output import check_output
 from .summary import described, summary
-from .text import aligned, plain_errors, timed
+from .text import plain_errors, timed
 
 __all__ = ["add_command", "run"]
 
@@ -176,7 +176,7 @@ def _without_data(models: list[nn.Module], fusion: Any) -> Result:
             format(row[k], f) if k in row else "" for k, f in (("parameters", ",d"), ("energy", ".4g"), ("seconds", ".2f"))
         ]
         cells.append((": ".join(str(row[k]) for k in ("name", "note") if k in row), *numbers))
-    return Result(fusion, table, _ENERGIES, f"{aligned(cells, 1)}\n\n{_ENERGIES}")
+    return Result(fusion, table, _ENERGIES, f"{aligned(cells)}\n\n{_ENERGIES}")
 
 
 def _fitted(name: str, fusion: Any, models: list[nn.Module]) -> dict[str, Any]:

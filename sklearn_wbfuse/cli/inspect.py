@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import discover, load
 from ..exceptions import FusionError
+from ..model_selection.table import n_parameters
 from .checkpoints import Template, network_of, read
 from .data import example_inputs
 from .factories import build
@@ -71,7 +72,7 @@ def _of_file(arguments: argparse.Namespace) -> str:
 
 
 def _parameters(network: nn.Module) -> str:
-    return f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()):,} parameters"
+    return f"{type(network).__name__} with {n_parameters(network):,} parameters"
 
 
 def _of_fusion(folder: Path) -> str:

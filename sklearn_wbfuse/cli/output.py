@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..exceptions import FusionError
-from ..persistence import FILES, check_writable
-from .card import TITLE
+from ..persistence import CARD_HEAD, FILES, check_writable
 
 __all__ = ["check_output"]
 
@@ -35,7 +34,7 @@ def _check_content(folder: Path, overwrite: bool) -> None:
     elif (folder / NETWORK).exists():
         raise FusionError(f"{folder} holds a {NETWORK} but no {DESCRIPTION}, so no result of wbfuse; give another folder.")
     card = folder / "README.md"
-    if card.exists() and not card.read_bytes().startswith(TITLE.encode()):
+    if card.exists() and not card.read_bytes().startswith(CARD_HEAD.encode()):
         raise FusionError(f"{card} was not written by wbfuse and would be lost; move it away or give another folder.")
 
 
@@ -48,4 +47,4 @@ def _probe(folder: Path) -> None:
             break
         if place.is_symlink():
             raise ValueError(f"{place} is a link to nothing")
-    os.rmdir(tempfile.mkdtemp(prefix=".saving-", dir=place))  # a name that a save passes over, should it stay
+    os.rmdir(tempfile.mkdtemp(prefix=".saving-", dir=place))

@@ -12,8 +12,8 @@ from sklearn.utils._pprint import _changed_params
 
 from ..couplings import Coupling
 from ..exceptions import FusionError
+from ..model_selection.table import aligned
 from ..persistence import decoded, read_folder
-from .text import aligned
 
 __all__ = ["described", "summary"]
 
@@ -60,7 +60,7 @@ def summary(content: Mapping[str, Any]) -> str:
     rows = [("group", "width", *(f"parent {i}" for i in range(len(shown))))]
     for name, size in sizes.items():
         rows.append((name, f"{size}", *(_cell(parent, name) for parent in shown)))
-    text = f"Neuron groups, and what became of each parent's neurons:\n\n{aligned(rows, 1)}"
+    text = f"Neuron groups, and what became of each parent's neurons:\n\n{aligned(rows)}"
     more = len(content["parents"]) - len(shown)
     return text + (f"\n... and {more} more parents" if more else "")
 

@@ -1,4 +1,4 @@
-"""What commands print: aligned tables, and progress for those who watch."""
+"""What commands print beside tables: progress for those who watch, and errors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from ..exceptions import FusionError
 
-__all__ = ["aligned", "notes", "plain_errors", "timed"]
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Rows of cells, the first of them the heads, in columns; so many of these flush left, the others right.
-
-    Examples
-    --------
-    >>> print(aligned([("name", "size"), ("a", "1,000")], left=1))
-    name   size
-    ----  -----
-    a     1,000
-    """
-    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(n) if i < left else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * n for n in lengths))
-    return "\n".join(line.rstrip() for line in lines)
+__all__ = ["notes", "plain_errors", "timed"]
 
 
 def timed(what: str, action: Callable[[], Any]) -> tuple[Any, float]:

@@ -25,8 +25,9 @@ from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
 from .alignment import Alignment, Network
-from .data import FusionInput, outputs, rows_of, score_outputs
+from .data import FusionInput, rows_of
 from .probing import Probing
+from .scores import check_labels, outputs, score_outputs
 from .storage import StorageMixin
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
@@ -87,7 +88,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         if data is not None and not len(data):
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
-            _check_labels(data, y)
+            check_labels(data, y)
         self._log_progress()
         lambda_ = self._lambda(len(parents))
         architectures = self._architectures(parents, data)
@@ -240,7 +241,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         data = rows_of(X)
-        _check_labels(data, y)
+        check_labels(data, y)
         predicted = outputs(self.fused_model_, data)
         return score_outputs(predicted, y, sample_weight, probabilities=self.graph_.ends_in_probabilities)
 
@@ -358,11 +359,6 @@ def _common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
     """Where to compute: in double precision if a model has any."""
     double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
     return torch.float64 if double else torch.float32
-
-
-def _check_labels(data: FusionInput, y: Any) -> None:
-    if len(y) != len(data):
-        raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Models together with rows of data, and the score of a network on such rows."""
+"""Models together with rows of data, in one object that scikit-learn splits; noise in place of rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
-from ..exceptions import FusionError, InvalidModelError, NonFiniteError
+from ..exceptions import FusionError, InvalidModelError
 
-__all__ = ["FusionInput", "as_array", "class_scores", "holds_targets", "noise_like", "outputs", "rows_of", "score_outputs"]
+__all__ = ["FusionInput", "native", "noise_like", "rows_of"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process: the caches of the last few FusionInputs that it was sent."""
@@ -189,38 +187,6 @@ class FusionInput:
         return tuple(t.to(parameter.device, parameter.dtype if t.is_floating_point() else t.dtype) for t in tensors)
 
 
-@torch.no_grad()
-def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.ndarray:
-    """Outputs of a network in eval mode, batch by batch, shape (n_samples, ...); the mode is put back.
-
-    Raises
-    ------
-    FusionError
-        If there are no rows, or the network returns several tensors.
-    """
-    if not len(data):
-        raise FusionError("There are no rows to score on; give a FusionInput with at least one.")
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        pieces = [model(*data.tensors(model, slice(i, i + batch_size))) for i in range(0, len(data), batch_size)]
-    except (RuntimeError, IndexError) as error:  # IndexError: tokens beyond an embedding
-        rows = [f"{tuple(a.shape)} {a.dtype}" for a in data.arrays]
-        raise FusionError(
-            f"The network does not run on rows of {', '.join(rows)}: {error}. Integers are not made floats."
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not isinstance(pieces[0], Tensor):
-        raise FusionError(
-            f"score needs a network that returns one tensor. Got {type(pieces[0]).__name__}; "
-            "wrap it so that it returns the logits."
-        )
-    predicted = torch.cat(pieces).cpu()
-    return (predicted if predicted.dtype == torch.float64 else predicted.float()).numpy()
-
-
 def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
     """Two rows of noise for each array, in its shape and dtype and uniform between its least and its largest value.
 
@@ -269,32 +235,6 @@ def rows_of(X: Any) -> FusionInput:
     return X if isinstance(X, FusionInput) else FusionInput([], X)
 
 
-def as_array(y: Any) -> np.ndarray:
-    """Labels or targets, also of tensors on other devices or with gradients, as an array."""
-    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-
-
-def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarray:
-    """Outputs of a classifier as one column per class; a single logit z becomes the columns 0 and z, a probability p 1 - p and p.
-
-    Raises
-    ------
-    FusionError
-        If a row has more than one axis.
-    NonFiniteError
-        If outputs are NaN.
-    """
-    if predicted.ndim > 2:
-        raise FusionError(f"A classifier returns one row of outputs per row of X. Got outputs of shape {predicted.shape}.")
-    if np.isnan(predicted).any():
-        row = int(np.argwhere(np.isnan(predicted))[0][0])
-        raise NonFiniteError(f"The network's output for row {row} is NaN; look for NaN or very large values in X.")
-    columns = predicted.reshape(len(predicted), -1)
-    if columns.shape[1] > 1:
-        return columns
-    return np.column_stack([1 - columns if probabilities else np.zeros_like(columns), columns])
-
-
 def _checked(array: Any) -> Tensor | np.ndarray:
     """Rows as torch takes them: dense real numbers of a type that it knows, without negative strides."""
     if isinstance(array, Tensor):
@@ -304,10 +244,13 @@ def _checked(array: Any) -> Tensor | np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind not in "biuf":
         raise FusionError(f"X must hold real numbers, in rows of one shape. Got an array of dtype {array.dtype}.")
-    if array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = native(array)
     return array.copy() if any(stride < 0 for stride in array.strides) else array
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Numbers of 8 bytes at most, in the byte order of this machine."""
+    return array.astype(np.float64) if array.dtype.itemsize > 8 else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _structure(model: nn.Module) -> list[Any]:
@@ -325,61 +268,3 @@ def _mappable(array: Any) -> Any:
     """The same rows as an array of NumPy where there is one: joblib maps these into other processes instead of copying."""
     in_numpy = isinstance(array, Tensor) and array.device.type == "cpu" and array.dtype != torch.bfloat16
     return array.detach().numpy() if in_numpy else array
-
-
-def holds_targets(y: np.ndarray) -> bool:
-    """Whether labels are continuous targets."""
-    return type_of_target(y).startswith("continuous") or (y.ndim > 2 and y.dtype.kind == "f")
-
-
-def score_outputs(
-    predicted: np.ndarray,
-    y: Any,
-    sample_weight: Any = None,
-    *,
-    probabilities: bool = False,
-    is_continuous: bool | None = None,
-    whose: str = "the network",
-) -> float:
-    """Accuracy where `y` holds classes, R2 where it is continuous.
-
-    Parameters
-    ----------
-    predicted : ndarray of shape (n_samples, n_classes) or (n_samples,) or (n_samples, n_targets)
-    y : array-like
-        Class k is output k.
-    is_continuous : bool, optional
-        Whether `y` holds targets. By default its values tell.
-    whose : str
-        What errors call the network.
-
-    Raises
-    ------
-    FusionError
-        If a label has no output, or there is not one label per row or one target per output.
-    ValueError
-        If lengths differ.
-    """
-    y = as_array(y)
-    check_consistent_length(predicted, y)
-    if holds_targets(y) if is_continuous is None else is_continuous:
-        if predicted.size != y.size:
-            raise FusionError(
-                f"y holds continuous targets of shape {y.shape}, but the outputs of {whose} have shape {predicted.shape}; "
-                "give one target per output, or classes as whole numbers."
-            )
-        n = len(y)
-        return float(r2_score(y.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
-    scores = class_scores(predicted, probabilities)
-    for_regressor = "Whole-number targets are for FusionRegressor, whose score is R2."
-    if y.size != len(y):
-        raise FusionError(f"y has shape {y.shape}; give one class per row, y.argmax(1) for one-hot labels. {for_regressor}")
-    unknown = np.setdiff1d(y, np.arange(scores.shape[1]))
-    if len(unknown):
-        hint = f" {for_regressor}" if predicted.size == len(predicted) else ""
-        hint = " Labels of other kinds are for FusionClassifier(classes=[...])." if y.dtype.kind in "OSU" else hint
-        raise FusionError(
-            f"The network has outputs for classes 0 to {scores.shape[1] - 1}, but y holds {unknown[:5].tolist()}; "
-            f"relabel y.{hint}"
-        )
-    return float(accuracy_score(y, scores.argmax(1), sample_weight=sample_weight))

@@ -15,10 +15,12 @@ from torch import nn
 
 from ..base import did_you_mean
 from ..exceptions import FusionError, FusionWarning
-from ..fusion.data import as_array, class_scores, holds_targets, outputs, rows_of, score_outputs
+from ..fusion.data import FusionInput, rows_of
+from ..fusion.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
 from ..graph import discover
+from ..groups import Graph
 
-__all__ = ["Judge", "checked_metrics", "fitted", "probabilities_of"]
+__all__ = ["Judge", "checked_metrics", "fitted"]
 
 
 class Judge:
@@ -35,8 +37,6 @@ class Judge:
         Class k is output k, unless `estimator` has labels.
     estimator : object, optional
         A fusion; a classifier with labels for the outputs, or a regressor, for which any numbers are continuous.
-    probabilities : bool, optional
-        Whether outputs are probabilities; by default what `estimator` says.
 
     Raises
     ------
@@ -56,16 +56,31 @@ class Judge:
     {'loss': 0.503, 'error': 0.0}
     """
 
-    def __init__(self, X: Any, y: ArrayLike, estimator: Any = None, *, probabilities: bool | None = None):
+    def __init__(self, X: Any, y: ArrayLike, estimator: Any = None):
         self.data, labels = rows_of(X), as_array(y)
         if not labels.shape or len(labels) != len(self.data):
             raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
         self.is_continuous = isinstance(estimator, RegressorMixin) or holds_targets(labels)
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
         graph = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
-        ends_so = graph is not None and graph.ends_in_probabilities
-        self.probabilities = getattr(estimator, "_probabilities", ends_so) if probabilities is None else probabilities
-        self._looks = not (self.is_continuous or self.probabilities)
+        self.probabilities = getattr(estimator, "_probabilities", are_probabilities("auto", graph))
+        self._looked = False
+
+    @classmethod
+    def of(cls, model: nn.Module, X: Any, y: ArrayLike, outputs: str) -> Judge:
+        """The judge of networks such as one, whose outputs are what is said: "logits", "probabilities", or "auto".
+
+        Raises
+        ------
+        FusionError
+            If something else is said.
+        """
+        known = ("auto", "logits", "probabilities")
+        if outputs not in known:
+            raise FusionError(f"outputs must be one of {known}. Got {outputs!r}.{did_you_mean(outputs, known)}")
+        judge = cls(X, y)
+        judge.probabilities = not judge.is_continuous and are_probabilities(outputs, _graph(model, judge.data, outputs))
+        return judge
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -84,7 +99,7 @@ class Judge:
         rows = np.sort(rng.choice(len(self.data), n_samples, replace=False))
         part = object.__new__(Judge)
         part.data, part.y, part.is_continuous = self.data[rows], self.y[rows], self.is_continuous
-        part.probabilities, part._looks = self.probabilities, self._looks
+        part.probabilities, part._looked = self.probabilities, self._looked
         return part
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -96,16 +111,16 @@ class Judge:
             return {"loss": float(np.mean((predicted.reshape(self.y.shape) - self.y) ** 2))}
         error = 100 * (1 - score_outputs(predicted, self.y, probabilities=self.probabilities))
         logits = class_scores(predicted, self.probabilities).astype(np.float64)
-        if self._looks:
-            self._look_at(predicted.reshape(len(predicted), -1))
         if self.probabilities:
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
+        elif not self._looked:
+            self._look_at(predicted.reshape(len(predicted), -1))
         of_class = logits[np.arange(len(logits)), self.y.astype(int)]
         return {"loss": float(np.mean(logsumexp(logits, axis=1) - of_class)), "error": error}
 
     def _look_at(self, predicted: np.ndarray) -> None:
         """Warn, once, of outputs that can hardly be logits."""
-        self._looks = False
+        self._looked = True
         sums = predicted.shape[1] > 1 and np.allclose(predicted.sum(1), 1, atol=1e-3)
         tells_two_apart = predicted.shape[1] == 1 and predicted.min() < 0.5 < predicted.max()
         if predicted.min() >= 0 and predicted.max() <= 1 and (sums or tells_two_apart):
@@ -137,25 +152,16 @@ def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
     return own, fusion
 
 
-def probabilities_of(model: nn.Module, X: Any, said: str) -> bool:
-    """Whether a network returns probabilities: as it is said, for "auto" whether its last operation is a softmax or a sigmoid.
-
-    Raises
-    ------
-    FusionError
-        If something else is said.
-    """
-    known = ("auto", "logits", "probabilities")
-    if said not in known:
-        raise FusionError(f"outputs must be one of {known}. Got {said!r}.{did_you_mean(said, known)}")
+def _graph(model: nn.Module, data: FusionInput, said: str) -> Graph | None:
+    """The graph of a network, if it decides; None if it can't be traced, or does not run on these rows."""
     if said != "auto":
-        return said == "probabilities"
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return discover(model, rows_of(X).tensors(model, slice(0, 2))).ends_in_probabilities
-    except (FusionError, RuntimeError, IndexError):  # nothing that can be traced, or that runs on these rows
-        return False
+            return discover(model, data.tensors(model, slice(0, 2)))
+    except (FusionError, RuntimeError, IndexError):
+        return None
 
 
 def checked_metrics(metric: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

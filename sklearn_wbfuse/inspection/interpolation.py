@@ -11,7 +11,7 @@ from torch import nn
 
 from ..exceptions import FusionError
 from .combinations import Combinations, difference
-from .evaluation import Judge, checked_metrics, fitted, probabilities_of
+from .evaluation import Judge, checked_metrics, fitted
 from .figures import BLUE, VERMILION, new_axes, progress
 
 __all__ = ["InterpolationDisplay"]
@@ -155,8 +155,7 @@ class InterpolationDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        judge = Judge(X, y, probabilities=probabilities_of(first, X, outputs))
-        return cls._computed([first, second], aligned, judge, n_points, metric, ax)
+        return cls._computed([first, second], aligned, Judge.of(first, X, y, outputs), n_points, metric, ax)
 
     @classmethod
     def from_estimator(

@@ -13,7 +13,7 @@ from torch import nn
 from ..exceptions import FusionError, NonFiniteError
 from ..graph import validate_models
 from .combinations import Combinations
-from .evaluation import Judge, checked_metrics, fitted, probabilities_of
+from .evaluation import Judge, checked_metrics, fitted
 from .figures import new_axes, progress
 from .geometry import affine_weights, plane_coordinates
 
@@ -149,8 +149,7 @@ class LossPlaneDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        judge = Judge(X, y, probabilities=probabilities_of(first, X, outputs))
-        judge = judge.some(subsample, check_random_state(random_state))
+        judge = Judge.of(first, X, y, outputs).some(subsample, check_random_state(random_state))
         return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
 
     @classmethod

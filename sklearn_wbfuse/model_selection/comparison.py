@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..exceptions import FusionError
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
-from ..fusion.data import FusionInput, as_array, class_scores, holds_targets, noise_like, outputs, rows_of, score_outputs
+from ..fusion.data import FusionInput, noise_like, rows_of
+from ..fusion.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
 from ..graph import validate_models
+from ..groups import Graph
 from .predictors import FusionClassifier, FusionRegressor
 from .table import counted, label_of, n_parameters, table_text
 
@@ -118,7 +120,7 @@ def compare(
     found = VanillaAveraging()._architectures(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
     discovered = dict(shared.cache)
-    score = _Score(y, given, found[0].graph.ends_in_probabilities)
+    score = _Score(y, given, found[0].graph)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     for name, estimator, note in _with_controls(given):
@@ -241,8 +243,8 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
 class _Score:
     """As `score` of the fusions or of the predictors among them, but no score where outputs are not numbers."""
 
-    def __init__(self, y: np.ndarray, fusions: list[Any], probabilities: bool):
-        self.y, self.probabilities, self.classifier = y, probabilities, None
+    def __init__(self, y: np.ndarray, fusions: list[Any], graph: Graph):
+        self.y, self.probabilities, self.classifier = y, graph.ends_in_probabilities, None
         classifiers = [f for f in fusions if isinstance(f, FusionClassifier)]
         regressors = [f for f in fusions if isinstance(f, FusionRegressor)]
         if classifiers and regressors:
@@ -253,7 +255,7 @@ class _Score:
         if regressors and y.dtype.kind not in "biuf":
             raise FusionError(f"A FusionRegressor needs numbers in y. Got {y.dtype}.")
         if classifiers:
-            self.probabilities = _read(classifiers, probabilities)
+            self.probabilities = _read(classifiers, graph)
             self.classifier = FusionClassifier(classes=classifiers[0].classes)
         is_continuous = bool(regressors) or (not classifiers and holds_targets(y))
         self.metric = "R2" if is_continuous else "accuracy"
@@ -270,12 +272,12 @@ class _Score:
         return score_outputs(predicted, y, probabilities=self.probabilities, is_continuous=self.metric == "R2", whose=whose)
 
 
-def _read(classifiers: list[FusionClassifier], ends_in_probabilities: bool) -> bool:
+def _read(classifiers: list[FusionClassifier], graph: Graph) -> bool:
     """Whether classifiers take outputs for probabilities; they must agree on that and on the classes."""
 
     def meant(classifier: FusionClassifier) -> dict[str, Any]:
         classes = None if classifier.classes is None else as_array(classifier.classes).tolist()
-        probabilities = ends_in_probabilities if classifier.outputs == "auto" else classifier.outputs == "probabilities"
+        probabilities = are_probabilities(classifier.outputs, graph)
         default = classes is None or classes == list(range(np.size(classes)))
         return {"classes": "0, 1, ..." if default else classes, "outputs": "probabilities" if probabilities else "logits"}
 

@@ -26,7 +26,8 @@ from torch import nn
 from ..base import HelpfulMixin
 from ..exceptions import FusionError
 from ..fusion import WassersteinFusion
-from ..fusion.data import FusionInput, as_array, class_scores, outputs, rows_of
+from ..fusion.data import FusionInput, rows_of
+from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs
 from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
@@ -78,8 +79,7 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
         if y is not None:
             if data is None:
                 raise FusionError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
-            if len(y) != len(data):
-                raise FusionError(f"X has {len(data)} rows but y has {len(y)}; give one label per row.")
+            check_labels(data, y)
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
             raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {fusion!r}.")
@@ -183,9 +183,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         if labels is not None:
             check_classification_targets(labels)
         found = self._fit_fusion(X, labels)
-        graph = getattr(self.fusion_, "graph_", None)
-        ends_so = graph is not None and graph.ends_in_probabilities
-        self._probabilities = ends_so if self.outputs == "auto" else self.outputs == "probabilities"
+        self._probabilities = are_probabilities(self.outputs, getattr(self.fusion_, "graph_", None))
         count = class_scores(found).shape[1]
         self.classes_, self._order = self._sorted_classes(count)
         if labels is not None and not np.isin(labels, self.classes_).all():

@@ -1,15 +1,16 @@
-"""The table of a comparison: names of its rows, numbers of parameters, and its text."""
+"""Tables in text, and that of a comparison: names of its rows, numbers of parameters."""
 
 from __future__ import annotations
 
 import inspect
 import reprlib
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["counted", "label_of", "n_parameters", "table_text"]
+__all__ = ["aligned", "counted", "label_of", "n_parameters", "table_text"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -36,6 +37,25 @@ def counted(things: Any, name: str) -> str:
     return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
 
 
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Rows of cells, the first of them the heads, in columns; those named in `left` flush left, the others right.
+
+    Examples
+    --------
+    >>> print(aligned([("name", "size"), ("a", "1,000")]))
+    name   size
+    ----  -----
+    a     1,000
+    """
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(n) if i in left else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * n for n in lengths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def table_text(table: list[dict[str, Any]], metric: str) -> str:
     """The table in aligned columns, long notes below it."""
     digits = ".2%" if metric == "accuracy" else ".4f"
@@ -50,12 +70,7 @@ def table_text(table: list[dict[str, Any]], metric: str) -> str:
             below.setdefault(note, []).append(row["name"])
             note = "see below"
         cells.append([row["name"], *numbers, note])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = []
-    for name, *numbers, note in cells:
-        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded, note]).rstrip())
+    lines = aligned(cells, (0, len(cells[0]) - 1)).splitlines()
     for note, names in below.items():
         lines += ["", textwrap.fill(f"{', '.join(names)}: {note}", max(len(lines[1]), 80), subsequent_indent="    ")]
     return "\n".join(lines)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ..exceptions import PersistenceError
 
-__all__ = ["FILES", "check_writable", "read_folder", "read_tensors", "write_folder"]
+__all__ = ["CARD_HEAD", "FILES", "check_writable", "read_folder", "read_tensors", "write_folder"]
 
 NETWORK, REST, DESCRIPTION, CARD = "model.safetensors", "couplings.safetensors", "fusion.json", "README.md"
 FILES = (NETWORK, REST, DESCRIPTION)
 """What a save consists of."""
 
 FORMAT, VERSION = "sklearn_wbfuse fusion", 1
-CARD_HEAD = b"# A fused network"
+CARD_HEAD = "# A fused network"
 """How a card begins that tells of a save."""
 
 _PARTIAL = ".saving-"
@@ -67,7 +67,7 @@ def write_folder(
     head = {"format": FORMAT, "format_version": VERSION, "library_version": version, "sha256": checksums}
     data[DESCRIPTION] = (_text(_sealed({**head, **content})) + "\n").encode()
     card = folder / CARD
-    if card.is_file() and not card.read_bytes().startswith(CARD_HEAD):
+    if card.is_file() and not card.read_bytes().startswith(CARD_HEAD.encode()):
         data[CARD] = card.read_bytes()
     try:
         _write(folder, data)

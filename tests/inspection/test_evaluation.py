@@ -81,7 +81,7 @@ def test_outputs_that_look_like_probabilities_are_told_of_once(n_outputs):
         warnings.simplefilter("error", FusionWarning)
         InterpolationDisplay.from_models(*networks(nn.Sequential, n_outputs, 2), X, Y, n_points=2)
         if n_outputs == 1:  # small logits of one sign
-            Judge(X, torch.ones(60), probabilities=False)(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid(), nn.Hardtanh(0.1, 0.4)))
+            Judge(X, torch.ones(60))(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid(), nn.Hardtanh(0.1, 0.4)))
 
 
 def test_outputs_is_one_of_three():

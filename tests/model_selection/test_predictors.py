@@ -17,7 +17,7 @@ from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
 from sklearn_wbfuse.exceptions import FusionError
-from sklearn_wbfuse.fusion.data import outputs, score_outputs
+from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 N = 40
 
