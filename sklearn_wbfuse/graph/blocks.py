@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..layers import FIXED, Record
 
-__all__ = ["refined", "units_and_blocks"]
+__all__ = ["movable_classes", "refined", "units_and_blocks"]
 
 
 def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, tuple]]:
@@ -72,6 +72,12 @@ def _classes(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarr
         return np.arange(count)
     a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return connected_components(coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count)), directed=False)[1]
+
+
+def movable_classes(record: Record) -> np.ndarray:
+    """For each label, the number of the class that it would be in if nothing were held in place."""
+    free = [(a[kept], b[kept]) for a, b in record.pairs for kept in [(a != FIXED) & (b != FIXED)]]
+    return _classes(free, record.count)
 
 
 def _overlapping(links: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -13,21 +12,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
 from ..groups import Graph, Group, LabelledTensor, Span, put, relabel, take
-from .modules import floating_state, plain_copy
+from .contexts import untouched_modules
+from .modules import floating_state, load_floating, plain_copy
 from .states import on_states
 
 __all__ = ["SelfCheck"]
 
 Change = Callable[[Tensor, LabelledTensor], Tensor]
+Place = tuple[LabelledTensor, int, Span]
 
-_CAST = re.compile(r"aten::(to|_to_copy)\b.*torch\.(b?float16|float32)")  # code that leaves double precision on its way
 _CONTROLS = 32  # groups that the negative control tries out
 _SMALL = 0.3  # gain of weights that keep what a network computes in the range where it is nearly linear
 _ROUNDING = 1e-12  # of an output that is the same but for the order of sums
 _DRAWS = 3  # further draws of parameters for those of which the output seemed not to depend
+
+
+class _Precision(TorchDispatchMode):
+    """Sees whether code leaves double precision on its way."""
+
+    is_lowered = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.is_lowered and _has(torch.float64, (args, kwargs)):
+            self.is_lowered = any(_has(dtype, out) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+        return out
+
+
+def _has(dtype: torch.dtype, tree: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.dtype == dtype and t.dim() > 0 for t in pytree.tree_leaves(tree))
 
 
 class SelfCheck:
@@ -50,35 +67,43 @@ class SelfCheck:
     def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
         self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
         self.graph = graph
-        self._choose_precision(model, inputs)
-        if not self._finite():  # a random mask may leave out a whole row: take the masks of the examples
-            self.inputs = [pytree.tree_map(_kept, x, tuple(inputs)) for x in self.inputs[:1]]
-            self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+        self._choose_precision(model, tuple(inputs))
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point())
 
-    def _choose_precision(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """The twin, its parameters, inputs of one or two batch sizes, and what it computes of them."""
-        casts = [o for o in self.graph.operations if _CAST.match(o)]
-        for dtype, tol in ((torch.float64, 1e-4 if casts else 1e-8), (torch.float32, 1e-3)):
-            self.twin, self.tol = plain_copy(model).to(dtype), tol
+    def _choose_precision(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The twin, its parameters, inputs of one or two batch sizes, and what it computes of them.
+
+        In single precision where code creates such tensors itself, or has numbers that only these can hold (a mask of
+        ``finfo.min`` that a softmax in single precision reads).
+        """
+        for dtype in (torch.float64, torch.float32):
+            self.twin = plain_copy(model).to(dtype).requires_grad_(False)
             self.state = self._random_state(self.twin)
-            self.inputs = [self._random_inputs(inputs, dtype, 0)]
-            try:
-                self.expected = [self._run(self.twin, self.state, self.inputs[0])]
-            except RuntimeError:
-                if dtype == torch.float32:
-                    raise
-                continue  # code that creates float32 tensors itself
-            except (IndexError, ValueError):  # whole numbers or masks that do not fit together: take those of the examples
-                self.inputs = [pytree.tree_map(_kept, self.inputs[0], tuple(inputs))]
-                self.expected = [self._run(self.twin, self.state, self.inputs[0])]
-            larger = self._random_inputs(inputs, dtype, 1)
-            with contextlib.suppress(Exception):  # the batch size may be written into the code
-                self.expected.append(self._run(self.twin, self.state, larger))
-                self.inputs.append(larger)
+            with contextlib.suppress(RuntimeError) if dtype == torch.float64 else contextlib.nullcontext(), _Precision() as used:
+                self._compute_expected(inputs, dtype)
+                self.tol = 1e-3 if dtype == torch.float32 else 1e-4 if used.is_lowered else 1e-8
+                if self._finite():
+                    return
+
+    def _compute_expected(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> None:
+        """Of random inputs; whole numbers and masks of the examples, where random ones do not fit together or hide all."""
+        self.inputs = [self._random_inputs(inputs, dtype, 0)]
+        try:
+            self.expected = [self._run(self.twin, self.state, self.inputs[0])]
+        except (IndexError, ValueError):
+            self.expected = []
+        if not self.expected or not self._finite():
+            self.inputs = [pytree.tree_map(_kept, self.inputs[0], inputs)]
+            self.expected = [self._run(self.twin, self.state, self.inputs[0])]
             return
+        larger = self._random_inputs(inputs, dtype, 1)
+        with contextlib.suppress(Exception):  # the batch size may be written into the code
+            expected = self._run(self.twin, self.state, larger)
+            if all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
+                self.expected.append(expected)
+                self.inputs.append(larger)
 
     def _random_inputs(self, inputs: Sequence[Any], dtype: torch.dtype, extra: int) -> tuple[Any, ...]:
         tensors = [t for t in pytree.tree_leaves(tuple(inputs)) if isinstance(t, Tensor) and t.dim()]
@@ -126,8 +151,9 @@ class SelfCheck:
         return self._outputs(model, state, inputs)
 
     def _outputs(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            out = torch.func.functional_call(model, dict(state), pytree.tree_map(_clone, inputs))
+        load_floating(model, state)
+        with torch.random.fork_rng(devices=[]), untouched_modules():
+            out = model(*pytree.tree_map(_clone, inputs))
         return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
 
     def _same(
@@ -201,44 +227,52 @@ class SelfCheck:
         return signs
 
     def _negative_control(self, order: Mapping[str, np.ndarray]) -> None:
-        """Leaving one claimed axis in place must change the output, or the check proves nothing.
+        """Leaving a claimed axis in place must change the output, or the check proves nothing.
 
-        It does where the output has a gradient there; groups of which it has none are tried out.
+        It does where the output has a gradient there; groups of which it has none are tried out. Those that show no effect on
+        any axis stay in place.
         """
         names = self._without_gradient([n for n, p in order.items() if len(p) > 1 and any(self.graph.axes(n))])
-        dead = {name: self._ignored(name) for name in self.rng.permutation(names)[:_CONTROLS].tolist()}
+        dead = {name: [self._largest(name)] for name in self.rng.permutation(names)[:_CONTROLS].tolist()}
+        dead = {name: places for name, places in dead.items() if self._ignores(name, places)}
         state, expected = self.state, self.expected
         for _ in range(_DRAWS):  # units may be dead for the parameters that were drawn
-            dead = {name: where for name, where in dead.items() if where}
             if not dead:
                 break
             self.state = self._random_state(self.twin)
             self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
-            dead = {name: self._ignored(name) for name in dead}
+            dead = {name: places for name, places in dead.items() if self._ignores(name, places)}
+        without_effect = {name for name in dead if self._ignores(name, list(self.graph.axes(name)))}
         self.state, self.expected = state, expected
-        for name, (tensor, axis) in ((n, w) for n, w in dead.items() if w):
+        families = [f for f in self.graph.families if set(f) & without_effect]
+        stay = {n for f in families if all(n in without_effect for n in f if any(self.graph.axes(n))) for n in f}
+        for name, (tensor, axis, _) in ((n, places[0]) for n, places in dead.items() if n not in stay):
             warnings.warn(
                 f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified."
                 + (" Sequences need at least 3 steps: give longer example_inputs." if tensor.recurrent else ""),
                 FusionWarning,
                 stacklevel=2,
             )
+        self.graph = without_groups(self.graph, stay, "on the example inputs the output does not depend on them")
 
-    def _largest(self, name: str) -> tuple[LabelledTensor, int, Span]:
+    def _largest(self, name: str) -> Place:
         return max(self.graph.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
 
     def _without_gradient(self, names: Sequence[str]) -> list[str]:
         """Groups on whose positions in their largest tensor the output has no gradient beyond rounding."""
         places = {name: self._largest(name) for name in names}
-        leaves = {t.name: self.state[t.name].clone().requires_grad_() for t, _, _ in places.values()}
+        named = dict([*self.twin.named_parameters(), *self.twin.named_buffers()])
+        leaves = {t.name: named[t.name].requires_grad_() for t, _, _ in places.values()}
         try:
             with torch.enable_grad():
-                outputs = self._outputs(self.twin, {**self.state, **leaves}, self.inputs[0])
+                outputs = self._outputs(self.twin, self.state, self.inputs[0])
                 weighted = [(t * torch.randn(t.shape, generator=self.generator).to(t)).sum() for t in outputs if t.requires_grad]
                 total = torch.stack(weighted).sum()
             found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except Exception:
             return list(names)  # nothing to differentiate, or code that can't be
+        finally:
+            self.twin.requires_grad_(False)
         gradient = dict(zip(leaves, found, strict=True))
 
         def is_seen(tensor: LabelledTensor, axis: int, span: Span) -> bool:
@@ -251,17 +285,19 @@ class SelfCheck:
 
         return [name for name, place in places.items() if not is_seen(*place)]
 
-    def _ignored(self, name: str) -> tuple[LabelledTensor, int] | None:
-        """The largest tensor of a group and its axis there, if leaving the axis in place changes nothing."""
+    def _ignores(self, name: str, places: Sequence[Place]) -> bool:
+        """Whether leaving a group in place on any one of some axes, while it moves on the others, changes nothing."""
         rolled = self.graph.orders(lambda n: np.roll(np.arange(n), 1))
         own = {n: rolled[n] for family in self.graph.families if name in family for n in family}
-        tensor, axis, _ = self._largest(name)
-        moved = self._moved(own, {})
-        spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
-        moved[tensor.name] = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), own, {})
+        everywhere = self._moved(own, {})
         tol = min(self.tol, _ROUNDING) if self.tol < 1e-4 else self.tol  # deep attention hardly depends on its scores
-        same = self._same(self.twin, moved, lambda t, labels: relabel(t, labels, own, {}), tol)
-        return (tensor, axis) if same else None
+        for tensor, axis in dict.fromkeys((t, a) for t, a, _ in places):
+            spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
+            here = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), own, {})
+            moved = {**everywhere, tensor.name: here}
+            if not self._same(self.twin, moved, lambda t, labels: relabel(t, labels, own, {}), tol):
+                return False
+        return True
 
     def computes_the_same(self, model: nn.Module, position: int) -> None:
         """Another model with the same random parameters must compute the same.
@@ -346,6 +382,25 @@ def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
         n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
     }
     return dataclasses.replace(graph, groups=groups, tensors=tensors)
+
+
+def without_groups(graph: Graph, names: Collection[str], why: str = "") -> Graph:
+    """The same graph with groups that stay in place; reported if they stand on several axes, which then belong together."""
+    if not names:
+        return graph
+
+    def freed(labels: LabelledTensor) -> LabelledTensor:
+        spans = tuple(tuple(s for s in axis if s.group not in names) for axis in labels.spans)
+        return dataclasses.replace(labels, spans=spans)
+
+    places = {name: list(dict.fromkeys((t.name, axis) for t, axis, _ in graph.axes(name))) for name in names}
+    return dataclasses.replace(
+        graph,
+        groups={n: g for n, g in graph.groups.items() if n not in names},
+        tensors={n: freed(t) for n, t in graph.tensors.items()},
+        states=tuple(dataclasses.replace(s, labels=freed(s.labels)) for s in graph.states),
+        frozen=(*graph.frozen, *((where[0][0], why) for where in places.values() if len(where) > 1)),
+    )
 
 
 def _kept(drawn: Any, example: Any) -> Any:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,11 @@ from ..layers import FIXED, Layer, Record, Value, declaration_of, register_rule
 from ..layers.elementwise import combine
 from ..layers.linear import read
 
-__all__ = ["declared_forwards"]
+__all__ = ["declared_forwards", "hold_declared"]
 
-_MODULES: list[nn.Module] = []
+_NUMBERS = itertools.count()
+_MODULES: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+"""Copies of the declared modules of every trace that is alive, by the number that stands in the trace."""
 
 
 def _run(x: Tensor, parameters: Sequence[Tensor], key: int) -> Tensor:
@@ -38,13 +43,14 @@ def _(x: Tensor, parameters: list[Tensor], key: int) -> Tensor:
 @contextlib.contextmanager
 def declared_forwards(model: nn.Module) -> Iterator[None]:
     """Within the context, declared modules of the model are single operations."""
-    changed = []
+    changed, copies = [], []
     for module in model.modules():
         declaration = declaration_of(module)
         if declaration is None or not declaration.axes:
             continue
-        key = len(_MODULES)
-        _MODULES.append(copy.deepcopy(module))
+        key = next(_NUMBERS)
+        copies.append(copy.deepcopy(module))
+        _MODULES[key] = copies[-1]
         names = list(declaration.axes)
 
         def forward(x: Tensor, *, module: nn.Module = module, names: list[str] = names, key: int = key) -> Tensor:
@@ -57,6 +63,12 @@ def declared_forwards(model: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             del module.forward
+
+
+def hold_declared(program: Any) -> None:
+    """Let the operations of a trace keep their modules."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.sklearn_wbfuse.declared.default):
+        node.meta["declared"] = _MODULES[node.args[2]]
 
 
 @register_rule("sklearn_wbfuse::declared")

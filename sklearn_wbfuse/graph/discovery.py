@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
 from ..groups import Graph
 from ..layers import declaration_of
-from .check import SelfCheck, without
+from .check import SelfCheck, without, without_groups
+from .contexts import untouched_modules
 from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
@@ -118,7 +119,7 @@ class Architecture:
             graph = _trace(wide, inputs)
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(_with_symmetries_of(graph, self.graph), frozen=self.graph.frozen)
+        graph = dataclasses.replace(_verified_as(graph, self.graph), frozen=self.graph.frozen)
         if graph.sizes != dict(sizes):
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
@@ -169,7 +170,7 @@ class Architecture:
         sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
         try:
             wide = resize(self.plain, self.graph, sizes)
-            graph = _trace(wide, resized_inputs(self.inputs, self.graph, sizes))
+            graph = _verified_as(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
             if graph.sizes != sizes:
                 return "its groups come out otherwise"
             same = self.check.widens(wide, graph)
@@ -200,6 +201,7 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
         inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
         architecture = Architecture.of(model, inputs, warn=not position)
         if position:
+            architecture.graph = _verified_as(architecture.graph, found[0].graph)
             _compare_graphs(found[0].graph, architecture.graph, position)
         found.append(architecture)
     return found
@@ -211,8 +213,14 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
-    trainable = {n for n, _ in plain.named_parameters()}
-    missing = sorted(trainable.intersection(floating) - interpreter.reached - unused)
+    missing = sorted({n for n, _ in plain.named_parameters()}.intersection(floating) - interpreter.reached)
+    if missing and _depends_on(plain, inputs, missing):
+        raise DiscoveryError(
+            f"The forward of {type(plain).__name__} reads some of {missing} in a way that no trace can follow: through another "
+            "tensor that was made of them outside forward (.data, .detach(), a copy), or as numbers (.item(), .tolist(), "
+            ".numpy()). Let forward read the parameters themselves."
+        )
+    missing = sorted(set(missing) - unused)
     if missing:
         raise DiscoveryError(
             f"The forward of {type(plain).__name__} never uses {missing}; give example_inputs that reach them, or declare them: "
@@ -227,7 +235,22 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     return with_states(graph, names)
 
 
-def _with_symmetries_of(graph: Graph, verified: Graph) -> Graph:
+def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str]) -> bool:
+    """Whether the outputs change with the values of some tensors."""
+    twin, seen = plain_copy(plain), []
+    tensors = dict(twin.named_parameters())
+    for _ in range(2):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules():
+            torch.manual_seed(0)
+            seen.append([t for t in pytree.tree_leaves(twin(*pytree.tree_map(_clone, inputs))) if isinstance(t, Tensor)])
+            for name in names:
+                tensors[name].add_(torch.rand_like(tensors[name]))
+    return any(a.shape != b.shape or not torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(*seen, strict=True))
+
+
+def _verified_as(graph: Graph, verified: Graph) -> Graph:
+    """The graph of the same network in other widths, with the groups and symmetries that were verified."""
+    graph = without_groups(graph, {n for n in graph.groups if n not in verified.groups})
     graph = without(graph, "scales", {n for n, g in verified.groups.items() if not g.scalable})
     return without(graph, "signs", {n for n, g in verified.groups.items() if not g.signable})
 
@@ -237,6 +260,10 @@ def _like(leaf: Any, dtype: torch.dtype) -> Any:
         return leaf
     leaf = leaf.detach().to("cpu")
     return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

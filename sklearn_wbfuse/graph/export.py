@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import operator
 import os
 import threading
 import traceback
-import types
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import transformer
-from torch.nn.utils import rnn
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
-from .declared import declared_forwards
+from .contexts import traced, untouched_modules
+from .declared import declared_forwards, hold_declared
+from .modules import viewed_memory
 
 __all__ = ["as_inputs", "export", "guess_inputs"]
 
@@ -72,7 +68,7 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         If the model does not run on the inputs or can't be exported.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), untouched_modules():
             model(*inputs)
     except Exception as error:
         shapes = pytree.tree_map(lambda t: tuple(t.shape) if isinstance(t, Tensor) else t, tuple(inputs))
@@ -81,9 +77,12 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             "Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
-        with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model), _padded():
-            program = torch.export.export(model, tuple(inputs), strict=False)
-            return program if _is_functional(program) else program.run_decompositions({})
+        with _LOCK, traced(), torch.random.fork_rng(devices=[]), declared_forwards(model):
+            program = torch.export.export(_Root(model), tuple(inputs), strict=False)
+            program = program if _is_functional(program) else program.run_decompositions(_decompositions())
+            _rename(program, model)
+            hold_declared(program)
+            return program
     except Exception as error:
         if "not a known type" in str(error):
             raise DiscoveryError(
@@ -92,9 +91,49 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
                 "its type with torch.utils._pytree."
             ) from error
         raise DiscoveryError(
-            f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}. Branches that depend on values must "
-            "be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
+            f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}{_line_of(error)}. Branches that depend "
+            "on values must be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
         ) from error
+
+
+class _Root(nn.Module):
+    """Holds a network, whose own parts may be called like attributes of a traced graph (code, graph, meta)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+
+def _rename(program: torch.export.ExportedProgram, model: nn.Module) -> None:
+    """Call tensors and modules as the network does; a tensor that code reads past its module is known by its memory."""
+    signature, prefix = program.graph_signature, "model."
+    viewed, held = viewed_memory(model), [*model.named_buffers(), *model.named_parameters()]
+    names = {_memory(t): n for n, t in held if t.numel() and _memory(t)[0] not in viewed}
+    for table in (program.state_dict, program.constants):
+        for name in list(table):
+            table[name.removeprefix(prefix)] = table.pop(name)
+    for spec in signature.input_specs:
+        spec.target = spec.target and spec.target.removeprefix(prefix)
+        if spec.kind == InputKind.CONSTANT_TENSOR:
+            spec.target = names.get(_memory(program.constants[str(spec.target)]), spec.target)
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["nn_module_stack"] = {k: (path.removeprefix("model").removeprefix("."), t) for k, (path, t) in stack.items()}
+
+
+def _memory(tensor: Any) -> tuple[Any, ...]:
+    """Where a tensor's numbers lie."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        return (id(tensor),)
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _decompositions() -> dict[Any, Any]:
+    """What PyTorch makes of the operations that have no rule."""
+    return {op: made_of for op, made_of in torch.export.default_decompositions().items() if rule_for(op._schema.name) is None}
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
@@ -102,62 +141,6 @@ def _is_functional(program: torch.export.ExportedProgram) -> bool:
     targets = {n.target for n in program.graph.nodes if n.op == "call_function"} - {operator.getitem}
     schemas = [getattr(target, "_schema", None) for target in targets]
     return all(s is not None and not s.is_mutable and rule_for(s.name) is not None for s in schemas)
-
-
-_tracing = threading.local()
-_PACKING = {
-    f.__name__: types.FunctionType(f.__code__, f.__globals__, f.__name__)
-    for f in (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
-}
-
-
-@contextlib.contextmanager
-def _padded() -> Iterator[None]:
-    """Packing can't be traced, and does nothing to units: within the context sequences stay padded, in this thread.
-
-    The bodies of torch's functions are replaced, since networks import them under names of their own; in other threads they
-    do what they did.
-    """
-
-    def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):
-        from sklearn_wbfuse.graph.export import _PACKING, _tracing
-
-        if not getattr(_tracing, "on", False):
-            return _PACKING["pack_padded_sequence"](input, lengths, batch_first, enforce_sorted)
-        return input
-
-    def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):
-        from sklearn_wbfuse.graph.export import _PACKING, _tracing
-
-        if not getattr(_tracing, "on", False):
-            return _PACKING["pad_packed_sequence"](sequence, batch_first, padding_value, total_length)
-        # torch is a global of the function that lends its name
-        steps, batch = (sequence.shape[d] for d in ((1, 0) if batch_first else (0, 1)))
-        extra = (total_length or steps) - steps
-        if extra > 0:
-            sequence = torch.nn.functional.pad(sequence, (0, 0, 0, extra) if batch_first else (0, 0, 0, 0, 0, extra))
-        if padding_value:
-            sequence = torch.where(sequence == sequence, sequence, padding_value)
-        return sequence, torch.full((batch,), steps)
-
-    detect, originals = transformer._detect_is_causal_mask, [rnn.pack_padded_sequence, rnn.pad_packed_sequence]
-    bodies = [f.__code__ for f in originals]
-    _tracing.on = True
-    transformer._detect_is_causal_mask = _is_said_to_be_causal
-    for original, padded in zip(originals, (pack_padded_sequence, pad_packed_sequence), strict=True):
-        original.__code__ = padded.__code__
-    try:
-        yield
-    finally:
-        for original, body in zip(originals, bodies, strict=True):
-            original.__code__ = body
-        transformer._detect_is_causal_mask = detect
-        _tracing.on = False
-
-
-def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
-    """What nn.Transformer asks of a mask, a hint for speed, without a look at its values, which can't be traced."""
-    return bool(is_causal)
 
 
 def _first_line(error: Exception) -> str:
@@ -170,23 +153,3 @@ def _line_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.name == "forward" and f"{os.sep}torch{os.sep}" not in f.filename and f.line]
     return f" at '{own[-1].line}'" if own else ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Export dumps graphs and warnings to stderr; the error that we raise says what matters."""
-    root, trace = logging.getLogger("torch"), logging.getLogger("torch.__trace")
-    level, disabled = root.level, trace.disabled
-    root.setLevel(logging.CRITICAL)
-    trace.disabled = True  # or every step of the trace is formatted for whoever listens at the root logger
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
-        trace.disabled = disabled

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..groups import Graph, Group, LabelledTensor, Span
 from ..layers import FIXED, Record
-from .blocks import refined, units_and_blocks
+from .blocks import movable_classes, refined, units_and_blocks
 from .symmetries import symmetries
 
 __all__ = ["group_units"]
@@ -40,7 +40,7 @@ def group_units(
     owner = np.concatenate([np.full(len(axes[k]), i) for i, k in enumerate(keys)]) if keys else np.zeros(0, int)
     position = np.concatenate([np.arange(len(axes[k])) for k in keys]) if keys else np.zeros(0, int)
     unit = np.concatenate([unit_of[axes[k]] for k in keys]) if keys else np.zeros(0, int)
-    free = (unit != unit_of[FIXED]) & ~_mere_broadcast(record, unit_of, axes)[unit]
+    free = (unit != unit_of[FIXED]) & _in_use(record, unit_of)[unit] & ~_mere_broadcast(record, unit_of, axes)[unit]
     owner, position, unit = owner[free], position[free], unit[free]
 
     members = refined(_signatures(unit, owner, [unit_of[ids] for ids in record.seen]), block_of, slots)
@@ -85,6 +85,14 @@ def group_units(
         operations=operations,
         frozen=_frozen(record, axes),
     )
+
+
+def _in_use(record: Record, unit_of: np.ndarray) -> np.ndarray:
+    """For each unit whether an operation computes something of it: rows of a table beyond the length of the inputs are not."""
+    used = np.zeros(unit_of.max() + 1, dtype=bool)
+    for ids in [*record.seen, *record.computers, *record.readers]:
+        used[unit_of[ids]] = True
+    return used
 
 
 def _mere_broadcast(record: Record, unit_of: np.ndarray, axes: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray:
@@ -174,7 +182,11 @@ def _marked(labels: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple[tuple[str, str], ...]:
-    """Parameters and blocks whose units were frozen, with the reason."""
+    """Parameters and blocks whose units stay in place, with the reason.
+
+    Those for which a rule is lacking, and neurons (units that a parameter computes) that are held by what is not theirs: all
+    but the outputs of the network, unless a parameter reads these as well.
+    """
     why: dict[str, str] = {}
     owner = {label: name for ids, name in record.block_names for label in ids.tolist()}
     for (name, _), ids in axes.items():
@@ -184,4 +196,27 @@ def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple
         for label in np.unique(ids).tolist():
             if label in owner:
                 why.setdefault(owner[label], reason)
+
+    class_of = movable_classes(record)
+    held = _classes_in([ids for ids, _ in record.fixed], class_of)
+    for ids, _ in record.frozen:
+        held[class_of[ids]] = False  # reported already
+    neurons = _classes_in(record.computers, class_of)
+    neurons &= ~_classes_in(record.outputs, class_of) | _classes_in(record.readers, class_of)
+    reason_of: dict[int, str] = {}
+    for ids, where in record.fixed:
+        for c in np.unique(class_of[ids[held[class_of[ids]]]]).tolist():
+            reason_of.setdefault(c, f"held in place in {where}" if where else "returned by the network")
+    for (name, _), ids in axes.items():
+        for c in class_of[ids][(held & neurons)[class_of[ids]]].tolist():
+            why.setdefault(name, reason_of[c])
+            held[c] = False  # its other parameters move with it
     return tuple(why.items())
+
+
+def _classes_in(labels: list[np.ndarray], class_of: np.ndarray) -> np.ndarray:
+    """For each class whether one of the labels lies in it."""
+    inside = np.zeros(class_of.max() + 1, dtype=bool)
+    for ids in labels:
+        inside[class_of[ids]] = True
+    return inside

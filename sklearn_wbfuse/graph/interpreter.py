@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..exceptions import DiscoveryError
-from ..layers import Layer, Record, Value, movement, rule_for
+from ..layers import Layer, Record, Value, indexing, movement, rule_for
 from ..layers.conv import is_depthwise
 from .states import Declared
 
@@ -120,9 +120,12 @@ class Interpreter:
             if not isinstance(example, Tensor):
                 return Value((), constant=torch.zeros(()))
             shape = tuple(example.shape)
-            return self.states.value(self.record, leaf, shape) if leaf in self.states.inputs else Value(shape)
+            is_state = leaf in self.states.inputs
+            return self.states.value(self.record, leaf, shape) if is_state else Value(shape, dtype=example.dtype)
+        if name is None:  # the token of an operation with side effects
+            return Value(())
         state = self.program.constants if spec.target in self.program.constants else self.program.state_dict
-        return Value(tuple(state[spec.target].shape), constant=state[spec.target].detach())
+        return _known(state[spec.target].detach())
 
     def _outputs(self, node: Node, values: Mapping[Node, Any]) -> None:
         """What is returned stays in place: rightly, if it is no state; a declared state is free."""
@@ -147,7 +150,7 @@ class Interpreter:
             else:
                 states = [layer for layer in value.layers if self.record.is_state(layer)]
                 self.record.freeze(states, "a state that is returned to the caller")
-                self.record.fix(*value.layers)
+                self.record.returned(*value.layers)
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         arguments = map_arg(node.args, lambda n: values[n])
@@ -167,7 +170,8 @@ class Interpreter:
         if rule is None:
             self.record.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
-        if rule.__module__ != movement.__name__:
+        self.record.wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
+        if rule.__module__ not in (movement.__name__, indexing.__name__):
             self.record.sees([layer for v in read for layer in v.layers])
         try:
             return _completed(node, rule(self.record, *arguments, **named))
@@ -188,7 +192,13 @@ class Interpreter:
                 result = node.target(*concrete[0], **concrete[1])  # type: ignore[operator]
         except Exception:
             return _without_labels(node)
-        return Value(tuple(result.shape), constant=result)
+        return _known(result)
+
+
+def _known(tensor: Tensor) -> Value:
+    """A value that is computed; of a sparse one only the shape is known."""
+    constant = tensor if tensor.layout == torch.strided else None
+    return Value(tuple(tensor.shape), constant=constant, dtype=tensor.dtype)
 
 
 def _in_groups(program: Any, names: Mapping[str, str]) -> dict[str, int]:
@@ -232,7 +242,7 @@ def _without_labels(node: Node) -> Any:
     example = node.meta.get("val")
     if isinstance(example, (tuple, list)):
         return tuple(Value(tuple(t.shape)) if isinstance(t, Tensor) else Value(()) for t in example)
-    return Value(_shape(node))
+    return Value(_shape(node), dtype=getattr(example, "dtype", None))
 
 
 def _completed(node: Node, result: Any) -> Any:
@@ -252,7 +262,8 @@ def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
         )
     elif value.shape != shape and value.layers:
         raise AssertionError(f"The rule of {node.target} computed shape {value.shape}, the network {shape}.")
-    return replace(value, shape=shape, layers=layers, bias=value.bias if len(node.users) == 1 else None)
+    dtype = getattr(node.meta.get("val"), "dtype", None)
+    return replace(value, shape=shape, layers=layers, dtype=dtype, bias=value.bias if len(node.users) == 1 else None)
 
 
 def _options(node: Node, position: Mapping[Node, int]) -> str:

@@ -8,21 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..exceptions import InvalidModelError, NonFiniteError, WidthError
 from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
-from .parametrized import computed_tensors, materialise, parametrized_names, write_parametrized
+from .parametrized import materialise, parametrized_names, write_parametrized
 
 __all__ = [
     "aliases",
     "device_of",
     "floating_state",
+    "load_floating",
     "plain_copy",
     "resize",
     "sizes_in",
     "unwrap",
     "validate_models",
+    "viewed_memory",
     "write_back",
 ]
 
@@ -105,7 +108,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed_tensors(model)})
+        computed = [t for t in [*_held(model), *model.buffers()] if not t.is_leaf]  # deepcopy refuses these
+        twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
         raise InvalidModelError(
             f"{type(model).__name__} can't be deep-copied ({error}); fusion needs copies, since it never changes your models. "
@@ -131,6 +135,26 @@ def floating_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
 
 
+def load_floating(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Let the floating tensors of a model be those of a state, in their memory, wherever the model holds them."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in state:
+            tensor.data = state[name]
+
+
+def viewed_memory(model: nn.Module) -> set[int]:
+    """Memory of the tensors that modules hold as attributes and that are no parameters or buffers, but may share theirs."""
+    own = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    return {t.untyped_storage().data_ptr() for t in _held(model) if id(t) not in own and t.layout == torch.strided}
+
+
+def _held(model: nn.Module) -> list[Tensor]:
+    """Tensors in the attributes of modules, and in lists and dicts there."""
+    stores = ("_parameters", "_buffers", "_modules")
+    attributes = [v for m in model.modules() for k, v in vars(m).items() if k not in stores]
+    return [t for t in pytree.tree_leaves(attributes) if isinstance(t, Tensor)]
+
+
 def aliases(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter and buffer -> the first name of the same tensor."""
     first: dict[int, str] = {}
@@ -146,19 +170,12 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
     twin = plain_copy(model)
     if dict(sizes) == graph.sizes:
         return twin
-    replaced: dict[int, nn.Parameter | Tensor] = {}
     for labels in graph.tensors.values():
         shape = resized_shape(labels, graph, sizes)
         owner, _, leaf = labels.name.rpartition(".")
-        old = getattr(twin.get_submodule(owner), leaf)
-        if shape != tuple(old.shape):
-            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
-            replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module in twin.modules():
-        for store in (module._parameters, module._buffers):
-            for leaf, tensor in store.items():
-                if tensor is not None and id(tensor) in replaced:
-                    store[leaf] = replaced[id(tensor)]  # type: ignore[assignment]
+        tensor = getattr(twin.get_submodule(owner), leaf)
+        if shape != tuple(tensor.shape):
+            tensor.data = tensor.new_zeros(shape)  # it stays itself, wherever else the network holds it
     for path, module in twin.named_modules():
         _renumber(module, path, graph, sizes)
     _flatten(twin)

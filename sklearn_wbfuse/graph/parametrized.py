@@ -14,12 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..exceptions import DiscoveryError, FusionWarning
 
-__all__ = ["computed_tensors", "materialise", "parametrized_names", "write_parametrized"]
-
-
-def computed_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that a model holds as plain attributes and has computed with a gradient, which deepcopy refuses."""
-    return [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+__all__ = ["materialise", "parametrized_names", "write_parametrized"]
 
 
 def _weight_norms(module: nn.Module) -> dict[str, WeightNorm]:

@@ -3,7 +3,7 @@
 ``register_rule`` teaches an operation, ``declare`` an own module, ``register_sizes`` the attributes that repeat a width.
 """
 
-from . import conv, elementwise, linear, movement, norm, product, recurrent, reduction
+from . import conv, elementwise, indexing, linear, movement, norm, product, recurrent, reduction
 from .labels import FIXED, Layer, Record, Value
 from .registry import Blocks, declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "declaration_of",
     "declare",
     "elementwise",
+    "indexing",
     "linear",
     "movement",
     "norm",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .elementwise import combine
 from .labels import Layer, Record, Value
 from .linear import add_bias, opaque, read
 from .registry import Blocks, register_rule, register_sizes
@@ -173,6 +174,49 @@ for _name in ("upsample_nearest{}d", "reflection_pad{}d", "replication_pad{}d"):
     for _space in (1, 2, 3):
         if hasattr(torch.ops.aten, _name.format(_space)):
             _spatial(_name.format(_space), _space)
-_spatial("upsample_bilinear2d", 2)
+for _space in (1, 2, 3):
+    _spatial(f"_upsample_nearest_exact{_space}d", _space)
+for _name in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
+    _spatial(_name, 2)
 _spatial("upsample_linear1d", 1)
 _spatial("upsample_trilinear3d", 3)
+
+
+@register_rule("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
+def grid_sampler(record: Record, x: Value, grid: Value, *_: Any) -> Value:
+    """Values between positions in space, at places that a grid says: a place for all channels."""
+    record.fix(*grid.layers)
+    x, shape = _out_of_space(record, x, len(x.shape) - 2), (*x.shape[:2], *grid.shape[1:-1])
+    layers = [Layer(_stretch(k.ids, shape, 2), k.dims) for k in x.layers if max(k.dims, default=0) < 2]
+    return Value(shape, tuple(layers))
+
+
+def _unpooling(space: int) -> None:
+    def apply(record: Record, x: Value, index: Value, size: Sequence[int], *_: Any) -> Value:
+        record.rigid(*index.layers)
+        both = combine(record, "max_unpool", [_out_of_space(record, x, space), _out_of_space(record, index, space)], "product")
+        first = len(x.shape) - space
+        shape = (*x.shape[:first], *size)
+        return Value(shape, tuple(Layer(_stretch(k.ids, shape, first), k.dims) for k in both.layers))
+
+    register_rule(f"aten::max_unpool{space}d")(apply)
+
+
+for _space in (2, 3):
+    _unpooling(_space)
+
+
+@register_rule("aten::im2col")
+def im2col(record: Record, x: Value, kernel: Sequence[int], *options: Any) -> Value:
+    """Patches: each channel once for every position of the kernel."""
+    x, copies = _out_of_space(record, x, 2), int(kernel[0]) * int(kernel[1])
+    shape = tuple(torch.ops.aten.im2col(torch.empty(x.shape, device="meta"), kernel, *options).shape)
+    return x.map(lambda ids: ids.flatten(-2)[..., :1].repeat_interleave(copies, -2).expand(shape))
+
+
+@register_rule("aten::col2im")
+def col2im(record: Record, x: Value, size: Sequence[int], kernel: Sequence[int], *options: Any) -> Value:
+    """Patches put back: what stands at the positions of a kernel is one channel."""
+    shape = tuple(torch.ops.aten.col2im(torch.empty(x.shape, device="meta"), size, kernel, *options).shape)
+    x = x.map(lambda ids: ids.unflatten(-2, (-1, int(kernel[0]) * int(kernel[1]))))
+    return _out_of_space(record, x, 2).map(lambda ids: ids[..., :1, :1].expand(shape))

@@ -14,7 +14,7 @@ from ..groups import along
 from .labels import Layer, Record, Value
 from .registry import register_rule, register_sizes
 
-__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "varies"]
+__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
 
 register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
@@ -24,11 +24,13 @@ TRACKED = 1 << 20
 IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
 LINEAR = [*IDENTITIES, "neg", "native_dropout"]
 HOMOGENEOUS = ["relu", "leaky_relu", "abs"]
-ODD = "tanh sin tan atan asin sinh asinh erf erfinv sign trunc".split()
+ODD = "tanh sin tan atan asin sinh asinh atanh erf erfinv sign sgn trunc frac".split()
 GENERAL = """gelu sigmoid silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
 log log1p expm1 sqrt rsqrt reciprocal square pow cos acos cosh floor ceil round clamp clamp_min clamp_max log_sigmoid
-logical_not bitwise_not isnan isfinite sinc threshold rrelu ne eq lt gt le ge logical_and logical_or
-atan2 fmod remainder bitwise_and bitwise_or floor_divide nan_to_num logit xlogy""".split()
+logical_not bitwise_not isnan isfinite isinf sinc threshold rrelu ne eq lt gt le ge logical_and logical_or logical_xor
+atan2 fmod remainder bitwise_and bitwise_or bitwise_xor floor_divide nan_to_num logit xlogy acosh erfc exp2 log2 log10 lgamma
+digamma i0 signbit copysign logaddexp logaddexp2 heaviside special_erfcx special_i0e special_i1 special_i1e special_ndtri
+special_log_ndtr special_entr""".split()
 
 
 def combine(record: Record, operation: str, values: Sequence[Value], kind: str) -> Value:
@@ -232,6 +234,20 @@ def _known_along(values: Sequence[Value], dim: int, shape: Sequence[int]) -> Ite
             yield (value.constant if value.constant is not None else value.pattern), own
 
 
+def unmarked(record: Record, value: Value, dims: Sequence[int]) -> Layer | None:
+    """Labels that nothing else has, along dimensions on which a value without units does not vary: any order is the same.
+
+    The zeros from which a state starts are such a value. None where it varies there, as inputs of the network do.
+    """
+    if value.touching(dims) or varies([value], dims, value.shape) or any(value.shape[d] == 1 for d in dims):
+        return None
+    shape = [n if d in dims else 1 for d, n in enumerate(value.shape)]
+    layer = Layer(record.fresh(math.prod(shape)).view(shape))
+    if not is_zero(value):
+        record.rigid(layer)
+    return Layer(layer.ids.expand(value.shape))
+
+
 def is_zero(value: Value) -> bool:
     """Whether a value is a constant zero."""
     return value.constant is not None and not bool(value.constant.any())
@@ -262,7 +278,7 @@ def _register() -> None:
         rule(name, "general", None)
     for name in ("add", "sub", "rsub"):
         rule(name, "sum", 2)
-    for name in ("maximum", "minimum"):
+    for name in ("maximum", "minimum", "fmax", "fmin", "hypot"):
         rule(name, "homogeneous", 2)
     rule("mul", "product", 2)
     rule("div", "quotient", 2)
@@ -281,6 +297,12 @@ def where(record: Record, condition: Value, a: Any, b: Any) -> Value:
 def masked_fill(record: Record, x: Value, mask: Value, value: Any) -> Value:
     """Overwrite where a mask says so."""
     return combine(record, "masked_fill", _values((x, mask, value)), "general")
+
+
+@register_rule("aten::bucketize")
+def bucketize(record: Record, x: Value, *_: Any, **__: Any) -> Value:
+    """The number of the interval in which each value lies."""
+    return combine(record, "bucketize", [x], "general")
 
 
 @register_rule("aten::prelu")

@@ -112,6 +112,8 @@ class Value:
         value, equal for equal elements.
     diagonal : int
         A weight of a convolution in groups stands for the whole tensor of which it holds so many diagonal blocks.
+    dtype : torch.dtype or None
+        As far as it is known.
     """
 
     shape: tuple[int, ...]
@@ -124,6 +126,7 @@ class Value:
     uniform: tuple[int, ...] = ()
     pattern: Tensor | None = None
     diagonal: int = 1
+    dtype: torch.dtype | None = None
 
     def layer(self, dim: int) -> Layer | None:
         """The layer that varies along `dim` alone; for a single unit, the one that varies nowhere."""
@@ -145,8 +148,8 @@ class Value:
         """Move the labels as the operation moves the data."""
         layers = [Layer(operation(layer.ids)) for layer in self.layers]
         shape = layers[0].ids.shape if layers else operation(torch.zeros((), dtype=torch.bool).expand(self.shape)).shape
-        pattern = None if self.pattern is None else operation(self.pattern)
-        return Value(tuple(shape), tuple(layers), is_weight=self.is_weight, pattern=pattern)
+        pattern, constant = (None if t is None else operation(t) for t in (self.pattern, self.constant))
+        return Value(tuple(shape), tuple(layers), constant=constant, is_weight=self.is_weight, pattern=pattern)
 
 
 class Record:
@@ -155,7 +158,8 @@ class Record:
     A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `reads` (an axis
     reads these units), and for factors c of a unit that leave the function as it is (scales, c > 0, and signs, c = -1)
     `same_factor`, `opposite_factor`, `no_scale`, `no_sign`, `rigid`. It calls `enclose` or `contains` where units lie in
-    blocks (attention heads) that move as a whole.
+    blocks (attention heads) that move as a whole. Of an operation with several results, `wanted` holds the positions of those
+    that something reads.
     """
 
     def __init__(self) -> None:
@@ -163,6 +167,8 @@ class Record:
         self.starts: list[int] = []
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
+        self.fixed: list[tuple[np.ndarray, str]] = []
+        self.outputs: list[np.ndarray] = []
         self.readers: list[np.ndarray] = []
         self.computers: list[np.ndarray] = []
         self.relations: list[tuple[str, tuple[int, ...], tuple[np.ndarray, ...]]] = []
@@ -176,6 +182,7 @@ class Record:
         self.block_names: list[tuple[np.ndarray, str]] = []
         self.path = ""
         self.where = ""
+        self.wanted: set[int] | None = None
 
     def fresh(self, size: int) -> Tensor:
         """Labels that nothing else has."""
@@ -195,6 +202,12 @@ class Record:
             if layer is not None:
                 flat = _flat(layer.core)
                 self.pairs.append((flat, np.full_like(flat, FIXED)))
+                self.fixed.append((flat, self.where))
+
+    def returned(self, *layers: Layer) -> None:
+        """The network returns these units to its caller."""
+        self.fix(*layers)
+        self.outputs += [_flat(layer.core) for layer in layers]
 
     def freeze(self, layers: Sequence[Layer], why: str) -> None:
         """These units stay in place because no rule covers what is done to them; reported to the user."""

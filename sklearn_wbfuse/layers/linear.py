@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..groups import along
-from .elementwise import combine
+from .elementwise import combine, unmarked
 from .labels import Layer, Record, Value
 from .product import product
 from .registry import register_rule, register_sizes
@@ -35,6 +35,8 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
     across = [layer for layer in x.touching([x_dim]) if layer is not units]
     if units is None and len(across) == 1:
         units, across = across[0].united(record, [d for d in across[0].dims if d != x_dim]), []
+    if units is None and not across:
+        units = unmarked(record, x, [x_dim])
     if across:
         record.freeze(across, "a contraction over part of the dimensions along which units are laid out")
         record.fix(units, axis)
@@ -82,13 +84,19 @@ def linear(record: Record, x: Value, weight: Value, bias: Value | None = None) -
     return add_bias(record, contract(record, x, -1, weight, 1), bias, -1)
 
 
-@register_rule("aten::addmm")
+@register_rule("aten::addmm", "aten::_sparse_addmm")
 def addmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """Y = b + A B."""
     return combine(record, "addmm", [contract(record, a, -1, b, 0) if b.is_weight else product(record, a, b), bias], "sum")
 
 
-@register_rule("aten::matmul", "aten::mm", "aten::mv", "aten::dot", "aten::bmm")
+@register_rule("aten::addmv")
+def addmv(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+    """y = b + A x."""
+    return combine(record, "addmv", [matmul(record, a, b), bias], "sum")
+
+
+@register_rule("aten::matmul", "aten::mm", "aten::mv", "aten::dot", "aten::bmm", "aten::_sparse_mm")
 def matmul(record: Record, a: Value, b: Value) -> Value:
     """A product with a matrix of weights on either side, or of two computed values."""
     if b.is_weight and len(b.shape) == 2 and not a.is_weight:

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .elementwise import TRACKED, is_zero, varies
+from .elementwise import TRACKED, is_zero, unmarked, varies
 from .labels import FIXED, Layer, Record, Value
 from .registry import register_rule
 
 __all__: list[str] = []
 
 MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze slice select narrow
-roll flip repeat tile movedim unfold swapaxes swapdims diagonal repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle
+roll flip movedim unfold swapaxes swapdims diagonal pixel_shuffle pixel_unshuffle channel_shuffle
 alias_copy view_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
-SPLITS = "split split_with_sizes chunk unbind tensor_split split_copy split_with_sizes_copy unbind_copy".split()
+REPEATS = "repeat tile repeat_interleave".split()
+SPLITS = """split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk unsafe_split_with_sizes split_copy
+split_with_sizes_copy unbind_copy""".split()
 
 
 def _operation(name: str) -> Any:
@@ -54,9 +56,19 @@ def _register_moves() -> None:
 
         register_rule(f"aten::{name}")(apply)
 
+    def repeated(name: str) -> None:
+        operation = _operation(name)
+
+        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+            return _tracked(x).map(lambda ids: operation(ids, *arguments, **named))
+
+        register_rule(f"aten::{name}")(apply)
+
     for name in MOVES:
         if hasattr(torch.ops.aten, name):
             move(name)
+    for name in REPEATS:
+        repeated(name)
     for name in SPLITS:
         if hasattr(torch.ops.aten, name):
             split(name)
@@ -70,12 +82,17 @@ def assertion(record: Record, *_: Any, **__: Any) -> None:
     """Nothing is computed."""
 
 
+def _tracked(x: Value) -> Value:
+    """The same value, of whose copies it will be known that they are equal."""
+    if x.pattern is not None or x.constant is not None or math.prod(x.shape) > TRACKED:
+        return x
+    return replace(x, pattern=torch.arange(math.prod(x.shape)).view(x.shape))
+
+
 @register_rule("aten::expand", "aten::expand_copy")
 def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
     """A value repeated along a dimension does not vary along it."""
-    if x.pattern is None and x.constant is None and math.prod(x.shape) <= TRACKED:
-        x = replace(x, pattern=torch.arange(math.prod(x.shape)).view(x.shape))
-    moved = x.map(lambda ids: ids.expand(tuple(size)))
+    moved = _tracked(x).map(lambda ids: ids.expand(tuple(size)))
     shift = len(moved.shape) - len(x.shape)
     repeated = tuple(d for d, n in enumerate(moved.shape) if n > 1 and (d < shift or x.shape[d - shift] == 1))
     return replace(moved, uniform=repeated)
@@ -96,11 +113,8 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     layers = []
     computed = not all(v.is_weight for v in values)  # then a parameter of one position is a token, not a unit
     along = [None if computed and v.is_weight and v.shape[dim] == 1 else v.layer(dim) for v in values]
-    if any(layer is not None for layer in along):
-        pieces = [
-            torch.full((v.shape[dim],), FIXED) if layer is None else layer.vector(dim)
-            for v, layer in zip(values, along, strict=True)
-        ]
+    pieces = [_positions(record, v, dim) if layer is None else layer.vector(dim) for v, layer in zip(values, along, strict=True)]
+    if any(bool((ids != FIXED).any()) for ids in pieces):
         layers.append(Layer.along(torch.cat(pieces), dim, shape))
     elsewhere: dict[tuple[int, ...], dict[int, Layer]] = {}
     for position, (value, own) in enumerate(zip(values, along, strict=True)):
@@ -122,6 +136,12 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     return Value(tuple(shape), tuple(layers), is_weight=all(v.is_weight for v in values))
 
 
+def _positions(record: Record, value: Value, dim: int) -> Tensor:
+    """Labels for the positions of a value without units: their order does not matter if it is constant along them."""
+    free = None if value.constant is None else unmarked(record, value, [dim])
+    return torch.full((value.shape[dim],), FIXED) if free is None else free.vector(dim)
+
+
 @register_rule("aten::stack")
 def stack(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     """Along a new dimension: labels stay what they were, exact to the index."""
@@ -130,7 +150,7 @@ def stack(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     by_dims = [{layer.dims: layer for layer in v.layers} for v in values]
     layers = []
     for dims in dict.fromkeys(d for table in by_dims for d in table):
-        found = [table.get(dims) for table in by_dims]
+        found = [t.get(dims) or unmarked(record, v, dims) for t, v in zip(by_dims, values, strict=True)]
         if any(layer is None for layer in found):
             record.freeze([layer for layer in found if layer is not None], "a stack with a value that varies along its units")
         else:
@@ -140,7 +160,7 @@ def stack(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
 
 @register_rule("aten::constant_pad_nd", "aten::pad")
 def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Value:
-    """Padding beside units adds nothing that moves; padding along units adds fixed zeros."""
+    """Padding beside units adds nothing that moves; padding along units adds equal numbers, in any order."""
     shape = list(x.shape)
     for k in range(len(widths) // 2):
         shape[-1 - k] += widths[2 * k] + widths[2 * k + 1]
@@ -157,45 +177,10 @@ def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Val
         if not constant and any(inner):
             record.freeze([layer], "padding along units")
             continue
-        ids = torch.nn.functional.pad(layer.core, inner, value=FIXED)
+        ids = torch.nn.functional.pad(layer.core, inner, value=-1)
+        added = ids == -1
+        ids[added] = record.fresh(int(added.sum())) if len(layer.dims) == 1 else FIXED
+        if filled:
+            record.rigid(Layer(ids[added]))
         layers.append(Layer(ids.expand(shape) if ids.shape != tuple(shape) else ids))
     return Value(tuple(shape), tuple(layers))
-
-
-@register_rule("aten::index_select", "aten::gather")
-def index_select(record: Record, x: Value, dim: int, index: Value) -> Value:
-    """Pick positions along a dimension; the index must be a constant where units lie along it."""
-    dim %= len(x.shape)
-    if index.constant is not None and len(index.shape) == 1:
-        return x.map(lambda ids: ids.index_select(dim, index.constant))  # type: ignore[arg-type]
-    record.freeze([*x.touching([dim]), *index.layers], "a choice of units by computed indices")
-    shape = index.shape if len(index.shape) == len(x.shape) else (*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
-    layers = [Layer(layer.ids.narrow(dim, 0, 1).expand(shape)) for layer in x.layers if dim not in layer.dims]
-    return Value(tuple(shape), tuple(layers))
-
-
-@register_rule("aten::index")
-def index(record: Record, x: Value, indices: Sequence[Value | None]) -> Value | None:
-    """Fancy indexing by constants is a move like any other; computed indices may pick steps or samples, not units."""
-    if any(i is not None and i.constant is None for i in indices):
-        given = [d for d, i in enumerate(indices) if i is not None]
-        side_by_side = given == list(range(given[0], given[-1] + 1))
-        record.freeze([layer for d in given for layer in indices[d].layers], "a choice by computed indices")  # type: ignore[union-attr]
-        chosen = x.layers if not side_by_side else x.touching(given)
-        if x.is_weight and side_by_side:
-            record.fix(*chosen)  # rows of a table
-        else:
-            record.freeze(chosen, "a choice of units by computed indices")
-        if not side_by_side:
-            return None
-        picked = torch.broadcast_shapes(*(indices[d].shape for d in given))  # type: ignore[union-attr]
-        shape = (*x.shape[: given[0]], *picked, *x.shape[given[-1] + 1 :])
-        layers = []
-        for layer in x.layers:
-            if layer not in chosen:
-                ids = layer.ids[(slice(None),) * given[0] + (0,) * len(given)]
-                ids = ids.reshape(*ids.shape[: given[0]], *[1] * len(picked), *ids.shape[given[0] :])
-                layers.append(Layer(ids.expand(shape)))
-        return Value(shape, tuple(layers))
-    picks = [slice(None) if i is None else i.constant for i in indices]
-    return x.map(lambda ids: ids[tuple(picks)])

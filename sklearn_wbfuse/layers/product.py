@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .elementwise import combine, row_blocks, varies
 from .labels import Layer, Record, Value
+from .reduction import reduced
 from .registry import Blocks, register_rule, register_sizes
 
 __all__ = ["contraction", "product"]
@@ -154,17 +155,35 @@ def baddbmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     return combine(record, "baddbmm", [product(record, a, b), bias], "sum")
 
 
+@register_rule("aten::addbmm")
+def addbmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+    """B + sum_k A_k B_k."""
+    return combine(record, "addbmm", [contraction(record, a, b, ("bik", "bkj", "ij")), bias], "sum")
+
+
+@register_rule("aten::_cdist_forward", "aten::_euclidean_dist")
+def cdist(record: Record, a: Value, b: Value, *_: Any) -> Value:
+    """Distances of all rows of two values: units along the rows are the same, and do not scale."""
+    record.rigid(*a.layers, *b.layers)
+    return product(record, a, b.map(lambda ids: ids.transpose(-2, -1)))
+
+
 @register_rule("aten::einsum")
 def einsum(record: Record, equation: str, operands: Sequence[Value], **_: Any) -> Value | None:
-    """A sum over letters of two operands; units that the letters of one operand lay out twice stay in place."""
+    """A sum over letters, of two operands at a time; units that the letters of one operand lay out twice stay in place."""
     letters, out = _letters(equation.replace(" ", ""), [len(v.shape) for v in operands])
-    plain = all(len(set(own)) == len(own) for own in letters)
-    if len(operands) == 2 and plain:
-        return contraction(record, operands[0], operands[1], (letters[0], letters[1], out))
-    if len(operands) == 1 and plain and len(out) == len(letters[0]):
-        return operands[0].map(lambda ids: ids.permute([letters[0].index(c) for c in out]))
-    record.freeze([layer for v in operands for layer in v.layers], "an einsum of this form")
-    return None
+    if any(len(set(own)) < len(own) for own in letters):
+        record.freeze([layer for v in operands for layer in v.layers], "an einsum of this form")
+        return None
+    value, own, rest = operands[0], letters[0], list(zip(operands[1:], letters[1:], strict=True))
+    while rest:
+        other, others = rest.pop(0)
+        later = out + "".join(mine for _, mine in rest)
+        both = out if not rest else "".join(c for c in dict.fromkeys(own + others) if c in later)
+        value, own = contraction(record, value, other, (own, others, both)), both
+    kept = "".join(c for c in own if c in out)
+    value = reduced(record, value, tuple(d for d, c in enumerate(own) if c not in out), False, "linear")
+    return value.map(lambda ids: ids.permute([kept.index(c) for c in out]))
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

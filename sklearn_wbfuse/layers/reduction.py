@@ -1,4 +1,4 @@
-"""Operations along dimensions: reductions, softmax, cumulative ones."""
+"""Operations along dimensions: reductions, order statistics, softmax, cumulative ones, Fourier transforms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .elementwise import combine, row_blocks
 from .labels import Layer, Record, Value
 from .registry import register_rule
 
-__all__: list[str] = []
+__all__ = ["reduced"]
 
 
 def _dims(value: Value, dims: Any) -> tuple[int, ...]:
@@ -19,7 +19,14 @@ def _dims(value: Value, dims: Any) -> tuple[int, ...]:
     return tuple(d % max(len(value.shape), 1) for d in dims)
 
 
-def _reduce(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind: str) -> Value:
+def reduced(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind: str) -> Value:
+    """One number in place of all along some dimensions, a symmetric function of them.
+
+    Parameters
+    ----------
+    kind : {"linear", "homogeneous", "general"}
+        What passes for units along other dimensions: scales and signs, scales alone, neither.
+    """
     layers = []
     for layer in x.layers:
         inside = set(layer.dims) & set(dims)
@@ -46,11 +53,11 @@ def _register() -> None:
             keep = bool(named.get("keepdim", arguments[-1] if arguments and isinstance(arguments[-1], bool) else False))
             if indices:  # which unit is largest is not a symmetric function of the units
                 record.freeze(x.touching(_dims(x, dims)), "the index of a unit")
-            return _reduce(record, x, _dims(x, dims), keep, kind)
+            return reduced(record, x, _dims(x, dims), keep, kind)
 
         register_rule(f"aten::{name}")(apply)
 
-    for name in ("sum", "mean"):
+    for name in ("sum", "mean", "nansum", "nanmean"):
         over_dims(name, "linear", 0)
     for name in ("amax", "amin"):
         over_dims(name, "homogeneous", 0)
@@ -65,17 +72,105 @@ def _register() -> None:
 _register()
 
 
-@register_rule("aten::max", "aten::min", "aten::median")
+@register_rule("aten::max", "aten::min", "aten::median", "aten::nanmedian")
 def extremum(record: Record, x: Value, *arguments: Any, **named: Any) -> Value | tuple[Value, Value]:
-    """Largest or smallest value, over all or along one dimension (then with its index), or of two values."""
+    """Largest, smallest or middle value, over all or along one dimension (then with its index), or of two values."""
     if arguments and isinstance(arguments[0], Value):
         return combine(record, "max", [x, arguments[0]], "homogeneous")
     if not arguments and "dim" not in named:
-        return _reduce(record, x, _dims(x, None), False, "homogeneous")
-    dim = named.get("dim", arguments[0] if arguments else None)
-    keep = bool(named.get("keepdim", arguments[1] if len(arguments) > 1 else False))
-    out = _reduce(record, x, _dims(x, dim), keep, "homogeneous")
-    return out, Value(out.shape, out.layers)
+        return reduced(record, x, _dims(x, None), False, "homogeneous")
+    return chosen(record, x, *arguments, **named)
+
+
+@register_rule("aten::mode")
+def chosen(record: Record, x: Value, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
+    """One of the values along a dimension, and its index."""
+    _index_is_fixed(record, x, dim)
+    out = reduced(record, x, _dims(x, dim), keepdim, "homogeneous")
+    return out, _index_of(record, out)
+
+
+@register_rule("aten::kthvalue")
+def kthvalue(record: Record, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
+    """That of a rank."""
+    return chosen(record, x, dim, keepdim)
+
+
+@register_rule("aten::dist")
+def dist(record: Record, a: Value, b: Value, *_: Any) -> Value:
+    """The distance of two values."""
+    difference = combine(record, "dist", [a, b], "sum")
+    return reduced(record, difference, _dims(difference, None), False, "homogeneous")
+
+
+@register_rule("aten::segment_reduce")
+def segment_reduce(record: Record, x: Value, reduce: str, *, lengths: Value, axis: int = 0, **_: Any) -> Value:
+    """Reductions of the neighbours along a dimension."""
+    out = _along_others(record, x, axis)
+    for layer in out.layers:
+        (record.rigid if reduce == "prod" else record.no_sign)(layer)
+    return out.map(lambda ids: ids.narrow(axis, 0, 1).expand([lengths.shape[0] if d == axis else n for d, n in enumerate(x.shape)]))
+
+
+@register_rule("aten::aminmax")
+def aminmax(record: Record, x: Value, *, dim: int | None = None, keepdim: bool = False) -> tuple[Value, Value]:
+    """Smallest and largest value."""
+    out = reduced(record, x, _dims(x, dim), keepdim, "homogeneous")
+    return out, out
+
+
+@register_rule("aten::std_mean", "aten::var_mean")
+def std_mean(record: Record, x: Value, dims: Any = None, *options: bool, **named: Any) -> tuple[Value, Value]:
+    """Standard deviation, or variance, and mean."""
+    over = _dims(x, None if isinstance(dims, bool) else dims)
+    keepdim = bool(named.get("keepdim", options[-1] if len(options) > 1 else False))
+    return reduced(record, x, over, keepdim, "general"), reduced(record, x, over, keepdim, "linear")
+
+
+@register_rule("aten::sort")
+def sort(record: Record, x: Value, dim: int = -1, *_: Any, **__: Any) -> tuple[Value, Value]:
+    """Values along a dimension in the order of their size, and their indices."""
+    return topk(record, x, x.shape[dim], dim)
+
+
+@register_rule("aten::topk")
+def topk(record: Record, x: Value, k: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Value, Value]:
+    """The first of them."""
+    _index_is_fixed(record, x, dim)
+    dim %= len(x.shape)
+    shape = tuple(k if d == dim else n for d, n in enumerate(x.shape))
+    first = reduced(record, x, (dim,), True, "homogeneous")
+    out = Value(shape, tuple(Layer(layer.ids.expand(shape), layer.dims) for layer in first.layers), is_weight=x.is_weight)
+    return out, _index_of(record, out)
+
+
+@register_rule("aten::cummax", "aten::cummin")
+def running_extremum(record: Record, x: Value, dim: int) -> tuple[Value, Value]:
+    """The largest value so far, and its index."""
+    for layer in x.layers:
+        record.no_sign(layer)
+    out = _along_others(record, x, dim)
+    return out, _index_of(record, out)
+
+
+def _index_is_fixed(record: Record, x: Value, dim: int) -> None:
+    """Units along a dimension stay in place if something reads the index of one: it is no symmetric function of them."""
+    if record.wanted is None or 1 in record.wanted:
+        record.freeze(x.touching([dim % len(x.shape)]), "the index of a unit")
+
+
+def _index_of(record: Record, out: Value) -> Value:
+    """An index for each unit along other dimensions: it moves with the unit, but does not scale."""
+    if record.wanted is not None and 1 not in record.wanted:
+        return Value(out.shape)
+    layers = []
+    for layer in out.layers:
+        ids = layer.core.reshape(-1)
+        twin = record.fresh(len(ids))
+        record.unite(ids, twin)
+        record.rigid(Layer(twin))
+        layers.append(Layer(twin.view(layer.core.shape).expand(out.shape), layer.dims))
+    return Value(out.shape, tuple(layers))
 
 
 @register_rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax", "aten::_safe_softmax")
@@ -88,9 +183,50 @@ def softmax(record: Record, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     return Value(x.shape, x.layers)
 
 
-@register_rule("aten::cumsum", "aten::cumprod", "aten::logcumsumexp")
-def cumulative(record: Record, x: Value, dim: int, **_: Any) -> Value:
+@register_rule("aten::cumsum")
+def cumsum(record: Record, x: Value, dim: int, **_: Any) -> Value:
     """Units along the dimension stay in place, others pass."""
+    return _along_others(record, x, dim)
+
+
+@register_rule("aten::cumprod", "aten::logcumsumexp")
+def cumulative(record: Record, x: Value, dim: int, **_: Any) -> Value:
+    """The same, where units can neither be scaled nor change sign."""
     record.rigid(*x.layers)
-    record.freeze(x.touching([dim % len(x.shape)]), "a cumulative operation along units")
-    return Value(x.shape, tuple(layer for layer in x.layers if dim % len(x.shape) not in layer.dims))
+    return _along_others(record, x, dim)
+
+
+def _along_others(record: Record, x: Value, *dims: int) -> Value:
+    """What an operation along dimensions that keeps positions apart leaves: units along other dimensions."""
+    inside = x.touching([d % len(x.shape) for d in dims])
+    if x.is_weight:
+        record.fix(*inside)
+    else:
+        record.freeze(inside, "an operation in which positions count along units")
+    return Value(x.shape, tuple(layer for layer in x.layers if all(layer is not i for i in inside)), is_weight=x.is_weight)
+
+
+@register_rule("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+def fourier(record: Record, x: Value, dims: Sequence[int], normalization: int, last: int | bool) -> Value:
+    """A linear map along dimensions; from or to real numbers, the last of them changes its size."""
+    out, shape = _along_others(record, x, *dims), list(x.shape)
+    if not isinstance(last, bool):
+        shape[dims[-1]] = last
+    elif x.dtype is not None and not x.dtype.is_complex and last:
+        shape[dims[-1]] = shape[dims[-1]] // 2 + 1
+    layers = [k.ids.narrow(dims[-1] % len(shape), 0, 1).expand(shape) for k in out.layers]
+    return Value(tuple(shape), tuple(Layer(ids) for ids in layers), is_weight=x.is_weight)
+
+
+@register_rule("aten::view_as_complex")
+def view_as_complex(record: Record, x: Value) -> Value:
+    """Pairs along the last dimension become numbers."""
+    record.fix(*x.touching([len(x.shape) - 1]))
+    kept = tuple(layer for layer in x.layers if len(x.shape) - 1 not in layer.dims)
+    return Value(x.shape, kept, is_weight=x.is_weight).map(lambda ids: ids.select(-1, 0))
+
+
+@register_rule("aten::view_as_real")
+def view_as_real(record: Record, x: Value) -> Value:
+    """Numbers become pairs along a last dimension."""
+    return x.map(lambda ids: ids.unsqueeze(-1).expand(*ids.shape, 2))
