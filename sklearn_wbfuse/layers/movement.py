@@ -101,16 +101,18 @@ def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
 @register_rule("aten::cat", "aten::concat")
 def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     """Side by side: labels along `dim` follow each other; all other labels unite."""
-    values = [v for v in values if v.shape != (0,)]
-    dim %= len(values[0].shape)
+    dim %= max(len(v.shape) for v in values)
+    values = [v for v in values if v.shape != (0,) and v.shape[dim]] or list(values[:1])
     shape = list(values[0].shape)
     shape[dim] = sum(v.shape[dim] for v in values)
-    joint = [[layer for layer in v.touching([dim]) if layer.dims != (dim,)] for v in values]
-    if all(len(j) == 1 and j[0].dims == joint[0][0].dims and len(j) == len(v.layers) for j, v in zip(joint, values, strict=True)):
-        return Value(tuple(shape), (Layer(torch.cat([j[0].ids for j in joint], dim)),))
-    for layers_of_value in joint:
-        record.freeze(layers_of_value, "a concatenation along part of the dimensions along which units are laid out")
+    joint = _joint_layers(values, dim)
     layers = []
+    if joint:
+        layers.append(Layer(torch.cat([layer.ids for layer in joint], dim)))
+        values = [replace(v, layers=tuple(k for k in v.layers if k is not j)) for v, j in zip(values, joint, strict=True)]
+    for value in values:
+        across = [layer for layer in value.touching([dim]) if layer.dims != (dim,)]
+        record.freeze(across, "a concatenation along part of the dimensions along which units are laid out")
     computed = not all(v.is_weight for v in values)  # then a parameter of one position is a token, not a unit
     along = [None if computed and v.is_weight and v.shape[dim] == 1 else v.layer(dim) for v in values]
     pieces = [_positions(record, v, dim) if layer is None else layer.vector(dim) for v, layer in zip(values, along, strict=True)]
@@ -134,6 +136,16 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
             record.same_factor(first.core, other.core)
         layers.append(Layer(first.ids.narrow(dim, 0, 1).expand(shape), dims))
     return Value(tuple(shape), tuple(layers), is_weight=all(v.is_weight for v in values))
+
+
+def _joint_layers(values: Sequence[Value], dim: int) -> list[Layer]:
+    """Of each value the layer along several dimensions, this one among them; one of blocks does not vary along it."""
+    along = [layer.dims for v in values for layer in v.touching([dim]) if layer.dims != (dim,)]
+    if len(set(along)) != 1:
+        return []
+    around = tuple(d for d in along[0] if d != dim)
+    found = [[layer for layer in v.layers if layer.dims in (along[0], around)] for v in values]
+    return [layers[0] for layers in found] if all(len(layers) == 1 for layers in found) else []
 
 
 def _positions(record: Record, value: Value, dim: int) -> Tensor:
