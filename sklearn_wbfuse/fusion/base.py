@@ -161,7 +161,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                 found = self._align_new(network, fused)
                 plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
             state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
-            result.append(write_back(self.fused_model_, state, sized=plain))
+            result.append(write_back(self.fused_model_, state, sized=plain, exact=True))
         return result
 
     def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:
@@ -200,10 +200,11 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             order = np.argsort(coupling.index)
             back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
-        result = []
+        result, fused = [], floating_state(plain_copy(self.fused_model_))
         for number, model in enumerate(validate_models(_models_of(models))):
-            for name, tensor in floating_state(self.fused_model_).items():
-                shape = getattr(floating_state(model).get(name), "shape", None)
+            given = floating_state(plain_copy(model))
+            for name, tensor in fused.items():
+                shape = getattr(given.get(name), "shape", None)
                 if shape != tensor.shape:
                     raise WidthError(
                         f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
@@ -211,7 +212,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                     )
             network = self._network(model, self.graph_, _common_dtype([model]))
             state = carry_state(network.state, self.graph_, self._graphs[position], back, scales, own)
-            result.append(write_back(model, state, sized=plain_copy(model)))
+            result.append(write_back(model, state, sized=plain_copy(model), exact=True))
         return result
 
     def _position(self, parent: int | nn.Module) -> int:
