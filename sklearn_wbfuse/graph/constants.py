@@ -5,14 +5,18 @@ The fused network has those of the first model. Where the others' differ and cou
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import ArchitectureMismatchError
+from ..exceptions import ArchitectureMismatchError, FusionWarning
+from ..groups import Graph
 from .check import SelfCheck
 from .modules import floating_state, plain_copy
 
-__all__ = ["computes_the_same", "with_constants"]
+__all__ = ["close", "computes_the_same", "outputs_with", "warn_of_unread", "with_constants"]
 
 
 def computes_the_same(check: SelfCheck, plain: nn.Module, other: nn.Module, position: int) -> None:
@@ -86,3 +90,39 @@ def _kind(tensor: Tensor) -> str:
 
 def _real(tensors: dict[str, Tensor], names: list[str]) -> bool:
     return any(tensors[n].is_floating_point() for n in names)
+
+
+@torch.no_grad()
+def warn_of_unread(models: Sequence[nn.Module], graph: Graph, check: SelfCheck) -> None:
+    """Warn of tensors that are not trained, differ between models, and that no operation reads: their neurons are unknown."""
+    learnt = {name for name, p in models[0].named_parameters() if p.requires_grad}
+    states = [floating_state(model) for model in models]
+    unread = []
+    for name, labels in graph.tensors.items():
+        if name in learnt or name not in check.state or any(labels.spans) or not all(name in own for own in states):
+            continue
+        first = states[0][name]
+        if first.numel() > 1 and any(o[name].shape != first.shape or not torch.equal(o[name], first) for o in states[1:]):
+            own = check.state[name]
+            if close(outputs_with(check, {name: own + torch.ones_like(own)}), outputs_with(check, {})):
+                unread.append(f"{name!r} of shape {tuple(labels.shape)}")
+    if unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        warnings.warn(
+            f"The forward does not read {', '.join(unread[:5])}{more} in eval mode, so it is not known which neurons stand "
+            "there: they are averaged as they stand. Set them anew before the fused network is trained further, if they are "
+            "averages of weights or codes.",
+            FusionWarning,
+            stacklevel=4,
+        )
+
+
+def outputs_with(check: SelfCheck, changed: Mapping[str, Tensor]) -> list[Tensor]:
+    """What the network computes of the first random inputs with some of its random tensors replaced."""
+    return check._outputs(check.twin, {**check.state, **changed}, check.inputs[0])
+
+
+def close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether floating outputs agree."""
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b.is_floating_point()]
+    return all(bool((a - b).abs().max() <= 1e-6 * (1 + b.abs().max())) for a, b in pairs if b.numel())
