@@ -29,6 +29,7 @@ from ..graph.constants import warn_of_unread
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
 from ..groups import Graph
 from .alignment import Alignment, Network
+from .configs import follow_widths
 from .data import FusionInput, rows_of
 from .masking import compared, fused_masks
 from .probing import Probing
@@ -136,6 +137,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
         self._run_once()
+        follow_widths(self.fused_model_, parents[0], self._inputs)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:

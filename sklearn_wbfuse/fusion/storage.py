@@ -15,6 +15,7 @@ from ..graph.masks import Mask, masked_graph
 from ..groups import Graph
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .alignment import Alignment
+from .configs import follow_widths
 from .data import noise_like
 
 __all__ = ["StorageMixin"]
@@ -70,6 +71,7 @@ class StorageMixin(PersistenceMixin):
         parents, inputs = stored["parents"], stored["inputs"]
         found = resized_to(model, inputs, stored["graphs"])
         self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
+        follow_widths(self.fused_model_, model, inputs)
         self._masks = {name: Mask(*fields) for name, fields in stored.get("masks", {}).items()}
         own = [masked_graph(architecture.graph, self._masks) for architecture in found]
         self.graph_, self._graphs, self._inputs = own[0], [own[p["graph"]] for p in parents], inputs

@@ -169,7 +169,7 @@ def write_parametrized(module: nn.Module, leaf: str, value: Tensor, name: str, *
     off = distance(held, value)
     if off > HELD:
         warnings.warn(
-            f"The {_kind(module, leaf)} of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones; it holds "
+            f"The parametrization of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones; it holds "
             f"{_instead(module, leaf)}, whose entries are up to {off:.1%} of the largest away. Remove it from the models before "
             "they are fused to keep the mean.",
             FusionWarning,
@@ -181,12 +181,6 @@ def distance(held: Tensor, value: Tensor) -> float:
     """The largest difference, relative to the largest entry of `value`."""
     value = value.to(held)
     return float((held - value).abs().max() / value.abs().max().clamp(min=torch.finfo(held.dtype).tiny)) if held.numel() else 0.0
-
-
-def _kind(module: nn.Module, leaf: str) -> str:
-    hook = _hooks(module).get(leaf)
-    kinds = [type(hook)] if hook is not None else [type(p) for p in _lists(module)[leaf]]
-    return "parametrization " + " of ".join(kind.__name__.lstrip("_") for kind in reversed(kinds))
 
 
 def _instead(module: nn.Module, leaf: str) -> str:

@@ -74,7 +74,7 @@ def test_spectral_norm_keeps_each_function_and_has_norm_one(kind, steps, tmp_pat
     """One step leaves u and v far from the singular vectors, so that networks have norms above 1."""
     models = [dense(6, s, lambda m: SPECTRAL[kind](m, n_power_iterations=steps)) for s in (0, 1)]
     x = torch.randn(6, 3, dtype=torch.float64)
-    with pytest.warns(FusionWarning, match=r"SpectralNorm of '2.weight' can't hold .* divided by its spectral norm"):
+    with pytest.warns(FusionWarning, match=r"parametrization of '2.weight' can't hold .* divided by its spectral norm"):
         fusion = WassersteinFusion(random_state=0).fit(models)
     assert not any(group.scalable for group in fusion.graph_.groups.values())
     for model, moved in zip(models, fusion.transform(models), strict=True):
