@@ -62,7 +62,7 @@ def find_masks(models: Sequence[nn.Module], check: SelfCheck) -> dict[str, Mask]
         if any(bool((own[name] != own[name].flatten()[0]).any()) for own in states):
             equal = all(torch.equal(own[name].cpu(), tensor.cpu()) for own in states[1:])
             signed = any(bool((own[name] < 0).any()) for own in states)
-            weights = () if signed else _multiplied(name, check, learnt)
+            weights = () if signed else _multiplied(name, check, [n for n in states[0] if not _is_mask(states[0][n])])
             found[name] = Mask(weights, _EQUAL if equal else 0.0 if weights else 1.0)
     return found
 
@@ -71,10 +71,10 @@ def _is_mask(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and bool(((tensor == 0) | (tensor.abs() == 1)).all())
 
 
-def _multiplied(name: str, check: SelfCheck, learnt: set[str]) -> tuple[str, ...]:
-    """The tensors that a mask multiplies, if the network needs no mask once they are multiplied."""
+def _multiplied(name: str, check: SelfCheck, others: Sequence[str]) -> tuple[str, ...]:
+    """Of other tensors those that a mask multiplies, if the network needs no mask once they are multiplied."""
     shape, owner = check.state[name].shape, name[: name.rfind(".") + 1]
-    mask = torch.as_tensor(check.rng.random(tuple(shape)) < 0.5).to(check.state[name])
+    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(check.state[name])
     ones = torch.ones_like(mask)
 
     def same(masked: Sequence[str], held: Tensor) -> bool:
@@ -82,7 +82,7 @@ def _multiplied(name: str, check: SelfCheck, learnt: set[str]) -> tuple[str, ...
         return close(outputs_with(check, {name: held} | given), expected)
 
     expected = outputs_with(check, {name: mask})
-    near = [n for n in check.state if n.startswith(owner) and n in learnt and _fits(shape, check.state[n].shape)]
+    near = [n for n in others if n.startswith(owner) and n in check.state and _fits(shape, check.state[n].shape)]
     weights = [n for n in near if same([n], mask)]
     if same([], ones) or not same(weights, ones):
         return ()

@@ -37,8 +37,10 @@ HELD = 1e-3  # how far a tensor may be from what a parametrization makes of it, 
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that a model holds as plain attributes and has computed with a gradient, which deepcopy refuses."""
-    return [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    """Tensors that a model holds as plain attributes, or in lists, and has computed with a gradient, which deepcopy refuses."""
+    values = [v for module in model.modules() for v in vars(module).values()]
+    values += [v for held in values if isinstance(held, (list, tuple)) for v in held]  # recurrent layers keep such a list
+    return [v for v in values if isinstance(v, Tensor) and not v.is_leaf]
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:

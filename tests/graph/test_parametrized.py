@@ -198,6 +198,21 @@ class Recurrent(nn.Module):
         return self.head(self.cell(x)[0][:, -1])
 
 
+@pytest.mark.parametrize("how", [parametrizations.weight_norm, parametrizations.orthogonal, *SPECTRAL.values()])
+def test_parametrized_recurrent_layers(how):
+    """They keep a list of the tensors that were computed last."""
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(Recurrent(4).double())
+        how(models[-1].cell, "weight_hh_l0")
+        models[-1](torch.randn(2, 3, 3, dtype=torch.float64))
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    moved = WassersteinFusion(random_state=0).fit(models).transform(models)
+    for model, twin in zip(models, moved, strict=True):
+        torch.testing.assert_close(twin(x), model.eval()(x), rtol=1e-10, atol=1e-10)
+
+
 def images(width):
     return nn.Sequential(
         nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 4, 3), nn.Flatten(), nn.Linear(4, 2)
