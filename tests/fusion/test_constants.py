@@ -190,6 +190,7 @@ def test_masks_of_weights_fuse_as_the_values_that_count(kind, activation, tmp_pa
     for own in (fusion, loaded):
         torch.testing.assert_close(own.fused_model_(X), expected(X))
         assert_kept(own, models)
+        assert {value for moved in own.transform(models) for value in moved[2].mask.unique().tolist()} == {0.0, 1.0}
         for layer, plain in zip(own.fused_model_, expected, strict=True):
             if isinstance(layer, Masked):
                 torch.testing.assert_close(layer.mask.data, (plain.weight != 0).double())
