@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from test_cli_fuse import DATA, MODEL, PAIR, X, nest, nets, run, save_arrays, state, users_net, work, write  # noqa: F401
 from torch import nn
+from torch.nn.utils import prune
 
 from sklearn_wbfuse import cli, load
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
@@ -154,6 +155,25 @@ def test_prefixes_of_the_network_itself_stay(name, work):
     torch.save({f"module.{n}": t for n, t in network.state_dict().items()}, "own.pt")
     found = network_of(read(work / "own.pt", False), Template(network))
     assert torch.equal(found.get_submodule(name).weight, network.get_submodule(name).weight)
+
+
+@pytest.mark.parametrize(("pruned", "width"), [(False, 4), (True, 4), (True, 6)])
+def test_checkpoints_of_pruned_networks(pruned, width, work):
+    def net(width, prunes):
+        model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)).eval()
+        if prunes:
+            prune.l1_unstructured(model[2], "weight", amount=0.5)
+            prune.l1_unstructured(model[2], "weight", amount=0.5)
+        return model
+
+    model = net(width, True)
+    torch.save(model.state_dict(), "pruned.pt")
+    checkpoint = read(pathlib.Path("pruned.pt"), False)
+    found = network_of(checkpoint, Template(net(4, pruned)))
+    torch.testing.assert_close(found[2].weight, model[2].weight)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(found(x), model(x))
+    assert ("with the masks of its pruning applied" in str(checkpoint)) is not pruned
 
 
 def test_an_averaged_model_that_is_pickled(work, nets):

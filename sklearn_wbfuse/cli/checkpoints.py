@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..exceptions import DiscoveryError, FusionError
 from ..graph import Architecture, plain_copy, sizes_in, unwrap
+from ..graph.parametrized import without_pruning
 from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
 
 __all__ = ["Checkpoint", "Template", "network_of", "read"]
@@ -93,7 +94,12 @@ def network_of(checkpoint: Checkpoint, template: Template | None) -> nn.Module:
             "it: --model package.module:Net, or --model file.py:Net."
         )
     try:
-        return _filled(_own_names(checkpoint, template.network), template)
+        own = template.network.state_dict()
+        given = _own_names(checkpoint, template.network)
+        state = without_pruning(given, own)
+        if state.keys() != given.keys():
+            checkpoint.notes.append("with the masks of its pruning applied")
+        return _filled(state, template)
     except DiscoveryError:  # of the template alone
         raise
     except FusionError as error:
@@ -108,8 +114,10 @@ def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
         full = completed(state, template.network)
         if set(full) == set(own):
             architecture = template.architecture
-            sizes = sizes_in({n: t.shape for n, t in full.items()}, architecture.graph)
-            return restored_network(template.network, architecture.resized(sizes), full, (), None)
+            plain = without_pruning(full, architecture.graph.tensors)
+            if plain.keys() >= architecture.graph.tensors.keys():
+                sizes = sizes_in({n: t.shape for n, t in plain.items()}, architecture.graph)
+                return restored_network(template.network, architecture.resized(sizes), full, (), None)
     network = plain_copy(template.network, plain=False)
     fill(network, state)
     return network

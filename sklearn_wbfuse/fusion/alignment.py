@@ -17,10 +17,11 @@ __all__ = ["Alignment", "Network", "blocks_within", "pinned_groups"]
 
 @dataclass(eq=False)
 class Network:
-    """One parent as data: its tensors in the dtype and on the device of computation."""
+    """One parent as data: its tensors in the dtype and on the device of computation, and as what neurons are compared by."""
 
     graph: Graph
     state: dict[str, Tensor]
+    compared: dict[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -49,8 +50,8 @@ def pinned_groups(networks: list[Network], target: Graph) -> tuple[dict[str, Cou
         return pinned, scaled_alike
     first, within = networks[0], blocks_within(target)
     for name, labels in first.graph.tensors.items():
-        tensor = first.state[name]
-        if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
+        tensor = first.compared[name]
+        if any(n.compared[name].shape != tensor.shape or not torch.equal(n.compared[name], tensor) for n in networks[1:]):
             continue
         whole = labels.unfold(tensor)
         for axis, spans in enumerate(labels.spans):

@@ -105,7 +105,7 @@ class VanillaAveraging(BaseFusion):
 
     def _as_they_stand(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
-        both = [features(n.graph, n.state, 1.0) for n in networks]
+        both = [features(n.graph, n.compared, 1.0) for n in networks]
         arrays = [own for _, own in both]
         value = energy(both[0][0], mean_target(arrays, weights), arrays, arrays, weights)
         return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {}, value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,13 @@ from ..correction import CORRECTIONS, Probe
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
+from ..graph.constants import warn_of_unread
+from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
 from ..groups import Graph
 from .alignment import Alignment, Network
+from .configs import follow_widths
 from .data import FusionInput, rows_of
+from .masking import compared, fused_masks
 from .probing import Probing
 from .scores import check_labels, outputs, score_outputs
 from .storage import StorageMixin
@@ -54,6 +60,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     probe: Any
     random_state: Any
     verbose: int
+    _masks: Mapping[str, Mask] = MappingProxyType({})
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(auto_wrap_output_keys=None, **options)
@@ -92,10 +99,13 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         self._log_progress()
         lambda_ = self._lambda(len(parents))
         architectures = self._architectures(parents, data)
+        warn_of_unread(parents, architectures[0].graph, architectures[0].check)
+        self._masks = find_masks(parents, architectures[0].check)
+        architectures = [self._masked(a) for a in architectures]
         sizes = self._sizes([a.graph for a in architectures])
-        target = self._target(architectures, sizes)
+        target = self._masked(self._target(architectures, sizes))
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
-        dtype = _common_dtype(parents)
+        dtype = torch.float64 if self._masks else _common_dtype(parents)  # masks that count much leave few digits to weights
         networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
         self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
         corrections = self._corrections()
@@ -121,11 +131,13 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         for correction in corrections:
             assert probing is not None
             fused = probing.corrected(correction, found, target, fused)
+        fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
         self.fused_model_ = write_back(parents[0], fused, sized=target.plain)
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
         self._run_once()
+        follow_widths(self.fused_model_, parents[0], self._inputs)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:
@@ -155,13 +167,14 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                 graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
                 target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i], dtype)
             else:
-                graph = discover_all([plain, model], self._inputs)[1].graph
+                graph = masked_graph(discover_all([plain, model], self._inputs)[1].graph, self._masks)
                 network = self._network(model, graph, dtype)
                 fused = self._network(self.fused_model_, self.graph_, dtype)
                 found = self._align_new(network, fused)
                 plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
             state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
-            result.append(write_back(self.fused_model_, state, sized=plain))
+            state = ones_where_any(state, self._masks)
+            result.append(write_back(self.fused_model_, state, sized=plain, exact=True))
         return result
 
     def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:
@@ -200,10 +213,11 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             order = np.argsort(coupling.index)
             back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
-        result = []
+        result, fused = [], floating_state(plain_copy(self.fused_model_))
         for number, model in enumerate(validate_models(_models_of(models))):
-            for name, tensor in floating_state(self.fused_model_).items():
-                shape = getattr(floating_state(model).get(name), "shape", None)
+            given = floating_state(plain_copy(model))
+            for name, tensor in fused.items():
+                shape = getattr(given.get(name), "shape", None)
                 if shape != tensor.shape:
                     raise WidthError(
                         f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
@@ -211,7 +225,8 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                     )
             network = self._network(model, self.graph_, _common_dtype([model]))
             state = carry_state(network.state, self.graph_, self._graphs[position], back, scales, own)
-            result.append(write_back(model, state, sized=plain_copy(model)))
+            state = ones_where_any(state, self._masks)
+            result.append(write_back(model, state, sized=plain_copy(model), exact=True))
         return result
 
     def _position(self, parent: int | nn.Module) -> int:
@@ -329,7 +344,13 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                 f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
                 "'cpu', or None for the models' own."
             ) from error
-        return Network(graph, {name: tensor.to(device, dtype) for name, tensor in floating_state(plain_copy(model)).items()})
+        state = {name: tensor.to(device, dtype) for name, tensor in floating_state(plain_copy(model)).items()}
+        state = masked_state(state, self._masks)
+        return Network(graph, state, compared(state, self._masks))
+
+    def _masked(self, architecture: Architecture) -> Architecture:
+        graph = masked_graph(architecture.graph, self._masks)
+        return architecture if graph is architecture.graph else replace(architecture, graph=graph)
 
     def _run_once(self) -> None:
         device = device_of(self.fused_model_)

@@ -11,9 +11,11 @@ from torch import nn
 
 from ..couplings import Couplings
 from ..exceptions import FusionWarning
+from ..graph.masks import Mask, masked_graph
 from ..groups import Graph
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .alignment import Alignment
+from .configs import follow_widths
 from .data import noise_like
 
 __all__ = ["StorageMixin"]
@@ -25,6 +27,7 @@ class StorageMixin(PersistenceMixin):
     _alignment: Alignment
     _graphs: Sequence[Graph]
     _inputs: Any
+    _masks: Mapping[str, Mask]
     _saw_rows: bool
     _seen: Sequence[str]
 
@@ -42,6 +45,7 @@ class StorageMixin(PersistenceMixin):
                 for mark, graph, plans, own in parents
             ],
             "target_scales": found.target_scales,
+            "masks": {name: (mask.weights, mask.factor) for name, mask in self._masks.items()},
             "inputs": inputs,
             "outputs": computed,
             "fused_model": self.fused_model_,
@@ -67,7 +71,10 @@ class StorageMixin(PersistenceMixin):
         parents, inputs = stored["parents"], stored["inputs"]
         found = resized_to(model, inputs, stored["graphs"])
         self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
-        self.graph_, self._graphs, self._inputs = found[0].graph, [found[p["graph"]].graph for p in parents], inputs
+        follow_widths(self.fused_model_, model, inputs)
+        self._masks = {name: Mask(*fields) for name, fields in stored.get("masks", {}).items()}
+        own = [masked_graph(architecture.graph, self._masks) for architecture in found]
+        self.graph_, self._graphs, self._inputs = own[0], [own[p["graph"]] for p in parents], inputs
         self._saw_rows = False
         self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
         plans, scales = [p["couplings"] for p in parents], [p["scales"] for p in parents]

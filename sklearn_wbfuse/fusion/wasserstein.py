@@ -34,6 +34,7 @@ from ..barycenter import (
 )
 from ..exceptions import FusionError, WidthError
 from ..graph import discover_all, validate_models
+from ..graph.masks import masked_graph
 from ..groups import Graph
 from .alignment import Alignment, Network, blocks_within, pinned_groups
 from .base import BaseFusion, Remember
@@ -325,7 +326,7 @@ class WassersteinFusion(BaseFusion):
     def _given_start(self, target: Graph, dtype: torch.dtype) -> Network:
         """The network that `init` is, which must have the target's widths."""
         (given,) = validate_models([self.init])
-        graph = discover_all([given], self._inputs)[0].graph
+        graph = masked_graph(discover_all([given], self._inputs)[0].graph, self._masks)
         if graph.sizes != target.sizes:
             raise WidthError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
         return self._network(given, graph, dtype)
@@ -351,7 +352,7 @@ class WassersteinFusion(BaseFusion):
         self, networks: list[Network], sizes: dict[str, int], keep: Collection[str], remember: Remember | None = None
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
         """Features of every network in the gauge of balanced scales, and those scales."""
-        both = [features(n.graph, n.state, self.alpha_h) for n in networks]
+        both = [features(n.graph, n.compared, self.alpha_h) for n in networks]
 
         def balanced() -> list[dict[str, np.ndarray]]:
             found = [balance(described, own, sizes, keep) for described, own in both]

@@ -385,7 +385,7 @@ def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
 
 
 def without_groups(graph: Graph, names: Collection[str], why: str = "") -> Graph:
-    """The same graph with groups that stay in place; reported if they stand on several axes, which then belong together."""
+    """The same graph with groups that stay in place; `why` is reported of those on several axes, which belong together."""
     if not names:
         return graph
 
@@ -399,7 +399,7 @@ def without_groups(graph: Graph, names: Collection[str], why: str = "") -> Graph
         groups={n: g for n, g in graph.groups.items() if n not in names},
         tensors={n: freed(t) for n, t in graph.tensors.items()},
         states=tuple(dataclasses.replace(s, labels=freed(s.labels)) for s in graph.states),
-        frozen=(*graph.frozen, *((where[0][0], why) for where in places.values() if len(where) > 1)),
+        frozen=(*graph.frozen, *((where[0][0], why) for where in places.values() if why and len(where) > 1)),
     )
 
 

@@ -14,12 +14,14 @@ from torch.utils import _pytree as pytree
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
 from ..groups import Graph
 from ..layers import declaration_of
-from .check import SelfCheck, without, without_groups
+from .check import SelfCheck
+from .constants import computes_the_same, with_constants
 from .contexts import untouched_modules
 from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
-from .modules import aliases, floating_state, plain_copy, resize
+from .limits import like, within_limits
+from .modules import aliases, floating_state, in_order_of, plain_copy, resize
 from .states import declared_states, resized_inputs, with_states
 
 __all__ = ["Architecture", "discover", "discover_all"]
@@ -80,7 +82,7 @@ class Architecture:
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
         graph = _trace(plain, inputs)
         check = SelfCheck(plain, graph, inputs)
-        graph = check.verify()
+        graph = within_limits(model, check.verify())
         if warn and graph.frozen:
             shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
             more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
@@ -119,7 +121,7 @@ class Architecture:
             graph = _trace(wide, inputs)
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(_verified_as(graph, self.graph), frozen=self.graph.frozen)
+        graph = dataclasses.replace(like(graph, self.graph), frozen=self.graph.frozen)
         if graph.sizes != dict(sizes):
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
@@ -170,7 +172,7 @@ class Architecture:
         sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
         try:
             wide = resize(self.plain, self.graph, sizes)
-            graph = _verified_as(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
+            graph = like(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
             if graph.sizes != sizes:
                 return "its groups come out otherwise"
             same = self.check.widens(wide, graph)
@@ -193,16 +195,18 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
         if position:
             _compare_cells(plains[0], plain, position)
             _compare_names(plains[0], plain, position)
+            in_order_of(plains[0], plain)
         twin = next((a for a in found if _shapes(a.plain) == _shapes(plain) and type(a.plain) is type(plain)), None)
         if twin is not None:
-            twin.check.computes_the_same(model, position)
+            computes_the_same(twin.check, twin.plain, plain, position)
             found.append(twin)
             continue
         inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
-        architecture = Architecture.of(model, inputs, warn=not position)
+        architecture = Architecture.of(plain if position else model, inputs, warn=not position)
         if position:
-            architecture.graph = _verified_as(architecture.graph, found[0].graph)
+            architecture.graph = like(architecture.graph, found[0].graph)
             _compare_graphs(found[0].graph, architecture.graph, position)
+            computes_the_same(architecture.check, plain, with_constants(plain, plains[0]), position)
         found.append(architecture)
     return found
 
@@ -248,13 +252,6 @@ def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str])
     return any(a.shape != b.shape or not torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(*seen, strict=True))
 
 
-def _verified_as(graph: Graph, verified: Graph) -> Graph:
-    """The graph of the same network in other widths, with the groups and symmetries that were verified."""
-    graph = without_groups(graph, {n for n in graph.groups if n not in verified.groups})
-    graph = without(graph, "scales", {n for n, g in verified.groups.items() if not g.scalable})
-    return without(graph, "signs", {n for n, g in verified.groups.items() if not g.signable})
-
-
 def _like(leaf: Any, dtype: torch.dtype) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
@@ -282,8 +279,8 @@ def _compare_cells(first: nn.Module, other: nn.Module, position: int) -> None:
 
 
 def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
-    a, b = (dict.fromkeys(_shapes(m)) for m in (first, other))
-    if list(a) != list(b):
+    a, b = _shapes(first), _shapes(other)
+    if set(a) != set(b):
         only = [n for n in a if n not in b][:3], [n for n in b if n not in a][:3]
         raise ArchitectureMismatchError(
             f"Models 0 and {position} have different parameters: only model 0 has {only[0]}, "

@@ -13,12 +13,19 @@ from torch.utils import _pytree as pytree
 from ..exceptions import InvalidModelError, NonFiniteError, WidthError
 from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
-from .parametrized import materialise, parametrized_names, write_parametrized
+from .parametrized import (
+    materialise,
+    parametrized_names,
+    prune_again,
+    pruned_names,
+    write_parametrized,
+)
 
 __all__ = [
     "aliases",
     "device_of",
     "floating_state",
+    "in_order_of",
     "load_floating",
     "plain_copy",
     "resize",
@@ -125,7 +132,19 @@ def plain_copy(model: nn.Module, *, plain: bool = True) -> nn.Module:
     twin = _copy(model)
     if plain:
         materialise(twin)
+        _flatten(twin)
     return twin
+
+
+def in_order_of(first: nn.Module, other: nn.Module) -> None:
+    """Bring tensors that a plain network registers in another order (pruning, say, puts them last) into that of the first."""
+    twins = dict(first.named_modules())
+    for path, module in other.named_modules():
+        twin = twins.get(path, module)
+        for own, theirs in ((module._parameters, twin._parameters), (module._buffers, twin._buffers)):
+            if own.keys() == theirs.keys():
+                for name in list(theirs):
+                    own[name] = own.pop(name)
 
 
 def floating_state(model: nn.Module) -> dict[str, Tensor]:
@@ -294,7 +313,7 @@ def _flatten(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Module) -> nn.Module:
+def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Module, exact: bool = False) -> nn.Module:
     """A copy of `template` (wrapping, hooks, ``requires_grad``, ties, parametrizations) that holds `state`.
 
     Parameters
@@ -305,23 +324,25 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         Values by name, as in `floating_state` of a plain copy.
     sized : Module
         A plain copy with the right shapes.
+    exact : bool
+        Whether spectral norms hold values of a norm above 1, or bring them to norm 1; see `write_parametrized`.
     """
     parametrized = parametrized_names(template)
     own = floating_state(plain_copy(template))
     same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
-    if not same and parametrized:
-        raise WidthError(
-            f"Parametrized tensors {sorted(parametrized)} can't change their sizes; remove the parametrizations first."
-        )
+    rigid = parametrized - pruned_names(template)
+    if not same and rigid:
+        raise WidthError(f"Parametrized tensors {sorted(rigid)} can't change their sizes; remove the parametrizations first.")
     result = plain_copy(template, plain=False) if same else plain_copy(sized)
     if not same:
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
             tensor.data = tensor.data.to(own[name].dtype if name in own else tensor.dtype)
+        prune_again(result, template)
     for name, value in state.items():
         owner, _, leaf = name.rpartition(".")
         module = result.get_submodule(owner)
         if name in parametrized:
-            write_parametrized(module, leaf, value, name)
+            write_parametrized(module, leaf, value, name, exact=exact)
         else:
             target = getattr(module, leaf)
             target.copy_(value)

@@ -158,7 +158,9 @@ def index_reduce(record: Record, base: Value, dim: int, index: Value, source: Va
 
 
 @register_rule("aten::index_put", "aten::_unsafe_index_put")
-def index_put(record: Record, base: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False) -> Value | None:
+def index_put(
+    record: Record, base: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
+) -> Value | None:
     """Write or add at positions along neighbouring dimensions."""
     given = [d for d, i in enumerate(indices) if i is not None]
     chosen = [i for i in indices if i is not None]

@@ -92,7 +92,7 @@ def addmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
 
 @register_rule("aten::addmv")
 def addmv(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
-    """y = b + A x."""
+    """Y = b + A x."""
     return combine(record, "addmv", [matmul(record, a, b), bias], "sum")
 
 

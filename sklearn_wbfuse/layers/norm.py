@@ -73,7 +73,8 @@ def batch_norm(
 def batch_norm_of_the_batch(record: Record, x: Value, weight: Value | None, bias: Value | None, *options: Any) -> Any:
     """By the statistics of the batch, which are computed and not kept."""
     if isinstance(options[0], Value):
-        return opaque(record, "a batch norm in training mode", x, *(v for v in (weight, bias, *options[:2]) if v is not None)), Value(()), Value(())
+        given = [v for v in (x, weight, bias, *options[:2]) if v is not None]
+        return opaque(record, "a batch norm in training mode", *given), Value(()), Value(())
     return batch_norm_layer(record, x, weight, bias, None, None, True), Value(()), Value(())
 
 

@@ -109,7 +109,9 @@ def segment_reduce(record: Record, x: Value, reduce: str, *, lengths: Value, axi
     out = _along_others(record, x, axis)
     for layer in out.layers:
         (record.rigid if reduce == "prod" else record.no_sign)(layer)
-    return out.map(lambda ids: ids.narrow(axis, 0, 1).expand([lengths.shape[0] if d == axis else n for d, n in enumerate(x.shape)]))
+    return out.map(
+        lambda ids: ids.narrow(axis, 0, 1).expand([lengths.shape[0] if d == axis else n for d, n in enumerate(x.shape)])
+    )
 
 
 @register_rule("aten::aminmax")

@@ -20,6 +20,7 @@ from ..exceptions import (
 )
 from ..graph import Architecture, device_of, plain_copy, validate_models, write_back
 from ..graph.check import without
+from ..graph.parametrized import recompute
 from ..groups import Graph
 
 __all__ = [
@@ -89,6 +90,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(full[name].dtype)
     model.load_state_dict(full)
+    recompute(model)
 
 
 def group_table(graph: Graph) -> dict[str, dict[str, Any]]:

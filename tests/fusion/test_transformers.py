@@ -327,3 +327,61 @@ def test_a_permuted_copy_fuses_back(case):
     with torch.no_grad():
         expected = leaves(model(*inputs))
         assert (leaves(fused(*inputs)) - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+ONE = {"num_hidden_layers": 1, "num_labels": 5}
+WIDER = {
+    "bert": (
+        lambda width=20: tr.BertForSequenceClassification(tr.BertConfig(**BERT | ONE | {"intermediate_size": width})),
+        MASKED,
+        {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6},
+    ),
+    "vit": (
+        lambda: tr.ViTForImageClassification(tr.ViTConfig(**VIT | ONE)),
+        IMAGE,
+        {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6},
+    ),
+    "llama": (
+        lambda: tr.LlamaForCausalLM(tr.LlamaConfig(**LLAMA | ONE)),
+        TEXT,
+        {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+    ),
+    "t5": (
+        lambda: tr.T5EncoderModel(tr.T5Config(**WORDS, d_model=12, d_kv=4, d_ff=20, num_layers=1, num_heads=3)),
+        TEXT,
+        {"d_model": 12, "d_kv": 4, "d_ff": 40, "num_heads": 6},
+    ),
+}
+
+
+def fused_wider(models, draw, widths):
+    """A fusion into other widths, its inputs, and what its network computes."""
+    inputs = tuple(t.float() if t.is_floating_point() else t for t in draw(np.random.default_rng(0)))
+    fusion = WassersteinFusion(widths, random_state=0, example_inputs=inputs).fit([m.eval() for m in models])
+    with torch.no_grad():
+        return fusion, inputs, leaves(fusion.fused_model_(*inputs))
+
+
+def assert_comes_back(model, inputs, expected, folder):
+    model.save_pretrained(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(leaves(type(model).from_pretrained(folder).eval()(*inputs)), expected)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "bert" else pytest.mark.slow) for n in WIDER])
+def test_configurations_follow_the_widths(name, tmp_path):
+    build, draw, wanted = WIDER[name]
+    model = build()
+    before = model.config.to_dict()
+    fusion, inputs, expected = fused_wider([model], draw, 2.0)
+    assert {field: getattr(fusion.fused_model_.config, field) for field in wanted} == wanted
+    assert model.config.to_dict() == before
+    assert_comes_back(fusion.fused_model_, inputs, expected, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_configuration_is_that_of_the_wider_parent(tmp_path):
+    build, draw, _ = WIDER["bert"]
+    fusion, inputs, expected = fused_wider([build(18), build(22)], draw, None)
+    assert fusion.fused_model_.config.intermediate_size == 22
+    assert_comes_back(fusion.fused_model_, inputs, expected, tmp_path)

@@ -1,0 +1,56 @@
+"""Masks and wirings in fusion: what is compared, what is carried, and what the fused network holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..exceptions import FusionWarning
+from ..graph.masks import Mask, ones_where_any
+
+__all__ = ["compared", "fused_masks"]
+
+
+def compared(state: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+    """What neurons are compared by: masks that all models share count much, those that are in the weights already nothing."""
+    return {name: tensor * masks[name].factor if name in masks else tensor for name, tensor in state.items()}
+
+
+def fused_masks(
+    fused: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]], masks: Mapping[str, Mask]
+) -> dict[str, Tensor]:
+    """The fused tensors with masks that are masks; warns where the aligned models have different ones.
+
+    Parameters
+    ----------
+    fused : dict of str to Tensor
+        The mean.
+    states : list of dict of str to Tensor
+        Of the carried models that have a weight.
+    masks : dict of str to Mask
+    """
+    result = ones_where_any(fused, masks)
+    different: dict[bool, list[str]] = {True: [], False: []}
+    for name, mask in masks.items():
+        if all(torch.equal(own[name], states[0][name]) for own in states):
+            result[name] = states[0][name]
+        else:
+            different[bool(mask.weights)].append(name)
+    for multiplies, names in different.items():
+        if names:
+            what = (
+                "ones where one of them has; what they stand for (an order of the inputs, a sparsity) may not hold for it"
+                if multiplies
+                else "their mean, which is no mask"
+            )
+            shown = ", ".join(f"{n!r} of shape {tuple(fused[n].shape)}" for n in names[:5])
+            warnings.warn(
+                f"The masks {shown} hold only -1, 0 and 1, and differ between the models even when their neurons are aligned. "
+                f"The fused network has {what}. Train models with the same masks to keep them.",
+                FusionWarning,
+                stacklevel=4,
+            )
+    return result
