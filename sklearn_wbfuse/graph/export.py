@@ -92,7 +92,8 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             ) from error
         raise DiscoveryError(
             f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}{_line_of(error)}. Branches that "
-            "depend on values must be taken out of forward, or the module that holds them declared (sklearn_wbfuse.layers.declare)."
+            "depend on values must be taken out of forward, or the module that holds them declared "
+            "(sklearn_wbfuse.layers.declare)."
         ) from error
 
 
