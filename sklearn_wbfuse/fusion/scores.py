@@ -12,10 +12,21 @@ from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError, NonFiniteError
+from ..graph import export, plain_copy, returns_probabilities
 from ..groups import Graph
 from .data import FusionInput
 
-__all__ = ["are_probabilities", "as_array", "check_labels", "class_scores", "holds_targets", "outputs", "score_outputs"]
+__all__ = [
+    "are_probabilities",
+    "as_array",
+    "check_labels",
+    "class_scores",
+    "holds_targets",
+    "outputs",
+    "score_outputs",
+    "seem_probabilities",
+    "sum_to_one",
+]
 
 
 @torch.no_grad()
@@ -83,8 +94,23 @@ def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarr
 
 
 def are_probabilities(said: str, graph: Graph | None) -> bool:
-    """Whether outputs are probabilities: as it is said, for "auto" whether the network ends in a softmax or a sigmoid."""
+    """Whether outputs are probabilities: as it is said, for "auto" as its operations tell."""
     return graph is not None and graph.ends_in_probabilities if said == "auto" else said == "probabilities"
+
+
+def seem_probabilities(model: nn.Module, data: FusionInput) -> bool:
+    """Whether the operations of a network without a graph tell that it returns probabilities; not if it can't be traced."""
+    try:
+        plain = plain_copy(model).to("cpu").float()
+        return returns_probabilities(export(plain, data.tensors(plain, slice(0, 2))))
+    except (FusionError, RuntimeError, IndexError):
+        return False
+
+
+def sum_to_one(predicted: np.ndarray) -> bool:
+    """Whether outputs look like probabilities of several classes, whatever the operations tell."""
+    within = predicted.ndim == 2 and predicted.shape[1] > 1 and predicted.min() >= 0
+    return bool(within and np.allclose(predicted.sum(1), 1, atol=1e-3))
 
 
 def holds_targets(y: np.ndarray) -> bool:

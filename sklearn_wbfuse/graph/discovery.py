@@ -19,6 +19,7 @@ from .export import as_inputs, export, guess_inputs
 from .grouping import group_units
 from .interpreter import Interpreter
 from .modules import aliases, floating_state, plain_copy, resize
+from .ranges import returns_probabilities
 from .states import declared_states, resized_inputs, with_states
 
 __all__ = ["Architecture", "discover", "discover_all"]
@@ -207,7 +208,8 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     floating, states = floating_state(plain), declared_states(plain, inputs)
-    interpreter = Interpreter(export(plain, inputs), aliases(plain), floating, states)
+    program = export(plain, inputs)
+    interpreter = Interpreter(program, aliases(plain), floating, states)
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
@@ -224,7 +226,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     shapes |= {names[key]: tuple(ids.shape) for key, ids in states.labels.items()}
     state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
     graph = group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
-    return with_states(graph, names)
+    return dataclasses.replace(with_states(graph, names), ends_in_probabilities=returns_probabilities(program))
 
 
 def _with_symmetries_of(graph: Graph, verified: Graph) -> Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -24,10 +25,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import HelpfulMixin
-from ..exceptions import FusionError
+from ..exceptions import FusionError, FusionWarning
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
-from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs
+from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, seem_probabilities, sum_to_one
 from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
@@ -109,7 +110,9 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     batch_size : int, default=200
         Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
     outputs : {"auto", "logits", "probabilities"}, default="auto"
-        What the network returns; "auto" says probabilities where its last operation is a softmax or a sigmoid.
+        What the network returns; "auto" says probabilities where its operations keep all outputs within 0 and 1: a
+        softmax or a sigmoid, and what casts, clamps, averages or moves their values. A handwritten ending that can't be seen is
+        taken for logits.
 
     Attributes
     ----------
@@ -183,7 +186,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         if labels is not None:
             check_classification_targets(labels)
         found = self._fit_fusion(X, labels)
-        self._probabilities = are_probabilities(self.outputs, getattr(self.fusion_, "graph_", None))
+        self._probabilities = self._are_probabilities(X, found)
         count = class_scores(found).shape[1]
         self.classes_, self._order = self._sorted_classes(count)
         if labels is not None and not np.isin(labels, self.classes_).all():
@@ -191,6 +194,21 @@ class FusionClassifier(ClassifierMixin, _Predictor):
                 self.classes_ = np.arange(count)
             self._check_known(labels)
         return self
+
+    def _are_probabilities(self, X: Any, found: np.ndarray) -> bool:
+        """Whether outputs are probabilities; a fusion of others may have no graph that tells."""
+        graph = getattr(self.fusion_, "graph_", None)
+        answer = are_probabilities(self.outputs, graph)
+        if self.outputs == "auto" and graph is None and isinstance(X, FusionInput):
+            answer = seem_probabilities(self.fused_model_, X)
+        if self.outputs == "auto" and not answer and sum_to_one(found):
+            warnings.warn(
+                "The network's outputs look like probabilities, but its operations do not tell so, and they count as logits. Say "
+                "which they are: FusionClassifier(outputs='probabilities') or outputs='logits'.",
+                FusionWarning,
+                stacklevel=4,
+            )
+        return answer
 
     def _sorted_classes(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels of so many outputs in sorted order, and the output of each."""
@@ -243,7 +261,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         ndarray of shape (n_samples, n_classes)
         """
         scores = self._scores(X)
-        return scores / scores.sum(1, keepdims=True) if self._probabilities else softmax(scores, axis=1)
+        return _shares(scores) if self._probabilities else softmax(scores, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of `predict_proba`.
@@ -254,7 +272,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         """
         scores = self._scores(X)
         with np.errstate(divide="ignore"):
-            return np.log(scores / scores.sum(1, keepdims=True)) if self._probabilities else log_softmax(scores, axis=1)
+            return np.log(_shares(scores)) if self._probabilities else log_softmax(scores, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy.
@@ -373,6 +391,12 @@ class FusionRegressor(RegressorMixin, _Predictor):
             raise FusionError(f"y has shape {targets.shape}, but the predictions have {predicted.shape}.")
         n = len(predicted)
         return float(r2_score(targets.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
+
+
+def _shares(scores: np.ndarray) -> np.ndarray:
+    """Probabilities divided by their sum; equal ones where all are 0."""
+    sums = scores.sum(1, keepdims=True)
+    return np.where(sums == 0, 1 / scores.shape[1], scores / np.where(sums == 0, 1, sums)).astype(scores.dtype)
 
 
 def _few(classes: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
-from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
-from sklearn_wbfuse.exceptions import FusionError
+from sklearn_wbfuse.exceptions import FusionError, FusionWarning
 from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 N = 40
@@ -27,6 +28,14 @@ def pair(outputs=3, seed=0):
     rng = np.random.default_rng(seed)
     model = randomised(MLP([5, 7, 6, outputs]), rng)
     return [model, disguised(model, rng)], rng.normal(size=(N, 5))
+
+
+class Foreign(BaseEstimator):
+    """A fusion of somebody else: it has a fused network after fit and nothing more."""
+
+    def fit(self, models, y=None):
+        self.fused_model_ = copy.deepcopy((models.models if isinstance(models, FusionInput) else models)[0])
+        return self
 
 
 def logits(model, X):
@@ -131,6 +140,48 @@ def test_logits_and_log_probabilities(last):
     positive /= positive.sum(1, keepdims=True)
     np.testing.assert_allclose(given.predict_proba(X), positive, atol=1e-8)
     np.testing.assert_allclose(given.predict_log_proba(X), np.log(positive), atol=1e-7)
+
+
+class Shares(nn.Softmax):
+    """A softmax that operations do not tell."""
+
+    def forward(self, z):
+        return z.exp() / z.exp().cumsum(1)[:, -1:]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sequential(nn.Softmax(1), nn.Dropout(0.5)),
+        nn.Sequential(nn.Flatten(0), nn.Sigmoid(), nn.Unflatten(0, (-1, 3)), nn.Hardtanh(1e-7, 1 - 1e-7)),
+    ],
+)
+def test_what_follows_a_softmax_does_not_hide_it(last):
+    models, X = pair(3)
+    networks = [nn.Sequential(m, last) for m in models]
+    expected = networks[0].eval()(torch.as_tensor(X)).detach().numpy()
+    expected /= expected.sum(1, keepdims=True)
+    for fusion in (WassersteinFusion(), Foreign()):
+        fitted = FusionClassifier(fusion).fit(FusionInput(networks, X))
+        np.testing.assert_allclose(fitted.predict_proba(X), expected, atol=1e-7)
+
+
+def test_probabilities_that_operations_do_not_tell_are_told_of():
+    models, X = pair(3)
+    data = FusionInput([nn.Sequential(m, Shares(1)) for m in models], X)
+    with pytest.warns(FusionWarning, match="look like probabilities.*outputs='probabilities'"):
+        FusionClassifier().fit(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FusionWarning)
+        FusionClassifier(outputs="logits").fit(data)
+        FusionClassifier().fit(FusionInput(models, X))
+
+
+def test_rows_whose_probabilities_are_all_0_count_as_undecided():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid())
+    model[0].weight.data[:], model[0].bias.data[:] = -100.0, 0.0
+    found = FusionClassifier(VanillaAveraging()).fit([model, model]).predict_proba(np.ones((4, 2)))
+    np.testing.assert_allclose(found, np.full((4, 3), 1 / 3), rtol=1e-6)
 
 
 def test_the_logarithm_of_a_probability_of_0_is_silent():
