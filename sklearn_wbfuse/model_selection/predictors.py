@@ -171,7 +171,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
             The models, and rows if there are any.
         y : array-like of shape (n_samples,), optional
             Labels. They are checked and not learnt from. Positions in the sorted `classes` are taken for labels, as some tools
-            of scikit-learn hand them over; `classes_` are then 0, 1, ....
+            of scikit-learn hand them over; `classes_` are then 0, 1, .... The last position must be among them: tools number the
+            labels that occur, so that a missing class shifts the others.
 
         Returns
         -------
@@ -180,7 +181,15 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         Raises
         ------
         FusionError
-            If the network is no classifier, or `classes` or `y` does not fit to its outputs.
+            If the network is no classifier, `classes` or `y` does not fit to its outputs, or `y` holds positions that a missing
+            class may have shifted.
+
+        Notes
+        -----
+        Where `classes` are whole numbers, positions can be labels too, and nothing tells them apart. So give every class to tools
+        that number labels or compare `classes_` with those that occur: ``VotingClassifier``, ``StackingClassifier``,
+        ``CalibratedClassifierCV``, ``cross_val_predict(method="predict_proba")``. Where `y` lacks one of 0, 1, ... the first
+        predicts shifted labels, and the others end in an IndexError or ValueError of their own.
         """
         labels = None if y is None else column_or_1d(as_array(y), warn=True)
         if labels is not None:
@@ -191,6 +200,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         self.classes_, self._order = self._sorted_classes(count)
         if labels is not None and not np.isin(labels, self.classes_).all():
             if np.isin(labels, np.arange(count)).all():
+                self._check_positions(labels, count)
                 self.classes_ = np.arange(count)
             self._check_known(labels)
         return self
@@ -295,6 +305,16 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     def _scores(self, X: Any) -> np.ndarray:
         predicted = self._outputs(X)
         return class_scores(predicted, self._probabilities)[:, self._order]
+
+    def _check_positions(self, positions: np.ndarray, count: int) -> None:
+        """Positions that a tool has given to the labels that occur are those of all classes only if there are as many."""
+        if positions.max() < count - 1:
+            raise FusionError(
+                f"y holds {np.unique(positions)[:5].tolist()} where the classes are {_few(self.classes_)}: positions, as "
+                "VotingClassifier, StackingClassifier and cross_val_predict of probabilities make of the labels that occur. "
+                f"{count - 1} is not among them, so a class may be missing and the others shifted. Give y with all classes, in "
+                "stratified folds, or labels themselves."
+            )
 
     def _check_known(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from networks import MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import cross_val_predict
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
@@ -90,9 +94,40 @@ def test_labels_are_positions_only_where_they_are_no_labels(classes, offset, pre
     best = np.array(classes)[logits(models[0], X).argmax(1)]
     y = np.resize(sorted(present), N)
     positions = not set(y) <= set(classes)
+    if positions and 3 not in present:  # they may be shifted
+        with pytest.raises(FusionError, match="may be missing"):
+            classifier.fit(FusionInput(models, X), y)
+        return
     classifier.fit(FusionInput(models, X), y)
     assert classifier.classes_.tolist() == ([0, 1, 2, 3] if positions else sorted(classes))
     np.testing.assert_array_equal(classifier.predict(X), best - offset if positions else best)
+
+
+TOOLS = {
+    "hard vote": lambda c, data, y: VotingClassifier([("a", c), ("b", c)]).fit(data, y).predict(data),
+    "soft vote": lambda c, data, y: VotingClassifier([("a", c), ("b", c)], voting="soft").fit(data, y).predict(data),
+    "probabilities of folds": lambda c, data, y: np.unique(y)[cross_val_predict(c, data, y, method="predict_proba").argmax(1)],
+    "stack": lambda c, data, y: StackingClassifier([("a", c)], LogisticRegression(C=1e4)).fit(data, y).predict(data),
+    "calibration": lambda c, data, y: CalibratedClassifierCV(c, ensemble=False).fit(data, y).predict(data),
+}
+
+
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_that_number_labels_need_all_of_them(tool, missing):
+    models, X = pair(3)
+    best = logits(models[0], X).argmax(1)
+    keep = best != (-1 if missing is None else missing)
+    classifier, data, y = (
+        FusionClassifier(classes=["a", "b", "c"]),
+        FusionInput(models, X[keep]),
+        np.array(["a", "b", "c"])[best[keep]],
+    )
+    if missing is None:
+        assert np.mean(TOOLS[tool](classifier, data, y) == y) > 0.6
+    else:
+        with pytest.raises(FusionError, match=r"where the classes are \['a', 'b', 'c'\].*2 is not among them.*with all classes"):
+            TOOLS[tool](classifier, data, y)
 
 
 @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
