@@ -12,7 +12,6 @@ from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError, NonFiniteError
-from ..graph import export, plain_copy, returns_probabilities
 from ..groups import Graph
 from .data import FusionInput
 
@@ -24,7 +23,6 @@ __all__ = [
     "holds_targets",
     "outputs",
     "score_outputs",
-    "seem_probabilities",
     "sum_to_one",
 ]
 
@@ -96,15 +94,6 @@ def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarr
 def are_probabilities(said: str, graph: Graph | None) -> bool:
     """Whether outputs are probabilities: as it is said, for "auto" as its operations tell."""
     return graph is not None and graph.ends_in_probabilities if said == "auto" else said == "probabilities"
-
-
-def seem_probabilities(model: nn.Module, data: FusionInput) -> bool:
-    """Whether the operations of a network without a graph tell that it returns probabilities; not if it can't be traced."""
-    try:
-        plain = plain_copy(model).to("cpu").float()
-        return returns_probabilities(export(plain, data.tensors(plain, slice(0, 2))))
-    except (FusionError, RuntimeError, IndexError):
-        return False
 
 
 def sum_to_one(predicted: np.ndarray) -> bool:

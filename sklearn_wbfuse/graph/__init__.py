@@ -1,9 +1,9 @@
 """From an ``nn.Module`` to labelled tensors: export, interpreter of labels, self-check, declarations by hand."""
 
 from .discovery import Architecture, discover, discover_all
-from .export import as_inputs, export
+from .export import as_inputs
 from .modules import device_of, floating_state, plain_copy, sizes_in, unwrap, validate_models, write_back
-from .ranges import returns_probabilities
+from .ranges import seems_probable
 from .states import resized_inputs
 from .steps import Steps, program_of
 
@@ -14,12 +14,11 @@ __all__ = [
     "device_of",
     "discover",
     "discover_all",
-    "export",
     "floating_state",
     "plain_copy",
     "program_of",
     "resized_inputs",
-    "returns_probabilities",
+    "seems_probable",
     "sizes_in",
     "unwrap",
     "validate_models",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
-__all__ = ["returns_probabilities"]
+from ..exceptions import FusionError
+from .export import export
+from .modules import plain_copy
+
+__all__ = ["returns_probabilities", "seems_probable"]
 
 Range = tuple[float, float]
 Read = Callable[[int], Range]
@@ -72,6 +76,16 @@ def returns_probabilities(program: torch.export.ExportedProgram) -> bool:
             outputs = zip(node.args[0], program.graph_signature.output_specs, strict=True)
             returned = [n for n, s in outputs if s.kind == OutputKind.USER_OUTPUT and isinstance(n, Node)]
     return bool(returned) and all(low >= 0 and high <= 1 + _SPARE for low, high in map(ranges.__getitem__, returned))
+
+
+def seems_probable(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a network is seen to return probabilities; not if it can't be traced on inputs of its dtype."""
+    try:
+        plain = plain_copy(model).to("cpu").float()
+        floats = [t.cpu().float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
+        return returns_probabilities(export(plain, floats))
+    except (FusionError, RuntimeError, IndexError):
+        return False
 
 
 def _given(spec: Any, program: torch.export.ExportedProgram) -> Range:

@@ -23,9 +23,9 @@ from ..fusion.scores import (
     holds_targets,
     outputs,
     score_outputs,
-    seem_probabilities,
     sum_to_one,
 )
+from ..graph import seems_probable
 
 __all__ = ["Judge", "checked_metrics", "fitted"]
 
@@ -86,7 +86,7 @@ class Judge:
         if outputs not in known:
             raise FusionError(f"outputs must be one of {known}. Got {outputs!r}.{did_you_mean(outputs, known)}")
         judge = cls(X, y)
-        seen = outputs == "auto" and not judge.is_continuous and seem_probabilities(model, judge.data)
+        seen = outputs == "auto" and not judge.is_continuous and seems_probable(model, judge.data.tensors(model, slice(0, 2)))
         judge.probabilities = not judge.is_continuous and (seen or outputs == "probabilities")
         return judge
 

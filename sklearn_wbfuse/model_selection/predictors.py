@@ -28,7 +28,8 @@ from ..base import HelpfulMixin
 from ..exceptions import FusionError, FusionWarning
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
-from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, seem_probabilities, sum_to_one
+from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, sum_to_one
+from ..graph import seems_probable
 from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
@@ -209,8 +210,9 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         """Whether outputs are probabilities; a fusion of others may have no graph that tells."""
         graph = getattr(self.fusion_, "graph_", None)
         answer = are_probabilities(self.outputs, graph)
-        if self.outputs == "auto" and graph is None and isinstance(X, FusionInput):
-            answer = seem_probabilities(self.fused_model_, X)
+        within = self.outputs == "auto" and found.min() >= 0 and found.max() <= 1 + 1e-3  # or there is no need to trace it
+        if within and graph is None and isinstance(X, FusionInput):
+            answer = seems_probable(self.fused_model_, X.tensors(self.fused_model_, slice(0, 2)))
         if self.outputs == "auto" and not answer and sum_to_one(found):
             warnings.warn(
                 "The network's outputs look like probabilities, but its operations do not tell so, and they count as logits. Say "
