@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -21,18 +20,17 @@ from ..barycenter import carry_state, mean_state
 from ..base import HelpfulMixin, did_you_mean
 from ..correction import CORRECTIONS, Probe
 from ..couplings import Coupling, Couplings
-from ..exceptions import FusionError, WidthError
+from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
 from .alignment import Alignment, Network
 from .data import FusionInput, rows_of
 from .probing import Probing
+from .progress import log, tells_progress
 from .scores import check_labels, outputs, score_outputs
 from .storage import StorageMixin
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
-
-log = logging.getLogger("sklearn_wbfuse")
 
 Remember = Callable[[Any, Callable[[], Any]], Any]
 
@@ -65,6 +63,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         return tags
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @tells_progress
     def fit(self, models: Any, y: Any = None) -> Any:
         """Fuse models.
 
@@ -72,7 +71,8 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         ----------
         models : list of Module, or FusionInput
             The parents. They are not changed.
-        y : ignored
+        y : array-like, optional
+            Labels or targets of the rows of a FusionInput. Their number is checked, and nothing is learnt from them.
 
         Returns
         -------
@@ -85,12 +85,16 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         """
         data = models if isinstance(models, FusionInput) else None
         parents = validate_models(_models_of(models))
+        if y is not None and data is None:
+            raise InvalidModelError(
+                "A list of models came with something else, which would not be looked at. Rows go beside the models: "
+                "fit(FusionInput(models, X), y), or fit(models) without data."
+            )
         if data is not None and not len(data):
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
             check_labels(data, y)
-        self._log_progress()
-        lambda_ = self._lambda(len(parents))
+        lambda_, corrections, probe = self._lambda(len(parents)), self._corrections(), self._probe()
         architectures = self._architectures(parents, data)
         sizes = self._sizes([a.graph for a in architectures])
         target = self._target(architectures, sizes)
@@ -98,10 +102,9 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         dtype = _common_dtype(parents)
         networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
         self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
-        corrections = self._corrections()
         probing = None
         if corrections or self._compares_activations:
-            probe, rng = self._probe(), check_random_state(self.random_state)
+            rng = check_random_state(self.random_state)
             probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
         self._seen = [_fingerprint(m) for m in parents]
 
@@ -269,7 +272,8 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
 
     def _probe(self) -> Probe:
         """The probe that the parameter names or is."""
-        probe = Probe(self.probe) if isinstance(self.probe, str) else self.probe
+        given = getattr(self, "probe", "auto")
+        probe = Probe(given) if isinstance(given, str) else given
         if not isinstance(probe, Probe):
             raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {probe!r}.")
         probe._validate_params()
@@ -343,12 +347,6 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             raise WidthError(
                 f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
             ) from error
-
-    def _log_progress(self) -> None:
-        if self.verbose:
-            log.setLevel(logging.INFO)
-            if not log.hasHandlers():
-                log.addHandler(logging.StreamHandler())
 
 
 def _models_of(given: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import joblib
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from ..exceptions import FusionError, InvalidModelError
+from ..graph.mistakes import hint_for_list, is_rows
 
 __all__ = ["FusionInput", "native", "noise_like", "rows_of"]
 
@@ -60,8 +61,10 @@ class FusionInput:
     """
 
     def __init__(self, models: Sequence[nn.Module], X: Any):
-        if isinstance(models, nn.Module):
-            raise InvalidModelError(f"models must be a list. Got {type(models).__name__}; put the models into a list.")
+        if isinstance(models, (nn.Module, str, bytes, Mapping)) or not isinstance(models, Iterable) or is_rows(models):
+            hint = hint_for_list(models)
+            swapped = is_rows(models) and isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], nn.Module)
+            raise InvalidModelError(f"models must be a list. {'Models come first: FusionInput(models, X).' if swapped else hint}")
         self.models = list(models)
         arrays = X if isinstance(X, tuple) else (X,)
         if any(hasattr(a, "__next__") or isinstance(a, DataLoader) for a in arrays):

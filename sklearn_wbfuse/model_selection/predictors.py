@@ -25,11 +25,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import HelpfulMixin
-from ..exceptions import FusionError, FusionWarning
+from ..exceptions import FusionError, FusionWarning, InvalidModelError
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
 from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, sum_to_one
-from ..graph import seems_probable
+from ..graph import seems_probable, validate_models
 from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
@@ -78,10 +78,12 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
     def _fit_fusion(self, X: Any, y: Any) -> np.ndarray:
         """Fit a clone of the fusion; what the fused network returns for a few rows."""
         data = X if isinstance(X, FusionInput) else None
-        if y is not None:
-            if data is None:
-                raise FusionError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
+        if y is not None and data is not None:
             check_labels(data, y)
+        if data is None:
+            validate_models(X)
+            if y is not None:
+                raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
             raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {fusion!r}.")
