@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -14,14 +14,14 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from ..barycenter import carry_state, mean_state
 from ..base import HelpfulMixin, did_you_mean
 from ..correction import CORRECTIONS, Probe
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
-from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
+from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..groups import Graph
 from .alignment import Alignment, Network
 from .data import FusionInput, rows_of
@@ -94,6 +94,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
             check_labels(data, y)
+        data = None if data is None else data.taken_by(parents[0])
         lambda_, corrections, probe = self._lambda(len(parents)), self._corrections(), self._probe()
         architectures = self._architectures(parents, data)
         sizes = self._sizes([a.graph for a in architectures])
@@ -311,10 +312,10 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         return (weights / weights.sum()).tolist()
 
     def _architectures(self, parents: list[nn.Module], data: FusionInput | None) -> list[Architecture]:
-        inputs = self.example_inputs
+        inputs = dict(self.example_inputs) if isinstance(self.example_inputs, Mapping) else self.example_inputs
         if data is None:
             return discover_all(parents, inputs)
-        example = data.tensors(parents[0], slice(0, 2)) if inputs is None else inputs
+        example = data.taken_by(parents[0]).tensors(parents[0], slice(0, 2)) if inputs is None else inputs
         return data.cached(inputs, lambda: discover_all(parents, example))
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
@@ -338,10 +339,9 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     def _run_once(self) -> None:
         device = device_of(self.fused_model_)
         dtype = next((p.dtype for p in self.fused_model_.parameters() if p.is_floating_point()), torch.float32)
-        inputs = [x.to(device, dtype if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x for x in self._inputs]
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self.fused_model_(*inputs)
+                self.fused_model_(*cast_inputs(self._inputs, device, dtype))
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WidthError(

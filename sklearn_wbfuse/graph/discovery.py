@@ -15,8 +15,9 @@ from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarnin
 from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck, without
-from .export import as_inputs, export, guess_inputs
+from .export import export
 from .grouping import group_units
+from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
 from .modules import aliases, floating_state, plain_copy, resize
 from .ranges import returns_probabilities
@@ -31,9 +32,9 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     Parameters
     ----------
     model : Module
-    example_inputs : tuple of Tensor, optional
-        Positional arguments of ``model(*inputs)``; guessed for a model that begins with a linear, recurrent or embedding
-        layer.
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+        Positional arguments of ``model(*inputs)``, or its keyword arguments by name, such as a tokenizer returns; guessed for
+        a model that begins with a linear, recurrent or embedding layer.
 
     Returns
     -------
@@ -76,9 +77,12 @@ class Architecture:
         if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
             plain = plain.float()
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
-        inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs)
+        inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
-        graph = _trace(plain, inputs)
+        try:
+            graph = _trace(plain, inputs)
+        except DiscoveryError as error:
+            raise why_guess_failed(plain, inputs, error) if example_inputs is None else error from error.__cause__
         check = SelfCheck(plain, graph, inputs)
         graph = check.verify()
         if warn and graph.frozen:

@@ -14,53 +14,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
-from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
 from .declared import declared_forwards
+from .inputs import shapes_of
 
-__all__ = ["as_inputs", "export", "guess_inputs"]
+__all__ = ["export"]
 
 _LOCK = threading.Lock()  # torch.export is not re-entrant
-
-
-def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
-    """Example inputs as the tuple of positional arguments of ``model(*inputs)``."""
-    given = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    return tuple(torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in given)
-
-
-def guess_inputs(model: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs for a model that begins with a linear, recurrent or embedding layer.
-
-    Raises
-    ------
-    DiscoveryError
-        If the first layer with parameters is any other: the message shows the call that is needed.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for name, layer in model.named_modules():
-        if next(layer.parameters(recurse=False), None) is None:
-            continue
-        if isinstance(layer, nn.Linear):
-            return (torch.randn(2, layer.in_features, generator=generator),)
-        if isinstance(layer, nn.RNNBase):
-            shape = (2, 3) if layer.batch_first else (3, 2)
-            return (torch.randn(*shape, layer.input_size, generator=generator),)
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-            return (torch.randint(0, layer.num_embeddings, (2, 5), generator=generator),)
-        kind, where = type(layer).__name__, f" {name!r}" if name else ""
-        raise DiscoveryError(
-            f"Can't guess inputs for {type(model).__name__}, which begins with the {kind}{where}; "
-            "give some: WassersteinFusion(example_inputs=(torch.randn(2, 3, 32, 32),))."
-        )
-    raise DiscoveryError(f"{type(model).__name__} has no parameters, so there is nothing to fuse.")
 
 
 def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
@@ -75,10 +41,9 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         with torch.no_grad():
             model(*inputs)
     except Exception as error:
-        shapes = pytree.tree_map(lambda t: tuple(t.shape) if isinstance(t, Tensor) else t, tuple(inputs))
         raise DiscoveryError(
-            f"{type(model).__name__} does not run on example inputs of shapes {shapes}: {_first_line(error)}{_line_of(error)}. "
-            "Give inputs that it takes: example_inputs=(tensor, ...)."
+            f"{type(model).__name__} does not run on example inputs of shapes {shapes_of(tuple(inputs))}: "
+            f"{_first_line(error)}{_line_of(error)}. Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
         with _LOCK, _quiet(), torch.random.fork_rng(devices=[]), declared_forwards(model), _padded():
@@ -162,7 +127,7 @@ def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, si
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _line_of(error: Exception) -> str:

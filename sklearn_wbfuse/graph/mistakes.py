@@ -80,8 +80,8 @@ def hint_for_model(given: Any) -> str:
 
 
 _OF_SCIKIT_LEARN = (
-    ", an estimator of scikit-learn, which has no torch network; build one of torch.nn layers and copy the weights (coefs_[k].T and "
-    "intercepts_[k] of an MLPClassifier are weight and bias of the k-th nn.Linear)"
+    ", an estimator of scikit-learn, which has no torch network; build one of torch.nn layers and copy the weights "
+    "(coefs_[k].T and intercepts_[k] of an MLPClassifier are weight and bias of the k-th nn.Linear)"
 )
 
 

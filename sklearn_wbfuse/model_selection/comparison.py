@@ -345,5 +345,5 @@ def _without_data(estimator: Any, shared: FusionInput) -> tuple[Any, Any]:
         return ready.set_params(**changed), shared
     for name in ("example_inputs", "fusion__example_inputs"):
         if name in options and options[name] is None:
-            changed[name] = noise_like(shared.tensors(shared.models[0]))
+            changed[name] = noise_like(shared.taken_by(shared.models[0]).tensors(shared.models[0]))
     return ready.set_params(**changed), list(shared.models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -28,8 +29,8 @@ from ..base import HelpfulMixin
 from ..exceptions import FusionError, FusionWarning, InvalidModelError
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
-from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, sum_to_one
-from ..graph import seems_probable, validate_models
+from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs, outputs_for, sum_to_one
+from ..graph import guess_inputs, seems_probable, validate_models
 from ..persistence import PersistenceMixin
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
@@ -81,6 +82,7 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
         if y is not None and data is not None:
             check_labels(data, y)
         if data is None:
+            X = list(X) if isinstance(X, Iterator) else X  # which is read once
             validate_models(X)
             if y is not None:
                 raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
@@ -90,7 +92,21 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
         self.fusion_ = fusion.fit(X)
         if not hasattr(fusion, "fused_model_"):
             raise TypeError(f"fusion={self.fusion!r} has no fused_model_ after fit; give one such as WassersteinFusion().")
-        return outputs(fusion.fused_model_, FusionInput([], tuple(fusion._inputs)) if data is None else data[:2])
+        return outputs(fusion.fused_model_, data[:2]) if data is not None else self._example_outputs(fusion)
+
+    def _example_outputs(self, fusion: Any) -> np.ndarray:
+        """What the fused network returns for the inputs of the discovery; for a fusion of others, which has none, for a guess."""
+        model, inputs = fusion.fused_model_, getattr(fusion, "_inputs", None)
+        try:
+            inputs = guess_inputs(model) if inputs is None else inputs
+            return outputs_for(model, inputs)
+        except FusionError as error:
+            if hasattr(fusion, "_inputs"):
+                raise
+            raise FusionError(
+                f"{type(fusion).__name__} has no inputs that its fused network could be run on; give rows, "
+                f"fit(FusionInput(models, X)). ({error})"
+            ) from error
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -111,7 +127,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     classes : array-like of shape (n_classes,), optional
         Labels of the outputs, in the order of the outputs; 0, 1, ... by default.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
+        whole numbers where it does not run on these as they are.
     outputs : {"auto", "logits", "probabilities"}, default="auto"
         What the network returns; "auto" says probabilities where its operations keep all outputs within 0 and 1: a
         softmax or a sigmoid, and what casts, clamps, averages or moves their values. A handwritten ending that can't be seen is
@@ -337,7 +354,8 @@ class FusionRegressor(RegressorMixin, _Predictor):
     fusion : estimator, optional
         Any fusion of this library; ``WassersteinFusion()`` by default. It is cloned.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
+        whole numbers where it does not run on these as they are.
 
     Attributes
     ----------
