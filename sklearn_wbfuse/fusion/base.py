@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..barycenter import carry_state, mean_state
-from ..base import HelpfulMixin, did_you_mean
+from ..base import HelpfulMixin, did_you_mean, short_text
 from ..correction import CORRECTIONS, Probe
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
@@ -225,7 +225,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                 return self._seen.index(mark)
             raise FusionError("That network is no parent of the fusion; give one that it was fitted on, unchanged.")
         if not isinstance(parent, Integral) or not -len(self._seen) <= parent < len(self._seen):
-            raise FusionError(f"parent must be a parent or its position, 0 to {len(self._seen) - 1}. Got {parent!r}.")
+            raise FusionError(f"parent must be a parent or its position, 0 to {len(self._seen) - 1}. Got {short_text(parent)}.")
         return parent % len(self._seen)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -276,7 +276,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         given = getattr(self, "probe", "auto")
         probe = Probe(given) if isinstance(given, str) else given
         if not isinstance(probe, Probe):
-            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {probe!r}.")
+            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {short_text(probe)}.")
         probe._validate_params()
         return probe
 
@@ -295,7 +295,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             if isinstance(correction, type) or not hasattr(correction, "correct"):
                 raise TypeError(
                     f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), "
-                    f"or a tuple of these. Got {correction!r}."
+                    f"or a tuple of these. Got {short_text(correction)}."
                 )
             correction._validate_params()
             found.append(correction)

@@ -13,7 +13,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..base import did_you_mean
+from ..base import did_you_mean, short_text
 from ..exceptions import FusionError, FusionWarning
 from ..fusion.data import rows_of
 from ..fusion.scores import (
@@ -149,7 +149,9 @@ def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
         If it is something else, or a search that was not refitted.
     """
     if isinstance(given, type) or not hasattr(given, "fit"):
-        raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {given!r}; from_models takes networks.")
+        raise FusionError(
+            f"Needed is a fitted fusion such as WassersteinFusion. Got {short_text(given)}; from_models takes networks."
+        )
     own = getattr(given, "best_estimator_", given)
     check_is_fitted(own)
     fusion = getattr(own, "fusion_", own)

@@ -25,7 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..base import HelpfulMixin
+from ..base import HelpfulMixin, label_of, short_text
 from ..exceptions import FusionError, FusionWarning, InvalidModelError
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
@@ -88,10 +88,12 @@ class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimat
                 raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
-            raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {fusion!r}.")
+            raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {label_of(fusion)}.")
         self.fusion_ = fusion.fit(X)
         if not hasattr(fusion, "fused_model_"):
-            raise TypeError(f"fusion={self.fusion!r} has no fused_model_ after fit; give one such as WassersteinFusion().")
+            raise TypeError(
+                f"fusion={short_text(self.fusion)} has no fused_model_ after fit; give one such as WassersteinFusion()."
+            )
         return outputs(fusion.fused_model_, data[:2]) if data is not None else self._example_outputs(fusion)
 
     def _example_outputs(self, fusion: Any) -> np.ndarray:
@@ -247,9 +249,9 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         try:
             classes, order = np.unique(given, return_index=True)
         except TypeError as error:
-            raise FusionError(f"classes must be labels of one type. Got {self.classes!r}.") from error
+            raise FusionError(f"classes must be labels of one type. Got {short_text(self.classes)}.") from error
         if given.ndim != 1 or len(classes) != len(given):
-            raise FusionError(f"classes must be a list of labels that are all different. Got {self.classes!r}.")
+            raise FusionError(f"classes must be a list of labels that are all different. Got {short_text(self.classes)}.")
         if len(given) != count:
             raise FusionError(f"classes has {len(given)} labels, but the network tells {count} classes apart.")
         return classes, order
