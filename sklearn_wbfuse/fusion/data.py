@@ -40,7 +40,8 @@ class FusionInput:
     """Models to be fused, carried along with rows of data, so that scikit-learn can split the rows.
 
     Behaves as an array over the rows of `X`: it has a length and a shape and can be indexed by rows, which leaves the models
-    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent.
+    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent. It can't become an array:
+    transformers, also those of a pipeline, take `X` before it is put beside the models.
 
     Parameters
     ----------
@@ -140,6 +141,14 @@ class FusionInput:
 
     def __len__(self) -> int:
         return len(self.arrays[0])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise FusionError(
+            "A FusionInput can't become an array, which has no place for its models: transformers, and estimators other than "
+            "fusions, take rows alone. Transform the rows first, rows = scaler.fit_transform(X); then fit, or search, "
+            "fitted = FusionClassifier().fit(FusionInput(models, rows), y). Together, make_pipeline(scaler, fitted), they "
+            "predict for rows as they were."
+        )
 
     def __getitem__(self, key: Any) -> FusionInput:
         rows = key[0] if isinstance(key, tuple) else key

@@ -201,6 +201,33 @@ def test_what_follows_a_softmax_does_not_hide_it(last):
         np.testing.assert_allclose(fitted.predict_proba(X), expected, atol=1e-7)
 
 
+def test_fusions_of_others_have_no_inputs_of_a_discovery():
+    models, X = pair(3)
+    alone = FusionClassifier(Foreign()).fit(models)
+    np.testing.assert_array_equal(
+        alone.predict_proba(X), FusionClassifier(Foreign()).fit(FusionInput(models, X)).predict_proba(X)
+    )
+    assert FusionRegressor(Foreign()).fit(iter(models)).predict(X).shape == (N, 3)
+    convolutions = [nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten()) for _ in range(2)]
+    with pytest.raises(FusionError, match=r"Foreign has no inputs .* fit\(FusionInput\(models, X\)\)"):
+        FusionClassifier(Foreign()).fit(convolutions)
+
+
+def test_inputs_that_are_no_tensors():
+    class Flagged(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, mask=None, twice=False):
+            return self.network(x) * (2 if twice else 1)
+
+    models, X = pair(3)
+    fusion = WassersteinFusion(example_inputs={"x": torch.as_tensor(X[:2]), "twice": False})
+    fitted = FusionClassifier(fusion).fit(list(map(Flagged, models)))
+    np.testing.assert_allclose(fitted.decision_function(X), logits(models[0], X), atol=1e-8)
+
+
 def test_probabilities_that_operations_do_not_tell_are_told_of():
     models, X = pair(3)
     data = FusionInput([nn.Sequential(m, Shares(1)) for m in models], X)
