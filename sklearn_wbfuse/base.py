@@ -53,7 +53,7 @@ def short_text(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{kind}({', '.join(map(str, value.shape))})"
     if isinstance(value, (type, types.FunctionType)):
-        return value.__name__
+        return f"{'class ' * isinstance(value, type)}{value.__name__}"
     if isinstance(value, nn.Module):
         return f"{kind}(...)"
     if hasattr(value, "get_params"):
@@ -79,7 +79,7 @@ def label_of(estimator: Any) -> str:
     'Ridge(alpha=0.5)'
     """
     if isinstance(estimator, type):
-        return estimator.__name__
+        return short_text(estimator)
     own, shown = estimator.get_params(deep=False), []
     for name, parameter in inspect.signature(type(estimator)).parameters.items():
         if name in own and own[name] is not parameter.default and repr(own[name]) != repr(parameter.default):

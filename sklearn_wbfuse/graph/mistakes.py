@@ -66,12 +66,13 @@ def hint_for_model(given: Any) -> str:
         if inner:
             return f", a checkpoint; load its state dict into a network, model.load_state_dict(checkpoint[{inner[0]!r}])"
         return ", a state dict; load it into a network, model.load_state_dict(state)" if _all(given.values(), Tensor) else ""
+    if hasattr(given, "initialize") and hasattr(given, "module") and not hasattr(given, "module_"):
+        return "; fit it first, and give its module_"  # skorch builds its network there
     inside = _network_in(given)
     if inside:
         return f"; give the network in it, its {inside}"
     if isinstance(given, BaseEstimator):
-        fit_first = hasattr(given, "module")  # skorch, whose network is built by fit
-        return "; fit it first, and give its module_" if fit_first else _OF_SCIKIT_LEARN
+        return _OF_SCIKIT_LEARN
     if is_rows(given):
         return ", which holds data; rows go beside the models, fit(FusionInput(models, X), y)"
     if hasattr(given, "models") and hasattr(given, "arrays"):
