@@ -219,8 +219,8 @@ def test_inputs_that_are_no_tensors():
             super().__init__()
             self.network = network
 
-        def forward(self, x, mask=None, twice=False):
-            return self.network(x) * (2 if twice else 1)
+        def forward(self, x, times=1, twice=False):
+            return self.network(x) * times * (2 if twice else 1)
 
     models, X = pair(3)
     fusion = WassersteinFusion(example_inputs={"x": torch.as_tensor(X[:2]), "twice": False})
