@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
+import itertools
 import sys
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError, StrOptions
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["HelpfulMixin", "did_you_mean"]
+__all__ = ["HelpfulMixin", "did_you_mean", "label_of", "short_text"]
+
+_MOST_ENTRIES = 6  # of a list in a label
+_LONGEST = 40  # characters of other values there
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
@@ -31,6 +38,57 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     swapped = [n for n in names if sorted(n) == sorted(str(name))]
     near = swapped or difflib.get_close_matches(str(name), names, 1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def short_text(value: Any) -> str:
+    """A value in one short line, for labels and errors: of tensors, arrays and networks what they are, and no numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> short_text((torch.ones(2, 5), 0.1, torch.nn.Linear(2, 2), [0.9, 0.1]))
+    '(Tensor(2, 5), 0.1, Linear(...), [0.9, 0.1])'
+    """
+    kind = type(value).__name__
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{kind}({', '.join(map(str, value.shape))})"
+    if isinstance(value, (type, types.FunctionType)):
+        return f"{'class ' * isinstance(value, type)}{value.__name__}"
+    if isinstance(value, nn.Module):
+        return f"{kind}(...)"
+    if hasattr(value, "get_params"):
+        return label_of(value)
+    if isinstance(value, Mapping):
+        shown = [f"{_cut(repr(k))}: {short_text(v)}" for k, v in itertools.islice(value.items(), _MOST_ENTRIES)]
+        return f"{{{', '.join(shown + ['...'] * (len(value) > _MOST_ENTRIES))}}}"
+    if isinstance(value, (list, tuple)):
+        shown = [*map(short_text, value[:_MOST_ENTRIES]), *["..."] * (len(value) > _MOST_ENTRIES)]
+        inside = ", ".join(shown) + "," * (isinstance(value, tuple) and len(shown) == 1)
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    text = " ".join(repr(value).split())
+    return f"{kind}(...)" if "tensor(" in text or "array(" in text else _cut(text)
+
+
+def label_of(estimator: Any) -> str:
+    """As scikit-learn's repr, in one line: the class, and parameters that are not at their defaults in short.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import Ridge
+    >>> label_of(Ridge(alpha=0.5))
+    'Ridge(alpha=0.5)'
+    """
+    if isinstance(estimator, type):
+        return short_text(estimator)
+    own, shown = estimator.get_params(deep=False), []
+    for name, parameter in inspect.signature(type(estimator)).parameters.items():
+        if name in own and own[name] is not parameter.default and repr(own[name]) != repr(parameter.default):
+            shown.append(f"{name}={short_text(own[name])}")
+    return f"{type(estimator).__name__}({', '.join(shown)})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 13]}...{text[-10:]}"
 
 
 class HelpfulMixin:
@@ -62,7 +120,8 @@ class HelpfulMixin:
                 hint = f" Did you mean {inner[0]!r}?" if inner else did_you_mean(name, valid)
                 raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(valid)}.{hint}")
             if nested and not hasattr(params.get(own, valid[own]), "set_params"):
-                raise ValueError(f"{type(self).__name__} has no parameter {name!r}: {own}={valid[own]!r} has none of its own.")
+                shown = f"{own}={short_text(valid[own])}"
+                raise ValueError(f"{type(self).__name__} has no parameter {name!r}: {shown} has none of its own.")
         return super().set_params(**params)  # type: ignore[misc]
 
     def _validate_params(self) -> None:
@@ -72,6 +131,8 @@ class HelpfulMixin:
             for name, constraints in self._parameter_constraints.items():  # type: ignore[attr-defined]
                 options = [o for c in constraints if isinstance(c, StrOptions) for o in c.options]
                 value = getattr(self, name)
-                if isinstance(value, str) and f"{name!r} parameter" in str(error):
-                    raise InvalidParameterError(f"{error}{did_you_mean(value, options)}") from None
+                if f"{name!r} parameter" in str(error):
+                    text = str(error).replace(f"Got {value!r}", f"Got {short_text(value)}")
+                    hint = did_you_mean(value, options) if isinstance(value, str) else ""
+                    raise InvalidParameterError(f"{text}{hint}") from None
             raise

@@ -17,10 +17,6 @@ from torch import Tensor
 __all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "State", "Summed", "along", "put", "relabel", "take"]
 
 
-_SHAPES = "flatten unflatten squeeze unsqueeze view reshape transpose permute t contiguous clone select slice to _to_copy".split()
-"""Operations that give values as they are."""
-
-
 @dataclass(frozen=True)
 class Group:
     """A set of `size` neurons that move together.
@@ -218,6 +214,8 @@ class Graph:
         The operations of the network in order: two networks of one architecture share them.
     frozen : tuple of (str, str)
         What is kept in place for lack of a rule: parameter, and why.
+    ends_in_probabilities : bool
+        Whether operations keep all outputs within 0 and 1: a softmax or a sigmoid, and what keeps their values there.
     """
 
     groups: dict[str, Group]
@@ -227,6 +225,7 @@ class Graph:
     states: tuple[State, ...] = ()
     operations: tuple[str, ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
+    ends_in_probabilities: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -244,13 +243,6 @@ class Graph:
         """Groups that can only be moved together: each without blocks, or blocks before the groups within them."""
         inside = [g for g in self.groups.values() if g.within is not None]
         return [[g.name, *(m.name for m in inside if m.within == g.name)] for g in self.groups.values() if g.within is None]
-
-    @property
-    def ends_in_probabilities(self) -> bool:
-        """Whether the last operation that is no change of shape is a softmax or a sigmoid."""
-        names = [operation.split()[0].removeprefix("aten::") for operation in self.operations]
-        last = next((n for n in reversed(names) if n not in _SHAPES), "")
-        return last in ("softmax", "_softmax", "sigmoid")
 
     def orders(self, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
         """Permutations of all groups that respect blocks, from one for any size."""

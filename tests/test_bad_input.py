@@ -3,6 +3,8 @@
 import contextlib
 import io
 import pickle
+from collections import UserDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 from networks import CNN, MLP, randomised
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion, cli, load
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, cli, load
 from sklearn_wbfuse.exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -58,10 +61,87 @@ def tokens():
     return [nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3)) for _ in range(2)]
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x, mask, *, flip=False):
+        return self.second((self.first(x) * mask[:, :4]).relu())
+
+
+class Wrapped:
+    """As skorch, Lightning trainers and pipelines hold a network."""
+
+    def __init__(self):
+        self.criterion_, self.module_ = nn.CrossEntropyLoss(), family()[0]
+
+
+def named_inputs(**inputs):
+    return WassersteinFusion(example_inputs=inputs).fit([TwoInputs(), TwoInputs()])
+
+
 MODELS = {
     "a class instead of a model": (lambda: WassersteinFusion().fit([MLP, MLP]), InvalidModelError, "Model 0 must be .* Got type"),
-    "a path instead of a model": (lambda: WassersteinFusion().fit(["a.pt"]), InvalidModelError, "Model 0 must be .* Got str"),
-    "a state dict": (lambda: WassersteinFusion().fit([family()[0].state_dict()]), InvalidModelError, "Got OrderedDict"),
+    "a path instead of a model": (
+        lambda: WassersteinFusion().fit(["a.pt"]),
+        InvalidModelError,
+        r"Model 0 must be .* Got str, a path; .*load_state_dict\(torch.load\(path\)\).* wbfuse fuse",
+    ),
+    "a path instead of models": (lambda: FusionClassifier().fit(Path("a.pt")), InvalidModelError, "Got PosixPath, a path; build"),
+    "a state dict": (
+        lambda: WassersteinFusion().fit([family()[0].state_dict()]),
+        InvalidModelError,
+        r"Got OrderedDict, a state dict; load it into a network, model.load_state_dict\(state\)",
+    ),
+    "one state dict": (lambda: FusionInput(family()[0].state_dict(), X), InvalidModelError, "a state dict; load it"),
+    "a checkpoint": (
+        lambda: WassersteinFusion().fit([{"epoch": 3, "net": family()[0].state_dict()}] * 2),
+        InvalidModelError,
+        r"a checkpoint; .*checkpoint\['net'\]",
+    ),
+    "a dict of models": (lambda: WassersteinFusion().fit({"a": family()[0]}), InvalidModelError, r"list\(models.values\(\)\)"),
+    "a ModuleList": (
+        lambda: WassersteinFusion().fit(nn.ModuleList(family())),
+        InvalidModelError,
+        r"ModuleList; .* list\(models\)",
+    ),
+    "a ModuleList in a list": (lambda: FusionClassifier().fit([nn.ModuleList(family())]), InvalidModelError, "no forward of its"),
+    "a Sequential of models": (lambda: FusionInput(nn.Sequential(*family()), X), InvalidModelError, r"list\(models\) where it"),
+    "a wrapper of a network": (lambda: WassersteinFusion().fit([Wrapped()]), InvalidModelError, "Got Wrapped; .* its module_"),
+    "a fusion instead of its network": (
+        lambda: WassersteinFusion().fit([WassersteinFusion().fit(family())] * 2),
+        InvalidModelError,
+        "its fused_model_",
+    ),
+    "a classifier instead of its network": (
+        lambda: WassersteinFusion().fit([classifier()]),
+        InvalidModelError,
+        "its fused_model_",
+    ),
+    "a network of scikit-learn": (lambda: WassersteinFusion().fit([MLPClassifier()]), InvalidModelError, r"coefs_\[k\].T and"),
+    "a factory": (lambda: WassersteinFusion().fit([family]), InvalidModelError, "call it, and give the network"),
+    "rows without models": (
+        lambda: WassersteinFusion().fit(X, Y),
+        InvalidModelError,
+        r"rows of data, ndarray of shape \(12, 5\), without models; .*fit\(FusionInput\(models, X\), y\)",
+    ),
+    "lists of numbers without models": (lambda: FusionClassifier().fit(X.tolist(), Y), InvalidModelError, "rows of data, list"),
+    "a tensor without models": (lambda: FusionRegressor().fit(torch.ones(3, 4)), InvalidModelError, r"Tensor of shape \(3, 4\)"),
+    "a loader without models": (lambda: WassersteinFusion().fit(DataLoader(X)), InvalidModelError, "rows of data, DataLoader"),
+    "rows before models": (lambda: FusionInput(X, family()), InvalidModelError, r"Models come first: FusionInput\(models, X\)"),
+    "a FusionInput in a list": (lambda: WassersteinFusion().fit([rows()]), InvalidModelError, "give it alone, not in a list"),
+    "rows beside models": (
+        lambda: WassersteinFusion().fit(family(), X),
+        InvalidModelError,
+        r"fit\(FusionInput\(models, X\), y\)",
+    ),
+    "rows beside models, at once": (lambda: VanillaAveraging().fit_transform(family(), Y), InvalidModelError, "FusionInput"),
+    "rows beside models of a predictor": (
+        lambda: FusionRegressor().fit(family(), X),
+        InvalidModelError,
+        r"fit\(FusionInput\(models, X\), y\)",
+    ),
     "one model": (lambda: WassersteinFusion().fit(family()[0]), InvalidModelError, "put the models into a list"),
     "no model": (lambda: FusionClassifier().fit(FusionInput([], X)), InvalidModelError, "at least one model"),
     "another architecture": (
@@ -135,12 +215,26 @@ ROWS = {
         FusionError,
         "rows of one shape. Got an array of dtype object",
     ),
-    "integers for a network of floats": (
-        lambda: FusionClassifier().fit(rows(np.ones((4, 5), dtype=int))),
-        FusionError,
-        "does not run",
+    "integers of another width": (
+        lambda: FusionClassifier().fit(rows(np.ones((4, 6), dtype=int))),
+        DiscoveryError,
+        r"does not run on example inputs of shapes \(\(2, 6\) int64,\)",
     ),
-    "integers to predict for": (lambda: classifier().predict(np.ones((4, 5), dtype=int)), FusionError, "not made floats"),
+    "integers of another width to predict for": (
+        lambda: classifier().predict(np.ones((4, 6), dtype=int)),
+        FusionError,
+        r"rows of \(4, 6\) int64.*whole numbers were tried as they are and as floats",
+    ),
+    "floats for an embedding to predict for": (
+        lambda: FusionClassifier().fit(FusionInput(tokens(), np.zeros((4, 3), dtype=int))).predict(np.zeros((4, 3))),
+        FusionError,
+        r"rows of \(4, 3\) float64.*floats are not made whole numbers",
+    ),
+    "too few inputs": (
+        lambda: FusionClassifier().fit(FusionInput([TwoInputs(), TwoInputs()], (X, X))).predict(X),
+        FusionError,
+        "does not run on rows of .*missing 1 required positional argument",
+    ),
     "floats for an embedding": (
         lambda: FusionClassifier().fit(FusionInput(tokens(), np.zeros((4, 3)))),
         DiscoveryError,
@@ -216,6 +310,45 @@ OPTIONS = {
     ),
     "a parameter of a number": (lambda: FusionClassifier().set_params(batch_size__x=1), ValueError, "has none of its own"),
     "data that there are not": (lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()), FusionError, "needs data: fit"),
+    "a misspelt probe without a correction": (lambda: WassersteinFusion(probe="nose").fit(family()), ValueError, "'nose'"),
+    "a number for a probe": (lambda: VanillaAveraging(probe=500).fit(family()), TypeError, "probe must be .* Got 500"),
+    "a shape for example inputs": (
+        lambda: WassersteinFusion(example_inputs=(2, 5)).fit(family()),
+        DiscoveryError,
+        r"not a shape: example_inputs=\(torch.randn\(2, 5\),\)",
+    ),
+    "an input that forward does not have": (
+        lambda: named_inputs(x=torch.ones(2, 5), tokens=torch.ones(2, 5)),
+        DiscoveryError,
+        r"\['x', 'tokens'\], but forward of TwoInputs has no arguments \['tokens'\]; it takes \['x', 'mask'\]",
+    ),
+    "an input that is missing": (lambda: named_inputs(x=torch.ones(2, 5)), DiscoveryError, r"needs \['mask'\] too"),
+    "an input by its name only": (
+        lambda: named_inputs(x=torch.ones(2, 5), mask=torch.ones(2, 5), flip=True),
+        DiscoveryError,
+        r"\['flip'\], which forward of TwoInputs takes by name only",
+    ),
+    "lists of several lengths": (lambda: named_inputs(x=[[1], [1, 2]], mask=None), DiscoveryError, "'x' can't be made a tensor"),
+    "named inputs of another shape": (
+        lambda: named_inputs(x=torch.ones(2, 7), mask=torch.ones(2, 5)),
+        DiscoveryError,
+        r"of shapes \(\(2, 7\), \(2, 5\)\)",
+    ),
+    "a mapping among inputs": (
+        lambda: WassersteinFusion(example_inputs=(UserDict(x=torch.ones(2, 5)), [torch.ones(3).bool()])).fit(family()),
+        DiscoveryError,
+        r"of shapes \(\{'x': \(2, 5\)\}, \[\(3,\) bool\]\)",
+    ),
+    "no inputs for a network that begins with a convolution": (
+        lambda: WassersteinFusion().fit([nn.Conv1d(7, 2, 3)] * 2),
+        DiscoveryError,
+        r"example_inputs=\(torch.randn\(2, 7, L\),\)",
+    ),
+    "a guess that the network does not take": (
+        lambda: WassersteinFusion().fit([TwoInputs()] * 2),
+        DiscoveryError,
+        r"inputs of shapes \(\(2, 5\),\), a guess from the first layer 'first', \(TypeError.*torch.randn\(2, ..., 5\)",
+    ),
     "inputs of another shape": (
         lambda: WassersteinFusion(example_inputs=(torch.zeros(2, 7),)).fit(family()),
         DiscoveryError,
@@ -328,4 +461,4 @@ def test_every_mistake_has_its_error(mistake, tmp_path):
     make, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=message) as caught:
         make(tmp_path) if mistake in FILES else make()
-    assert len(str(caught.value).splitlines()) <= 3
+    assert len(str(caught.value).splitlines()) <= 3 and "tensor(" not in str(caught.value)

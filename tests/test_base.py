@@ -1,12 +1,17 @@
 """What all estimators share: hints for misspelt names."""
 
+from collections import UserDict
+
+import numpy as np
 import pytest
 import sklearn
+import torch
 from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
 
 ALL = [WassersteinFusion, VanillaAveraging, FusionClassifier, FusionRegressor, Regression, Repair, BatchNorm, Probe]
@@ -75,3 +80,36 @@ def test_classes_of_others_do_not_link_to_our_pages():
         pass
 
     assert Own()._get_doc_link() == ""
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        (WassersteinFusion(correction=Regression(ridge=0.25)), "WassersteinFusion(correction=Regression(ridge=0.25))"),
+        (
+            FusionClassifier(VanillaAveraging(correction=(Repair(), Regression(ridge=0.25)), probe=Probe("noise", n_samples=50))),
+            "FusionClassifier(fusion=VanillaAveraging(correction=(Repair(), Regression(ridge=0.25)), "
+            "probe=Probe(kind='noise', n_samples=50)))",
+        ),
+        (WassersteinFusion(init=nn.Linear(2, 2), weights=np.ones(3)), "WassersteinFusion(weights=ndarray(3), init=Linear(...))"),
+        (
+            WassersteinFusion(example_inputs={"ids": torch.ones(2, 3), "mask": None}),
+            "WassersteinFusion(example_inputs={'ids': Tensor(2, 3), 'mask': None})",
+        ),
+        (
+            WassersteinFusion(example_inputs=UserDict(ids=torch.ones(2)), target_widths=list(range(9))),
+            "WassersteinFusion(target_widths=[0, 1, 2, 3, 4, 5, ...], example_inputs={'ids': Tensor(2)})",
+        ),
+        (FusionClassifier(classes=("c" * 99,)), f"FusionClassifier(classes=('{'c' * 26}...{'c' * 9}',))"),
+    ],
+)
+def test_labels_keep_classes_and_print_no_values(estimator, expected):
+    assert label_of(estimator) == expected
+
+
+@pytest.mark.parametrize("options", [{"reg": torch.ones(3)}, {"schedule": torch.ones(3)}, {"merge": nn.Linear(2, 2)}])
+def test_errors_of_parameters_print_no_values(options):
+    with pytest.raises(InvalidParameterError, match=r"Got (Tensor\(3\)|Linear\(\.\.\.\)) instead"):
+        WassersteinFusion(**options).fit([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match=r"example_inputs=Tensor\(3\) has none"):
+        WassersteinFusion(example_inputs=torch.ones(3)).set_params(example_inputs__x=1)

@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import networks
-from torch import nn
 
 from sklearn_wbfuse import discover
 from sklearn_wbfuse.graph import floating_state
@@ -46,21 +44,3 @@ def test_a_graph_prints_as_a_table():
         "-----  ----  -----  ----  ----------------------  -------",
         "0      4     yes    no    0.weight[0], 0.bias[0]  3.weight[1] x16",
     ]
-
-
-@pytest.mark.parametrize(
-    ("last", "expected"),
-    [
-        ([nn.Softmax(1)], True),
-        ([nn.Sigmoid()], True),
-        ([nn.Softmax(1), nn.Flatten()], True),
-        ([nn.LogSoftmax(1)], False),
-        ([nn.LogSigmoid()], False),
-        ([nn.Softmax(1), nn.Linear(3, 3)], False),
-        ([nn.Sigmoid(), nn.Tanh()], False),
-        ([], False),
-    ],
-)
-def test_networks_that_end_in_probabilities(last, expected):
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), *last)
-    assert discover(model, (torch.zeros(2, 4),)).ends_in_probabilities == expected

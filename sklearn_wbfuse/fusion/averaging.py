@@ -28,7 +28,7 @@ class VanillaAveraging(BaseFusion):
         As in `WassersteinFusion`: what a correction does without alignment.
     probe : {"auto", "noise", "data"} or Probe, default="auto"
         Inputs for the correction.
-    example_inputs : tuple of Tensor, optional
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
         Inputs for the discovery, as in `WassersteinFusion`.
     device : str or torch.device, optional
         Where to compute; the models' own by default.

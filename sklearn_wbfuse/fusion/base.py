@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +16,14 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from ..barycenter import carry_state, mean_state
-from ..base import HelpfulMixin, did_you_mean
+from ..base import HelpfulMixin, did_you_mean, short_text
 from ..correction import CORRECTIONS, Probe
 from ..couplings import Coupling, Couplings
-from ..exceptions import FusionError, WidthError
-from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
+from ..exceptions import FusionError, InvalidModelError, WidthError
+from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..graph.constants import warn_of_unread
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
 from ..groups import Graph
@@ -33,12 +32,11 @@ from .configs import follow_widths
 from .data import FusionInput, rows_of
 from .masking import compared, fused_masks
 from .probing import Probing
+from .progress import log, tells_progress
 from .scores import check_labels, outputs, score_outputs
 from .storage import StorageMixin
 
 __all__ = ["Alignment", "BaseFusion", "Network"]
-
-log = logging.getLogger("sklearn_wbfuse")
 
 Remember = Callable[[Any, Callable[[], Any]], Any]
 
@@ -72,6 +70,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         return tags
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @tells_progress
     def fit(self, models: Any, y: Any = None) -> Any:
         """Fuse models.
 
@@ -79,7 +78,8 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         ----------
         models : list of Module, or FusionInput
             The parents. They are not changed.
-        y : ignored
+        y : array-like, optional
+            Labels or targets of the rows of a FusionInput. Their number is checked, and nothing is learnt from them.
 
         Returns
         -------
@@ -92,12 +92,17 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         """
         data = models if isinstance(models, FusionInput) else None
         parents = validate_models(_models_of(models))
+        if y is not None and data is None:
+            raise InvalidModelError(
+                "A list of models came with something else, which would not be looked at. Rows go beside the models: "
+                "fit(FusionInput(models, X), y), or fit(models) without data."
+            )
         if data is not None and not len(data):
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
             check_labels(data, y)
-        self._log_progress()
-        lambda_ = self._lambda(len(parents))
+        data = None if data is None else data.taken_by(parents[0])
+        lambda_, corrections, probe = self._lambda(len(parents)), self._corrections(), self._probe()
         architectures = self._architectures(parents, data)
         warn_of_unread(parents, architectures[0].graph, architectures[0].check)
         self._masks = find_masks(parents, architectures[0].check)
@@ -108,10 +113,9 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         dtype = torch.float64 if self._masks else _common_dtype(parents)  # masks that count much leave few digits to weights
         networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
         self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
-        corrections = self._corrections()
         probing = None
         if corrections or self._compares_activations:
-            probe, rng = self._probe(), check_random_state(self.random_state)
+            rng = check_random_state(self.random_state)
             probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
         self._seen = [_fingerprint(m) for m in parents]
 
@@ -236,7 +240,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
                 return self._seen.index(mark)
             raise FusionError("That network is no parent of the fusion; give one that it was fitted on, unchanged.")
         if not isinstance(parent, Integral) or not -len(self._seen) <= parent < len(self._seen):
-            raise FusionError(f"parent must be a parent or its position, 0 to {len(self._seen) - 1}. Got {parent!r}.")
+            raise FusionError(f"parent must be a parent or its position, 0 to {len(self._seen) - 1}. Got {short_text(parent)}.")
         return parent % len(self._seen)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -284,9 +288,10 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
 
     def _probe(self) -> Probe:
         """The probe that the parameter names or is."""
-        probe = Probe(self.probe) if isinstance(self.probe, str) else self.probe
+        given = getattr(self, "probe", "auto")
+        probe = Probe(given) if isinstance(given, str) else given
         if not isinstance(probe, Probe):
-            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {probe!r}.")
+            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {short_text(probe)}.")
         probe._validate_params()
         return probe
 
@@ -305,7 +310,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
             if isinstance(correction, type) or not hasattr(correction, "correct"):
                 raise TypeError(
                     f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), "
-                    f"or a tuple of these. Got {correction!r}."
+                    f"or a tuple of these. Got {short_text(correction)}."
                 )
             correction._validate_params()
             found.append(correction)
@@ -322,10 +327,10 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         return (weights / weights.sum()).tolist()
 
     def _architectures(self, parents: list[nn.Module], data: FusionInput | None) -> list[Architecture]:
-        inputs = self.example_inputs
+        inputs = dict(self.example_inputs) if isinstance(self.example_inputs, Mapping) else self.example_inputs
         if data is None:
             return discover_all(parents, inputs)
-        example = data.tensors(parents[0], slice(0, 2)) if inputs is None else inputs
+        example = data.taken_by(parents[0]).tensors(parents[0], slice(0, 2)) if inputs is None else inputs
         return data.cached(inputs, lambda: discover_all(parents, example))
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
@@ -355,21 +360,14 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     def _run_once(self) -> None:
         device = device_of(self.fused_model_)
         dtype = next((p.dtype for p in self.fused_model_.parameters() if p.is_floating_point()), torch.float32)
-        inputs = [x.to(device, dtype if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x for x in self._inputs]
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self.fused_model_(*inputs)
+                self.fused_model_(*cast_inputs(self._inputs, device, dtype))
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WidthError(
                 f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
             ) from error
-
-    def _log_progress(self) -> None:
-        if self.verbose:
-            log.setLevel(logging.INFO)
-            if not log.hasHandlers():
-                log.addHandler(logging.StreamHandler())
 
 
 def _models_of(given: Any) -> Any:

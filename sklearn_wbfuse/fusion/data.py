@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import joblib
@@ -17,13 +19,17 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from ..exceptions import FusionError, InvalidModelError
+from ..graph import plain_copy
+from ..graph.mistakes import hint_for_list, is_rows
 
-__all__ = ["FusionInput", "native", "noise_like", "rows_of"]
+__all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process: the caches of the last few FusionInputs that it was sent."""
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 _N_CACHES = 4
+_N_TRIED = 4
+"""Inputs of whole numbers of which each combination is tried as floats."""
 _N_RESULTS = 16
 """How many results one cache holds."""
 _LOCK = threading.RLock()
@@ -34,13 +40,15 @@ class FusionInput:
     """Models to be fused, carried along with rows of data, so that scikit-learn can split the rows.
 
     Behaves as an array over the rows of `X`: it has a length and a shape and can be indexed by rows, which leaves the models
-    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent.
+    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent. It can't become an array:
+    transformers, also those of a pipeline, take `X` before it is put beside the models.
 
     Parameters
     ----------
     models : list of Module
     X : array-like or Tensor of shape (n_samples, ...), or tuple of them
-        Inputs of the networks; a tuple for networks with several inputs.
+        Inputs of the networks; a tuple for networks with several inputs. Floating ones are cast to the networks' floating type,
+        and so are whole numbers and truth values where a network does not run on them as they are (tokens it does run on).
 
     Raises
     ------
@@ -60,8 +68,10 @@ class FusionInput:
     """
 
     def __init__(self, models: Sequence[nn.Module], X: Any):
-        if isinstance(models, nn.Module):
-            raise InvalidModelError(f"models must be a list. Got {type(models).__name__}; put the models into a list.")
+        if isinstance(models, (nn.Module, str, bytes, Mapping)) or not isinstance(models, Iterable) or is_rows(models):
+            hint = hint_for_list(models)
+            swapped = is_rows(models) and isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], nn.Module)
+            raise InvalidModelError(f"models must be a list. {'Models come first: FusionInput(models, X).' if swapped else hint}")
         self.models = list(models)
         arrays = X if isinstance(X, tuple) else (X,)
         if any(hasattr(a, "__next__") or isinstance(a, DataLoader) for a in arrays):
@@ -74,6 +84,7 @@ class FusionInput:
         if not all(len(a.shape) for a in self.arrays):
             raise FusionError("X must hold rows. Got a single number.")
         check_consistent_length(*self.arrays)
+        self._as_floats = frozenset[int]()
         self.cache: dict[Any, Any] = {}
         self._token, self._names = uuid.uuid4().hex, dict[int, int]()
 
@@ -131,6 +142,14 @@ class FusionInput:
     def __len__(self) -> int:
         return len(self.arrays[0])
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise FusionError(
+            "A FusionInput can't become an array, which has no place for its models: transformers, and estimators other than "
+            "fusions, take rows alone. Transform the rows first, rows = scaler.fit_transform(X); then fit, or search, "
+            "fitted = FusionClassifier().fit(FusionInput(models, rows), y). Together, make_pipeline(scaler, fitted), they "
+            "predict for rows as they were."
+        )
+
     def __getitem__(self, key: Any) -> FusionInput:
         rows = key[0] if isinstance(key, tuple) else key
         if isinstance(rows, (int, np.integer)):
@@ -142,15 +161,18 @@ class FusionInput:
         part.arrays = tuple(
             a[torch.as_tensor(rows)] if isinstance(a, Tensor) and not isinstance(rows, slice) else a[rows] for a in self.arrays
         )
+        part._as_floats = self._as_floats
         part.cache, part._token, part._names = self.cache, self._token, self._names
         return part
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = tuple(_mappable(a) for a in self.arrays)
-        return {"models": self.models, "arrays": arrays, "token": self._token, "names": self._named(self.models)}
+        names = self._named(self.models)
+        return {"models": self.models, "arrays": arrays, "floats": self._as_floats, "token": self._token, "names": names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.models, self.arrays, self._token = state["models"], state["arrays"], state["token"]
+        self._as_floats = state["floats"]
         self._names = dict(zip(map(id, self.models), state["names"], strict=True))
         self.cache = _CACHES.setdefault(self._token, {})
         _CACHES.move_to_end(self._token)
@@ -178,13 +200,39 @@ class FusionInput:
         """Names of models that survive the way into another process."""
         return [self._names.get(id(m), id(m)) for m in models]
 
+    def taken_by(self, model: nn.Module) -> FusionInput:
+        """The same rows, of which `tensors` makes whole numbers and truth values floats where a model runs on these alone."""
+        if all(map(floats, self.arrays)) or not len(self):
+            return self
+        key = ("whole numbers as floats", repr(_structure(model)))
+        return self._with_floats(self.cached(key, lambda: self.with_floats_for(plain_copy(model))._as_floats))
+
+    def with_floats_for(self, model: nn.Module) -> FusionInput:
+        """As `taken_by`, for a model in eval mode that may be run itself."""
+        whole = [k for k, a in enumerate(self.arrays) if not floats(a)]
+        if not whole or self._as_floats:
+            return self
+        few = range(len(whole) + 1) if len(whole) <= _N_TRIED else (0, len(whole))
+        for chosen in itertools.chain.from_iterable(itertools.combinations(whole, n) for n in few):
+            trial = self[:2]._with_floats(frozenset(chosen))
+            with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(*trial.tensors(model))
+                return self._with_floats(trial._as_floats)
+        return self  # what is wrong is said where the network is run
+
+    def _with_floats(self, positions: frozenset[int]) -> FusionInput:
+        part = self[:]
+        part._as_floats = positions
+        return part
+
     def tensors(self, like: nn.Module, rows: slice = slice(None)) -> tuple[Tensor, ...]:
         """The rows as tensors in the floating dtype and on the device of a model."""
         parameter = next((p for p in like.parameters() if p.is_floating_point()), torch.zeros(()))
         parts = [a[rows] for a in self.arrays]
         # a map of a file can't be written to, and torch warns about sharing such memory
         tensors = [torch.as_tensor(p if isinstance(p, Tensor) or p.flags.writeable else p.copy()) for p in parts]
-        return tuple(t.to(parameter.device, parameter.dtype if t.is_floating_point() else t.dtype) for t in tensors)
+        dtypes = [parameter.dtype if floats(t) or k in self._as_floats else t.dtype for k, t in enumerate(tensors)]
+        return tuple(t.to(parameter.device, dtype) for t, dtype in zip(tensors, dtypes, strict=True))
 
 
 def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
@@ -199,10 +247,10 @@ def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
         if not isinstance(array, (Tensor, np.ndarray)):
             return array
         tensor = torch.as_tensor(array).detach().cpu()
-        floats, shape = tensor.is_floating_point(), (2, *tensor.shape[1:])
-        values = tensor.double().nan_to_num(0, 0, 0).numpy() if floats else tensor.numpy()
+        is_floating, shape = tensor.is_floating_point(), (2, *tensor.shape[1:])
+        values = tensor.double().nan_to_num(0, 0, 0).numpy() if is_floating else tensor.numpy()
         least, largest = (values.min(), values.max()) if values.size else (0, 0)
-        if floats:
+        if is_floating:
             return torch.as_tensor(rng.uniform(least, largest, shape)).to(tensor.dtype)
         drawn = rng.integers(int(least), int(largest), shape, values.dtype if values.dtype.kind in "iu" else int, endpoint=True)
         return torch.as_tensor(_ordered_as(values, drawn)).to(tensor.dtype)
@@ -251,6 +299,11 @@ def _checked(array: Any) -> Tensor | np.ndarray:
 def native(array: np.ndarray) -> np.ndarray:
     """Numbers of 8 bytes at most, in the byte order of this machine."""
     return array.astype(np.float64) if array.dtype.itemsize > 8 else array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def floats(array: Any) -> bool:
+    """Whether an array or tensor holds floating numbers."""
+    return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
 
 
 def _structure(model: nn.Module) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,40 @@ from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError, NonFiniteError
+from ..graph import cast_inputs, device_of
 from ..groups import Graph
-from .data import FusionInput
+from .data import FusionInput, floats
 
-__all__ = ["are_probabilities", "as_array", "check_labels", "class_scores", "holds_targets", "outputs", "score_outputs"]
+__all__ = [
+    "are_probabilities",
+    "as_array",
+    "check_labels",
+    "class_scores",
+    "holds_targets",
+    "outputs",
+    "outputs_for",
+    "score_outputs",
+    "sum_to_one",
+]
+
+
+@torch.no_grad()
+def outputs_for(model: nn.Module, inputs: Sequence[Any]) -> np.ndarray:
+    """Outputs of a network in eval mode for one batch of positional arguments, which need not be tensors."""
+    floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    with _eval_mode(model):
+        return _one_array([model(*cast_inputs(inputs, device_of(model), floating))])
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()
@@ -29,18 +61,18 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
     """
     if not len(data):
         raise FusionError("There are no rows to score on; give a FusionInput with at least one.")
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     try:
-        pieces = [model(*data.tensors(model, slice(i, i + batch_size))) for i in range(0, len(data), batch_size)]
-    except (RuntimeError, IndexError) as error:  # IndexError: tokens beyond an embedding
-        rows = [f"{tuple(a.shape)} {a.dtype}" for a in data.arrays]
-        raise FusionError(
-            f"The network does not run on rows of {', '.join(rows)}: {error}. Integers are not made floats."
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
+        with _eval_mode(model):
+            data = data.with_floats_for(model)
+            pieces = [model(*data.tensors(model, slice(i, i + batch_size))) for i in range(0, len(data), batch_size)]
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:  # IndexError: tokens beyond an embedding
+        rows = [f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in data.arrays]
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise FusionError(f"The network does not run on rows of {', '.join(rows)}: {why}. {_on_dtypes(data)}") from error
+    return _one_array(pieces)
+
+
+def _one_array(pieces: list[Any]) -> np.ndarray:
     if not isinstance(pieces[0], Tensor):
         raise FusionError(
             f"score needs a network that returns one tensor. Got {type(pieces[0]).__name__}; "
@@ -48,6 +80,13 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
         )
     predicted = torch.cat(pieces).cpu()
     return (predicted if predicted.dtype == torch.float64 else predicted.float()).numpy()
+
+
+def _on_dtypes(data: FusionInput) -> str:
+    """What was done about the types of rows that a network does not run on."""
+    if all(map(floats, data.arrays)):
+        return "Give rows of the shape that it takes; floats are not made whole numbers, which tokens must be."
+    return "Give rows of the shape that it takes; whole numbers were tried as they are and as floats."
 
 
 def as_array(y: Any) -> np.ndarray:
@@ -83,8 +122,14 @@ def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarr
 
 
 def are_probabilities(said: str, graph: Graph | None) -> bool:
-    """Whether outputs are probabilities: as it is said, for "auto" whether the network ends in a softmax or a sigmoid."""
+    """Whether outputs are probabilities: as it is said, for "auto" as its operations tell."""
     return graph is not None and graph.ends_in_probabilities if said == "auto" else said == "probabilities"
+
+
+def sum_to_one(predicted: np.ndarray) -> bool:
+    """Whether outputs look like probabilities of several classes, whatever the operations tell."""
+    within = predicted.ndim == 2 and predicted.shape[1] > 1 and predicted.min() >= 0
+    return bool(within and np.allclose(predicted.sum(1), 1, atol=1e-3))
 
 
 def holds_targets(y: np.ndarray) -> bool:

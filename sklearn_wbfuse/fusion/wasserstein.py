@@ -98,9 +98,9 @@ class WassersteinFusion(BaseFusion):
         Largest number of sweeps.
     tol : float, default=1e-6
         Sweeps stop when the energy falls by less than this fraction.
-    example_inputs : tuple of Tensor, optional
-        Arguments of ``model(*example_inputs)`` for the discovery; by default the data's first rows or a guess from the first
-        layer.
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+        Arguments of ``model(*example_inputs)`` for the discovery, or keyword arguments by name, such as a tokenizer returns; by
+        default the data's first rows or a guess from the first layer.
     device : str or torch.device, optional
         Where to compute; the models' own by default. Assignments run on the host.
     random_state : int, RandomState or None, default=None

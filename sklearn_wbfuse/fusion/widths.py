@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base import did_you_mean
+from ..base import did_you_mean, short_text
 from ..exceptions import GroupNameError, WidthError
 from ..groups import Graph
 
@@ -65,7 +65,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
         if len(target_widths) != len(names):
             raise WidthError(f"target_widths has {len(target_widths)} entries, but the network has {len(names)} groups: {names}.")
         return {n: _positive(w, n) for n, w in zip(names, target_widths, strict=True)}
-    raise WidthError(f"target_widths must be None, a float, 'sum', a dict or a list. Got {target_widths!r}.")
+    raise WidthError(f"target_widths must be None, a float, 'sum', a dict or a list. Got {short_text(target_widths)}.")
 
 
 def _scaled(graph: Graph, widest: Mapping[str, int], sizes: dict[str, int]) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """From an ``nn.Module`` to labelled tensors: export, interpreter of labels, self-check, declarations by hand."""
 
 from .discovery import Architecture, discover, discover_all
-from .export import as_inputs
+from .inputs import as_inputs, cast_inputs, guess_inputs
 from .modules import device_of, floating_state, plain_copy, sizes_in, unwrap, validate_models, write_back
+from .ranges import seems_probable
 from .states import resized_inputs
 from .steps import Steps, program_of
 
@@ -10,13 +11,16 @@ __all__ = [
     "Architecture",
     "Steps",
     "as_inputs",
+    "cast_inputs",
     "device_of",
     "discover",
     "discover_all",
     "floating_state",
+    "guess_inputs",
     "plain_copy",
     "program_of",
     "resized_inputs",
+    "seems_probable",
     "sizes_in",
     "unwrap",
     "validate_models",

@@ -17,11 +17,13 @@ from ..layers import declaration_of
 from .check import SelfCheck
 from .constants import computes_the_same, with_constants
 from .contexts import untouched_modules
-from .export import as_inputs, export, guess_inputs
+from .export import export
 from .grouping import group_units
+from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
 from .limits import like, within_limits
 from .modules import aliases, floating_state, in_order_of, plain_copy, resize
+from .ranges import returns_probabilities
 from .states import declared_states, resized_inputs, with_states
 
 __all__ = ["Architecture", "discover", "discover_all"]
@@ -33,9 +35,9 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     Parameters
     ----------
     model : Module
-    example_inputs : tuple of Tensor, optional
-        Positional arguments of ``model(*inputs)``; guessed for a model that begins with a linear, recurrent or embedding
-        layer.
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+        Positional arguments of ``model(*inputs)``, or its keyword arguments by name, such as a tokenizer returns; guessed for
+        a model that begins with a linear, recurrent or embedding layer.
 
     Returns
     -------
@@ -78,9 +80,12 @@ class Architecture:
         if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
             plain = plain.float()
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
-        inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs)
+        inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
-        graph = _trace(plain, inputs)
+        try:
+            graph = _trace(plain, inputs)
+        except DiscoveryError as error:
+            raise why_guess_failed(plain, inputs, error) if example_inputs is None else error from error.__cause__
         check = SelfCheck(plain, graph, inputs)
         graph = within_limits(model, check.verify())
         if warn and graph.frozen:
@@ -213,7 +218,8 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     floating, states = floating_state(plain), declared_states(plain, inputs)
-    interpreter = Interpreter(export(plain, inputs), aliases(plain), floating, states)
+    program = export(plain, inputs)
+    interpreter = Interpreter(program, aliases(plain), floating, states)
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
@@ -236,7 +242,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     shapes |= {names[key]: tuple(ids.shape) for key, ids in states.labels.items()}
     state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
     graph = group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
-    return with_states(graph, names)
+    return dataclasses.replace(with_states(graph, names), ends_in_probabilities=returns_probabilities(program))
 
 
 def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str]) -> bool:

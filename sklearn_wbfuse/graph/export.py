@@ -9,54 +9,20 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
+from .inputs import shapes_of
 from .modules import viewed_memory
 
-__all__ = ["as_inputs", "export", "guess_inputs"]
+__all__ = ["export"]
 
 _LOCK = threading.Lock()  # torch.export is not re-entrant
-
-
-def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
-    """Example inputs as the tuple of positional arguments of ``model(*inputs)``."""
-    given = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    return tuple(torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in given)
-
-
-def guess_inputs(model: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs for a model that begins with a linear, recurrent or embedding layer.
-
-    Raises
-    ------
-    DiscoveryError
-        If the first layer with parameters is any other: the message shows the call that is needed.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for name, layer in model.named_modules():
-        if next(layer.parameters(recurse=False), None) is None:
-            continue
-        if isinstance(layer, nn.Linear):
-            return (torch.randn(2, layer.in_features, generator=generator),)
-        if isinstance(layer, nn.RNNBase):
-            shape = (2, 3) if layer.batch_first else (3, 2)
-            return (torch.randn(*shape, layer.input_size, generator=generator),)
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-            return (torch.randint(0, layer.num_embeddings, (2, 5), generator=generator),)
-        kind, where = type(layer).__name__, f" {name!r}" if name else ""
-        raise DiscoveryError(
-            f"Can't guess inputs for {type(model).__name__}, which begins with the {kind}{where}; "
-            "give some: WassersteinFusion(example_inputs=(torch.randn(2, 3, 32, 32),))."
-        )
-    raise DiscoveryError(f"{type(model).__name__} has no parameters, so there is nothing to fuse.")
 
 
 def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
@@ -71,10 +37,9 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         with torch.no_grad(), untouched_modules():
             model(*inputs)
     except Exception as error:
-        shapes = pytree.tree_map(lambda t: tuple(t.shape) if isinstance(t, Tensor) else t, tuple(inputs))
         raise DiscoveryError(
-            f"{type(model).__name__} does not run on example inputs of shapes {shapes}: {_first_line(error)}{_line_of(error)}. "
-            "Give inputs that it takes: example_inputs=(tensor, ...)."
+            f"{type(model).__name__} does not run on example inputs of shapes {shapes_of(tuple(inputs))}: "
+            f"{_first_line(error)}{_line_of(error)}. Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
         with _LOCK, traced(), torch.random.fork_rng(devices=[]), declared_forwards(model):
@@ -146,7 +111,7 @@ def _is_functional(program: torch.export.ExportedProgram) -> bool:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _line_of(error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from ..exceptions import InvalidModelError, NonFiniteError, WidthError
 from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
+from .mistakes import hint_for_list, hint_for_model, is_rows
 from .parametrized import (
     materialise,
     parametrized_names,
@@ -58,19 +59,17 @@ def validate_models(models: Any) -> list[nn.Module]:
     NonFiniteError
         NaN or infinity in a parameter or buffer.
     """
-    if isinstance(models, nn.Module) or not isinstance(models, (Sequence, Iterable)) or isinstance(models, (str, bytes, Mapping)):
-        raise InvalidModelError(
-            f"Expected a list of torch.nn.Module objects. Got {type(models).__name__}; put the models into a list."
-        )
+    no_list = isinstance(models, (nn.Module, str, bytes, Mapping)) or not isinstance(models, (Sequence, Iterable))
+    if no_list or is_rows(models):
+        raise InvalidModelError(f"Expected a list of torch.nn.Module objects. {hint_for_list(models)}")
     given = list(models)
     if not given:
         raise InvalidModelError("Expected at least one model. Got an empty list.")
     checked = []
     for position, model in enumerate(given):
-        if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            hint = "; give the nn.Module it was scripted from" if isinstance(model, torch.jit.ScriptModule) else ""
-            raise InvalidModelError(f"Model {position} must be an ordinary torch.nn.Module. Got {kind}{hint}.")
+        hint = hint_for_model(model)
+        if hint or not isinstance(model, nn.Module):
+            raise InvalidModelError(f"Model {position} must be an ordinary torch.nn.Module. Got {type(model).__name__}{hint}.")
         plain = unwrap(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if isinstance(tensor, (nn.UninitializedParameter, nn.parameter.UninitializedBuffer)):

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseShuffleSplit
 
-from ..base import did_you_mean
+from ..base import did_you_mean, short_text
 from ..exceptions import FusionError
 
 __all__ = [
@@ -141,19 +141,18 @@ def key(value: Any) -> Any:
 
 
 def labels(values: Sequence[Any], longest: int = 24) -> list[str]:
-    """Short texts for values that tell them apart: of estimators of one class, the parameters in which they differ.
+    """Short texts for values that tell them apart: of estimators, the class and the parameters in which they differ from others.
 
     Those of estimators may be three times as long, to be broken into lines.
     """
-    kinds = {type(value) for value in values}
     digits = 3 if len({_text(value, 3) for value in values}) == len({_text(value, 6) for value in values}) else 6
     texts = []
     for value in values:
         text = _text(value, digits)
         if isinstance(value, BaseEstimator) and len(text) > longest:
             name, differ = type(value).__name__, _differences(value, [v for v in values if type(v) is type(value)])
-            text = name if not differ else differ if len(kinds) == 1 else f"{name}({differ})"
-        most = 3 * longest if isinstance(value, BaseEstimator) else longest
+            text = f"{name}({differ})" if differ else name
+        most = 3 * longest if _holds_estimators(value) else longest
         texts.append(text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}")
     return _numbered(texts, [key(value) for value in values])
 
@@ -173,7 +172,11 @@ def _text(value: Any, digits: int = 3) -> str:
         return _text(value[:_MOST_ENTRIES].tolist() if value.ndim else value.item(), digits)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_text(entry, digits) for entry in value[:_MOST_ENTRIES])}]"
-    return value if isinstance(value, str) else " ".join(repr(value).split())
+    return value if isinstance(value, str) else short_text(value)
+
+
+def _holds_estimators(value: Any) -> bool:
+    return isinstance(value, BaseEstimator) or (isinstance(value, (list, tuple)) and any(map(_holds_estimators, value)))
 
 
 def _numbered(texts: Sequence[str], keys: Sequence[Any]) -> list[str]:

@@ -13,12 +13,19 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..base import did_you_mean
+from ..base import did_you_mean, short_text
 from ..exceptions import FusionError, FusionWarning
-from ..fusion.data import FusionInput, rows_of
-from ..fusion.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
-from ..graph import discover
-from ..groups import Graph
+from ..fusion.data import rows_of
+from ..fusion.scores import (
+    are_probabilities,
+    as_array,
+    class_scores,
+    holds_targets,
+    outputs,
+    score_outputs,
+    sum_to_one,
+)
+from ..graph import seems_probable
 
 __all__ = ["Judge", "checked_metrics", "fitted"]
 
@@ -79,7 +86,8 @@ class Judge:
         if outputs not in known:
             raise FusionError(f"outputs must be one of {known}. Got {outputs!r}.{did_you_mean(outputs, known)}")
         judge = cls(X, y)
-        judge.probabilities = not judge.is_continuous and are_probabilities(outputs, _graph(model, judge.data, outputs))
+        seen = outputs == "auto" and not judge.is_continuous and seems_probable(model, judge.data.tensors(model, slice(0, 2)))
+        judge.probabilities = not judge.is_continuous and (seen or outputs == "probabilities")
         return judge
 
     @property
@@ -121,9 +129,8 @@ class Judge:
     def _look_at(self, predicted: np.ndarray) -> None:
         """Warn, once, of outputs that can hardly be logits."""
         self._looked = True
-        sums = predicted.shape[1] > 1 and np.allclose(predicted.sum(1), 1, atol=1e-3)
         tells_two_apart = predicted.shape[1] == 1 and predicted.min() < 0.5 < predicted.max()
-        if predicted.min() >= 0 and predicted.max() <= 1 and (sums or tells_two_apart):
+        if sum_to_one(predicted) or (tells_two_apart and 0 <= predicted.min() <= predicted.max() <= 1):
             warnings.warn(
                 "The network's outputs look like probabilities but count as logits. If they are, say so: outputs='probabilities' "
                 "of from_models, or of FusionClassifier.",
@@ -142,7 +149,9 @@ def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
         If it is something else, or a search that was not refitted.
     """
     if isinstance(given, type) or not hasattr(given, "fit"):
-        raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {given!r}; from_models takes networks.")
+        raise FusionError(
+            f"Needed is a fitted fusion such as WassersteinFusion. Got {short_text(given)}; from_models takes networks."
+        )
     own = getattr(given, "best_estimator_", given)
     check_is_fitted(own)
     fusion = getattr(own, "fusion_", own)
@@ -150,18 +159,6 @@ def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
         hint = "refit the search: refit=True" if hasattr(given, "cv_results_") else "from_models takes networks"
         raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {type(given).__name__}; {hint}.")
     return own, fusion
-
-
-def _graph(model: nn.Module, data: FusionInput, said: str) -> Graph | None:
-    """The graph of a network, if it decides; None if it can't be traced, or does not run on these rows."""
-    if said != "auto":
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return discover(model, data.tensors(model, slice(0, 2)))
-    except (FusionError, RuntimeError, IndexError):
-        return None
 
 
 def checked_metrics(metric: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

@@ -139,8 +139,8 @@ class InterpolationDisplay:
         metric, ax
             As in `plot`.
         outputs : {"auto", "logits", "probabilities"}, default="auto"
-            What the networks return where `y` holds classes; "auto" says probabilities where the last operation of the first
-            one is a softmax or a sigmoid.
+            What the networks return where `y` holds classes; "auto" says probabilities where the operations of the first one
+            keep all outputs within 0 and 1.
 
         Returns
         -------

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from sklearn.base import clone
 from torch import Tensor, nn
 
+from ..base import label_of, short_text
 from ..exceptions import FusionError
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
@@ -22,7 +23,7 @@ from ..fusion.scores import are_probabilities, as_array, class_scores, holds_tar
 from ..graph import validate_models
 from ..groups import Graph
 from .predictors import FusionClassifier, FusionRegressor
-from .table import counted, label_of, n_parameters, table_text
+from .table import counted, n_parameters, table_text
 
 __all__ = ["compare"]
 
@@ -178,7 +179,7 @@ def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
     if not len(rows):
         raise FusionError("There are no rows to score on; X needs at least one.")
     if not labels.shape or len(labels) != len(rows):
-        got = f"y has {len(labels)}" if labels.shape else f"y is {y!r}"
+        got = f"y has {len(labels)}" if labels.shape else f"y is {short_text(y)}"
         raise FusionError(
             f"X has {len(rows)} rows but {got}; give one label per row. Several inputs of a network go into a tuple, not a list."
         )
@@ -345,5 +346,5 @@ def _without_data(estimator: Any, shared: FusionInput) -> tuple[Any, Any]:
         return ready.set_params(**changed), shared
     for name in ("example_inputs", "fusion__example_inputs"):
         if name in options and options[name] is None:
-            changed[name] = noise_like(shared.tensors(shared.models[0]))
+            changed[name] = noise_like(shared.taken_by(shared.models[0]).tensors(shared.models[0]))
     return ready.set_params(**changed), list(shared.models)

@@ -2,98 +2,33 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax, softmax
 from sklearn.base import (
-    BaseEstimator,
     ClassifierMixin,
-    MetaEstimatorMixin,
     RegressorMixin,
     _fit_context,
-    clone,
 )
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
-from ..base import HelpfulMixin
-from ..exceptions import FusionError
-from ..fusion import WassersteinFusion
-from ..fusion.data import FusionInput, rows_of
-from ..fusion.scores import are_probabilities, as_array, check_labels, class_scores, outputs
-from ..persistence import PersistenceMixin
+from ..base import short_text
+from ..exceptions import FusionError, FusionWarning
+from ..fusion.data import FusionInput
+from ..fusion.scores import are_probabilities, as_array, class_scores, sum_to_one
+from ..graph import seems_probable
+from .base import Predictor
 
 __all__ = ["FusionClassifier", "FusionRegressor"]
 
 
-class _Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
-    """What classifier and regressor share: a clone of `fusion` is fitted, and its fused network run on rows."""
-
-    _parameter_constraints: ClassVar[dict] = {
-        "fusion": [HasMethods(["fit", "set_params"]), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-    }
-
-    fusion: Any
-    batch_size: int
-    fusion_: Any
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.target_tags.required = False
-        tags.no_validation = True
-        return tags
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name; where `fusion` is None also those of the fusion that stands for it, so that searches find them."""
-        params = super().get_params(deep)
-        if deep and self.fusion is None:
-            params |= {f"fusion__{name}": value for name, value in WassersteinFusion().get_params().items()}
-        return params
-
-    def set_params(self, **params: Any) -> Any:
-        """Set parameters by name; ``fusion__reg`` is `reg` of the fusion."""
-        nested = [name for name in params if name.startswith("fusion__")]
-        if nested and params.get("fusion", self.fusion) is None:
-            options = {name.removeprefix("fusion__"): params.pop(name) for name in nested}
-            params["fusion"] = WassersteinFusion().set_params(**options)
-        return super().set_params(**params)
-
-    @property
-    def fused_model_(self) -> nn.Module:
-        """The fused network."""
-        check_is_fitted(self)
-        return self.fusion_.fused_model_
-
-    def _fit_fusion(self, X: Any, y: Any) -> np.ndarray:
-        """Fit a clone of the fusion; what the fused network returns for a few rows."""
-        data = X if isinstance(X, FusionInput) else None
-        if y is not None:
-            if data is None:
-                raise FusionError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
-            check_labels(data, y)
-        fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
-        if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
-            raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {fusion!r}.")
-        self.fusion_ = fusion.fit(X)
-        if not hasattr(fusion, "fused_model_"):
-            raise TypeError(f"fusion={self.fusion!r} has no fused_model_ after fit; give one such as WassersteinFusion().")
-        return outputs(fusion.fused_model_, FusionInput([], tuple(fusion._inputs)) if data is None else data[:2])
-
-    def _outputs(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return outputs(self.fused_model_, rows_of(X), self.batch_size)
-
-
-class FusionClassifier(ClassifierMixin, _Predictor):
+class FusionClassifier(ClassifierMixin, Predictor):
     r"""Fuse networks into one and classify with it.
 
     A network with outputs z of shape (n_samples, n_classes) gives class k the probability :math:`e^{z_k} / \sum_j e^{z_j}`: z
@@ -107,9 +42,12 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     classes : array-like of shape (n_classes,), optional
         Labels of the outputs, in the order of the outputs; 0, 1, ... by default.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
+        whole numbers where it does not run on these as they are.
     outputs : {"auto", "logits", "probabilities"}, default="auto"
-        What the network returns; "auto" says probabilities where its last operation is a softmax or a sigmoid.
+        What the network returns; "auto" says probabilities where its operations keep all outputs within 0 and 1: a
+        softmax or a sigmoid, and what casts, clamps, averages or moves their values. A handwritten ending that can't be seen is
+        taken for logits.
 
     Attributes
     ----------
@@ -130,7 +68,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
 
     >>> import torch
     >>> from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    >>> from sklearn_wbfuse import FusionInput, VanillaAveraging
+    >>> from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
     >>> from sklearn_wbfuse.datasets import load_digits, train_mlp
     >>> digits = load_digits()
     >>> models = [train_mlp(digits.X_train, digits.y_train, (64, 32, 10), seed) for seed in (0, 1)]
@@ -147,7 +85,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        **_Predictor._parameter_constraints,
+        **Predictor._parameter_constraints,
         "classes": ["array-like", None],
         "outputs": [StrOptions({"auto", "logits", "probabilities"})],
     }
@@ -168,7 +106,8 @@ class FusionClassifier(ClassifierMixin, _Predictor):
             The models, and rows if there are any.
         y : array-like of shape (n_samples,), optional
             Labels. They are checked and not learnt from. Positions in the sorted `classes` are taken for labels, as some tools
-            of scikit-learn hand them over; `classes_` are then 0, 1, ....
+            of scikit-learn hand them over; `classes_` are then 0, 1, .... The last position must be among them: tools number the
+            labels that occur, so that a missing class shifts the others.
 
         Returns
         -------
@@ -177,20 +116,45 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         Raises
         ------
         FusionError
-            If the network is no classifier, or `classes` or `y` does not fit to its outputs.
+            If the network is no classifier, `classes` or `y` does not fit to its outputs, or `y` holds positions that a missing
+            class may have shifted.
+
+        Notes
+        -----
+        Where `classes` are whole numbers, positions can be labels too, and nothing tells them apart. So give every class to tools
+        that number labels or compare `classes_` with those that occur: ``VotingClassifier``, ``StackingClassifier``,
+        ``CalibratedClassifierCV``, ``cross_val_predict(method="predict_proba")``. Where `y` lacks one of 0, 1, ... the first
+        predicts shifted labels, and the others end in an IndexError or ValueError of their own.
         """
         labels = None if y is None else column_or_1d(as_array(y), warn=True)
         if labels is not None:
             check_classification_targets(labels)
         found = self._fit_fusion(X, labels)
-        self._probabilities = are_probabilities(self.outputs, getattr(self.fusion_, "graph_", None))
+        self._probabilities = self._are_probabilities(X, found)
         count = class_scores(found).shape[1]
         self.classes_, self._order = self._sorted_classes(count)
         if labels is not None and not np.isin(labels, self.classes_).all():
             if np.isin(labels, np.arange(count)).all():
+                self._check_positions(labels, count)
                 self.classes_ = np.arange(count)
             self._check_known(labels)
         return self
+
+    def _are_probabilities(self, X: Any, found: np.ndarray) -> bool:
+        """Whether outputs are probabilities; a fusion of others may have no graph that tells."""
+        graph = getattr(self.fusion_, "graph_", None)
+        answer = are_probabilities(self.outputs, graph)
+        within = self.outputs == "auto" and found.min() >= 0 and found.max() <= 1 + 1e-3  # or there is no need to trace it
+        if within and graph is None and isinstance(X, FusionInput):
+            answer = seems_probable(self.fused_model_, X.tensors(self.fused_model_, slice(0, 2)))
+        if self.outputs == "auto" and not answer and sum_to_one(found):
+            warnings.warn(
+                "The network's outputs look like probabilities, but its operations do not tell so, and they count as logits. Say "
+                "which they are: FusionClassifier(outputs='probabilities') or outputs='logits'.",
+                FusionWarning,
+                stacklevel=4,
+            )
+        return answer
 
     def _sorted_classes(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels of so many outputs in sorted order, and the output of each."""
@@ -198,9 +162,9 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         try:
             classes, order = np.unique(given, return_index=True)
         except TypeError as error:
-            raise FusionError(f"classes must be labels of one type. Got {self.classes!r}.") from error
+            raise FusionError(f"classes must be labels of one type. Got {short_text(self.classes)}.") from error
         if given.ndim != 1 or len(classes) != len(given):
-            raise FusionError(f"classes must be a list of labels that are all different. Got {self.classes!r}.")
+            raise FusionError(f"classes must be a list of labels that are all different. Got {short_text(self.classes)}.")
         if len(given) != count:
             raise FusionError(f"classes has {len(given)} labels, but the network tells {count} classes apart.")
         return classes, order
@@ -243,7 +207,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         ndarray of shape (n_samples, n_classes)
         """
         scores = self._scores(X)
-        return scores / scores.sum(1, keepdims=True) if self._probabilities else softmax(scores, axis=1)
+        return _shares(scores) if self._probabilities else softmax(scores, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of `predict_proba`.
@@ -254,7 +218,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         """
         scores = self._scores(X)
         with np.errstate(divide="ignore"):
-            return np.log(scores / scores.sum(1, keepdims=True)) if self._probabilities else log_softmax(scores, axis=1)
+            return np.log(_shares(scores)) if self._probabilities else log_softmax(scores, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy.
@@ -278,6 +242,16 @@ class FusionClassifier(ClassifierMixin, _Predictor):
         predicted = self._outputs(X)
         return class_scores(predicted, self._probabilities)[:, self._order]
 
+    def _check_positions(self, positions: np.ndarray, count: int) -> None:
+        """Positions that a tool has given to the labels that occur are those of all classes only if there are as many."""
+        if positions.max() < count - 1:
+            raise FusionError(
+                f"y holds {np.unique(positions)[:5].tolist()} where the classes are {_few(self.classes_)}: positions, as "
+                "VotingClassifier, StackingClassifier and cross_val_predict of probabilities make of the labels that occur. "
+                f"{count - 1} is not among them, so a class may be missing and the others shifted. Give y with all classes, in "
+                "stratified folds, or labels themselves."
+            )
+
     def _check_known(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
@@ -287,7 +261,7 @@ class FusionClassifier(ClassifierMixin, _Predictor):
             )
 
 
-class FusionRegressor(RegressorMixin, _Predictor):
+class FusionRegressor(RegressorMixin, Predictor):
     """Fuse networks into one and predict continuous targets with it.
 
     Parameters
@@ -295,7 +269,8 @@ class FusionRegressor(RegressorMixin, _Predictor):
     fusion : estimator, optional
         Any fusion of this library; ``WassersteinFusion()`` by default. It is cloned.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type.
+        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
+        whole numbers where it does not run on these as they are.
 
     Attributes
     ----------
@@ -373,6 +348,12 @@ class FusionRegressor(RegressorMixin, _Predictor):
             raise FusionError(f"y has shape {targets.shape}, but the predictions have {predicted.shape}.")
         n = len(predicted)
         return float(r2_score(targets.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
+
+
+def _shares(scores: np.ndarray) -> np.ndarray:
+    """Probabilities divided by their sum; equal ones where all are 0."""
+    sums = scores.sum(1, keepdims=True)
+    return np.where(sums == 0, 1 / scores.shape[1], scores / np.where(sums == 0, 1, sums)).astype(scores.dtype)
 
 
 def _few(classes: np.ndarray) -> str:

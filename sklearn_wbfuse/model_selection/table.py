@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import reprlib
 import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["aligned", "counted", "label_of", "n_parameters", "table_text"]
+__all__ = ["aligned", "counted", "n_parameters", "table_text"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -18,18 +16,6 @@ LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 def n_parameters(model: nn.Module) -> int:
     """How many numbers the parameters of a network hold; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def label_of(estimator: Any) -> str:
-    """As scikit-learn's repr, in one line, with long values cut."""
-    short = reprlib.Repr()
-    short.maxother = short.maxstring = 40
-    own, shown = estimator.get_params(deep=False), []
-    for name, parameter in inspect.signature(type(estimator)).parameters.items():
-        if name in own and repr(own[name]) != repr(parameter.default):
-            nested = name == "fusion" and hasattr(own[name], "get_params")
-            shown.append(f"{name}={label_of(own[name]) if nested else ' '.join(short.repr(own[name]).split())}")
-    return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
 def counted(things: Any, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +84,7 @@ class Encoder:
         if type(value) in (list, tuple):
             encoded = [self.value(v, _join(where, str(i)), fitted=fitted) for i, v in enumerate(value)]
             return encoded if isinstance(value, list) else {"$tuple": encoded}
-        if isinstance(value, dict):
+        if isinstance(value, (dict, UserDict)):
             pairs = [(k, self.value(v, _join(where, str(k)), fitted=fitted)) for k, v in value.items()]
             if all(isinstance(k, str) and not k.startswith("$") for k in value):
                 return dict(pairs)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from networks import CNN, MLP, disguised, randomised
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import nn
 
-from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse import FusionClassifier, FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -199,9 +200,34 @@ def test_different_options_at_different_widths_are_different_architectures():
     assert WassersteinFusion().fit([Gelu(4, "none"), Gelu(6, "none")]).graph_.sizes == {"a": 6}
 
 
-def test_integer_rows_of_a_float_network_have_their_error():
-    with pytest.raises(FusionError, match=r"does not run on rows of .* int64"):
-        WassersteinFusion().fit(family()).score(np.zeros((4, 5), dtype=int), [0, 1, 2, 0])
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_whole_numbers_are_floats_for_a_network_that_needs_them(dtype):
+    rows = np.random.default_rng(0).integers(0, 5, (40, 5)).astype(dtype)
+    y = family()[0](torch.as_tensor(rows.astype(float), dtype=family()[0].example.dtype)).argmax(1)
+    for options in ({}, {"correction": "regression"}, {"cost": "activation"}):
+        fusion = WassersteinFusion(random_state=0, **options)
+        ours = fusion.fit(FusionInput(family(), rows), y).score(rows, y)
+        assert ours == fusion.fit(FusionInput(family(), rows.astype("float32"))).score(rows.astype("float32"), y)
+    assert FusionClassifier().fit(FusionInput(family()[:1], torch.as_tensor(rows)), y).score(rows, y) == 1.0
+
+
+class TokensAndNumbers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.first, self.last = nn.Embedding(9, 4), nn.Linear(7, 6), nn.Linear(6, 2)
+
+    def forward(self, tokens, numbers):
+        numbers = numbers - numbers.mean(1, keepdim=True)  # an error for whole numbers
+        return self.last(self.first(torch.cat([self.words(tokens).mean(1), numbers], 1)).relu())
+
+
+def test_only_those_inputs_are_floats_that_must_be():
+    tokens, numbers = torch.randint(9, (20, 3)), torch.randint(5, (20, 3))
+    model = TokensAndNumbers()
+    data = FusionInput([model, model], (tokens, numbers))
+    assert pickle.loads(pickle.dumps(data.taken_by(model)[:3])).tensors(model)[1].dtype == torch.float32
+    fused = FusionClassifier().fit(data).predict_proba((tokens, numbers))
+    np.testing.assert_allclose(fused, model(tokens, numbers.float()).softmax(1).detach(), atol=1e-5)
 
 
 def test_smaller_parents_fill_larger_ones():

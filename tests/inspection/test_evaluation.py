@@ -23,11 +23,11 @@ Y = (X[:, 0] > 0).long()
 
 
 class Hidden(nn.Sequential):
-    """Probabilities by a formula that is no softmax and no sigmoid."""
+    """Probabilities by a formula that does not tell."""
 
     def forward(self, x):
         z = super().forward(x)
-        return z.exp() / z.exp().sum(1, keepdim=True) if z.shape[1] > 1 else 1 / (1 + (-z).exp())
+        return z.exp() / z.exp().cumsum(1)[:, -1:] if z.shape[1] > 1 else (1 + z / (1 + z.abs())) / 2
 
 
 def networks(kind, n_outputs, count=3):

@@ -4,12 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RepeatedKFold, ShuffleSplit
+from torch import nn
 
 from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError
@@ -146,7 +148,16 @@ def test_others_of_one_name_are_numbered():
             ["Scored(a=1, b=2, c='a')", "Scored(a=1, b=2, c='b')", "Plain()"],
         ),
         ([Scored(a=1.5, b=200, c="a"), Scored(a=1.5, b=200, c="bc"), Plain()], ["Scored(c=a)", "Scored(c=bc)", "Plain()"]),
-        ([Scored(a=1.5, b=200, c="some"), Scored(a=1.5, b=100, c="some")], ["b=200", "b=100"]),
+        ([Scored(a=1.5, b=200, c="some"), Scored(a=1.5, b=100, c="some")], ["Scored(b=200)", "Scored(b=100)"]),
+        (
+            [Scored(a=torch.ones(3, 40), b=200), Scored(a=torch.ones(2), b=100)],
+            ["Scored(a=Tensor(3, 40), b=200)", "Scored(a=Tensor(2), b=100)"],
+        ),
+        (
+            [[Scored(c="xxxxxxxxx"), Plain(b=7)], [Scored(c="xxxxxxxxx"), Plain(b=8)]],
+            ["[Scored(c='xxxxxxxxx'), Plain(b=7)]", "[Scored(c='xxxxxxxxx'), Plain(b=8)]"],
+        ),
+        ([torch.ones(5), nn.Linear(2, 2)], ["Tensor(5)", "Linear(...)"]),
         ([1e7, -2.0], ["1e+07", "-2"]),
         ([np.array(1.0), np.array(2)], ["1", "2"]),
         ([np.float32(0.1), 0.1], ["0.1", "0.1 #2"]),
@@ -295,7 +306,10 @@ def test_long_labels_have_lines():
     ]
     both = [WassersteinFusion(random_state=0), WassersteinFusion(schedule="layerwise")]
     labelled = GridSearchDisplay(["fusion"], [both], [1, 2]).plot().ax_.get_xticklabels()
-    assert [t.get_text() for t in labelled] == ["random_state=0,\nschedule=joint", "random_state=None,\nschedule=layerwise"]
+    assert [t.get_text() for t in labelled] == [
+        "WassersteinFusion(random_state=0,\nschedule=joint)",
+        "WassersteinFusion(random_state=None,\nschedule=layerwise)",
+    ]
 
 
 def test_many_numbers_have_the_ticks_of_the_axis():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
-from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import cross_val_predict
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
-from sklearn_wbfuse.exceptions import FusionError
+from sklearn_wbfuse.exceptions import FusionError, FusionWarning
 from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 N = 40
@@ -27,6 +32,14 @@ def pair(outputs=3, seed=0):
     rng = np.random.default_rng(seed)
     model = randomised(MLP([5, 7, 6, outputs]), rng)
     return [model, disguised(model, rng)], rng.normal(size=(N, 5))
+
+
+class Foreign(BaseEstimator):
+    """A fusion of somebody else: it has a fused network after fit and nothing more."""
+
+    def fit(self, models, y=None):
+        self.fused_model_ = copy.deepcopy((models.models if isinstance(models, FusionInput) else models)[0])
+        return self
 
 
 def logits(model, X):
@@ -81,9 +94,40 @@ def test_labels_are_positions_only_where_they_are_no_labels(classes, offset, pre
     best = np.array(classes)[logits(models[0], X).argmax(1)]
     y = np.resize(sorted(present), N)
     positions = not set(y) <= set(classes)
+    if positions and 3 not in present:  # they may be shifted
+        with pytest.raises(FusionError, match="may be missing"):
+            classifier.fit(FusionInput(models, X), y)
+        return
     classifier.fit(FusionInput(models, X), y)
     assert classifier.classes_.tolist() == ([0, 1, 2, 3] if positions else sorted(classes))
     np.testing.assert_array_equal(classifier.predict(X), best - offset if positions else best)
+
+
+TOOLS = {
+    "hard vote": lambda c, data, y: VotingClassifier([("a", c), ("b", c)]).fit(data, y).predict(data),
+    "soft vote": lambda c, data, y: VotingClassifier([("a", c), ("b", c)], voting="soft").fit(data, y).predict(data),
+    "probabilities of folds": lambda c, data, y: np.unique(y)[cross_val_predict(c, data, y, method="predict_proba").argmax(1)],
+    "stack": lambda c, data, y: StackingClassifier([("a", c)], LogisticRegression(C=1e4)).fit(data, y).predict(data),
+    "calibration": lambda c, data, y: CalibratedClassifierCV(c, ensemble=False).fit(data, y).predict(data),
+}
+
+
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_that_number_labels_need_all_of_them(tool, missing):
+    models, X = pair(3)
+    best = logits(models[0], X).argmax(1)
+    keep = best != (-1 if missing is None else missing)
+    classifier, data, y = (
+        FusionClassifier(classes=["a", "b", "c"]),
+        FusionInput(models, X[keep]),
+        np.array(["a", "b", "c"])[best[keep]],
+    )
+    if missing is None:
+        assert np.mean(TOOLS[tool](classifier, data, y) == y) > 0.6
+    else:
+        with pytest.raises(FusionError, match=r"where the classes are \['a', 'b', 'c'\].*2 is not among them.*with all classes"):
+            TOOLS[tool](classifier, data, y)
 
 
 @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
@@ -131,6 +175,75 @@ def test_logits_and_log_probabilities(last):
     positive /= positive.sum(1, keepdims=True)
     np.testing.assert_allclose(given.predict_proba(X), positive, atol=1e-8)
     np.testing.assert_allclose(given.predict_log_proba(X), np.log(positive), atol=1e-7)
+
+
+class Shares(nn.Softmax):
+    """A softmax that operations do not tell."""
+
+    def forward(self, z):
+        return z.exp() / z.exp().cumsum(1)[:, -1:]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sequential(nn.Softmax(1), nn.Dropout(0.5)),
+        nn.Sequential(nn.Flatten(0), nn.Sigmoid(), nn.Unflatten(0, (-1, 3)), nn.Hardtanh(1e-7, 1 - 1e-7)),
+    ],
+)
+def test_what_follows_a_softmax_does_not_hide_it(last):
+    models, X = pair(3)
+    networks = [nn.Sequential(m, last) for m in models]
+    expected = networks[0].eval()(torch.as_tensor(X)).detach().numpy()
+    expected /= expected.sum(1, keepdims=True)
+    for fusion in (WassersteinFusion(), Foreign()):
+        fitted = FusionClassifier(fusion).fit(FusionInput(networks, X))
+        np.testing.assert_allclose(fitted.predict_proba(X), expected, atol=1e-7)
+
+
+def test_fusions_of_others_have_no_inputs_of_a_discovery():
+    models, X = pair(3)
+    alone = FusionClassifier(Foreign()).fit(models)
+    np.testing.assert_array_equal(
+        alone.predict_proba(X), FusionClassifier(Foreign()).fit(FusionInput(models, X)).predict_proba(X)
+    )
+    assert FusionRegressor(Foreign()).fit(iter(models)).predict(X).shape == (N, 3)
+    convolutions = [nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten()) for _ in range(2)]
+    with pytest.raises(FusionError, match=r"Foreign has no inputs .* fit\(FusionInput\(models, X\)\)"):
+        FusionClassifier(Foreign()).fit(convolutions)
+
+
+def test_inputs_that_are_no_tensors():
+    class Flagged(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, times=1, twice=False):
+            return self.network(x) * times * (2 if twice else 1)
+
+    models, X = pair(3)
+    fusion = WassersteinFusion(example_inputs={"x": torch.as_tensor(X[:2]), "twice": False})
+    fitted = FusionClassifier(fusion).fit(list(map(Flagged, models)))
+    np.testing.assert_allclose(fitted.decision_function(X), logits(models[0], X), atol=1e-8)
+
+
+def test_probabilities_that_operations_do_not_tell_are_told_of():
+    models, X = pair(3)
+    data = FusionInput([nn.Sequential(m, Shares(1)) for m in models], X)
+    with pytest.warns(FusionWarning, match="look like probabilities.*outputs='probabilities'"):
+        FusionClassifier().fit(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FusionWarning)
+        FusionClassifier(outputs="logits").fit(data)
+        FusionClassifier().fit(FusionInput(models, X))
+
+
+def test_rows_whose_probabilities_are_all_0_count_as_undecided():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid())
+    model[0].weight.data[:], model[0].bias.data[:] = -100.0, 0.0
+    found = FusionClassifier(VanillaAveraging()).fit([model, model]).predict_proba(np.ones((4, 2)))
+    np.testing.assert_allclose(found, np.full((4, 3), 1 / 3), rtol=1e-6)
 
 
 def test_the_logarithm_of_a_probability_of_0_is_silent():

@@ -1,0 +1,321 @@
+"""Between which numbers the outputs of a network lie, as far as its operations tell: which outputs are probabilities."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+
+from ..exceptions import FusionError
+from .export import export
+from .modules import plain_copy
+
+__all__ = ["returns_probabilities", "seems_probable"]
+
+Range = tuple[float, float]
+Read = Callable[[int], Range]
+
+_ANY: Range = (-math.inf, math.inf)
+_SPARE = 1e-3  # p + eps is a probability still
+_LARGE = 1 << 16  # numbers; the values of larger constants are not looked at
+
+_VIEWS = set(
+    "alias clone contiguous copy detach expand expand_as view view_as _unsafe_view reshape reshape_as flatten unflatten squeeze "
+    "unsqueeze permute transpose t numpy_T movedim swapaxes to _to_copy type_as lift_fresh_copy dropout feature_dropout".split()
+)
+"""Each value of the first operand as it is: discovery traces networks in eval mode, in which dropout does nothing."""
+
+_WITHIN = _VIEWS | set(
+    "select slice narrow split split_with_sizes chunk tensor_split unbind index index_select gather take_along_dim masked_select "
+    "flip roll repeat tile diagonal cat concatenate concat stack hstack vstack column_stack mean amax amin median sort "
+    "topk avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+    "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d cummax cummin".split()
+)
+"""Some of the operands' values, or means of them."""
+
+_INDEXED = set(
+    "max min median sort topk adaptive_max_pool1d adaptive_max_pool2d cummax cummin max_pool2d_with_indices "
+    "max_pool3d_with_indices".split()
+)
+"""Their second result are positions."""
+
+_CONVEX = {"softmax", "_softmax", "special_softmax", "_safe_softmax"}
+_KNOWN: dict[str, Range] = {
+    **dict.fromkeys([*_CONVEX, "sigmoid", "special_expit", "hardsigmoid", "special_ndtr", "one_hot"], (0.0, 1.0)),
+    **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "isnan"], (0.0, 1.0)),
+    **dict.fromkeys(["log_softmax", "_log_softmax", "special_log_softmax", "log_sigmoid"], (-math.inf, 0.0)),
+    **dict.fromkeys(["tanh", "erf", "special_erf", "sin", "cos", "cosine_similarity"], (-1.0, 1.0)),
+    **dict.fromkeys(["zeros", "zeros_like", "new_zeros"], (0.0, 0.0)),
+    **dict.fromkeys(["ones", "ones_like", "new_ones"], (1.0, 1.0)),
+    "softplus": (0.0, math.inf),
+}
+
+
+def returns_probabilities(program: torch.export.ExportedProgram) -> bool:
+    """Whether operations keep everything that a traced network returns within 0 and 1.
+
+    A softmax or a sigmoid does, ``1 - p``, ``exp`` of log-probabilities, ``x / x.sum()`` of numbers that are not negative, and
+    so does what moves, casts, clamps, selects or averages their values. Logits and log-probabilities are not bounded.
+    """
+    ranges: dict[Node, Range] = {}
+    specs = iter(program.graph_signature.input_specs)
+    returned: list[Any] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            ranges[node] = _given(next(specs), program)
+        elif node.op == "call_function":
+            ranges[node] = _computed(node, ranges)
+        elif node.op == "output":
+            outputs = zip(node.args[0], program.graph_signature.output_specs, strict=True)
+            returned = [n for n, s in outputs if s.kind == OutputKind.USER_OUTPUT and isinstance(n, Node)]
+    return bool(returned) and all(low >= 0 and high <= 1 + _SPARE for low, high in map(ranges.__getitem__, returned))
+
+
+def seems_probable(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether a network is seen to return probabilities; not if it can't be traced on inputs of its dtype."""
+    try:
+        plain = plain_copy(model).to("cpu").float()
+        floats = [t.cpu().float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
+        return returns_probabilities(export(plain, floats))
+    except (FusionError, RuntimeError, IndexError):
+        return False
+
+
+def _given(spec: Any, program: torch.export.ExportedProgram) -> Range:
+    """Values of constants and buffers are known; inputs and parameters may be anything."""
+    if spec.kind not in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER):
+        return _ANY
+    held: Mapping[str, Any] = program.constants if spec.target in program.constants else program.state_dict
+    value = held.get(spec.target)
+    if not isinstance(value, Tensor) or value.is_complex() or not 0 < value.numel() <= _LARGE or value.is_meta:
+        return _ANY
+    low, high = (float(end) for end in value.detach().double().aminmax())
+    return _ANY if math.isnan(low) else (low, high)
+
+
+def _computed(node: Node, ranges: Mapping[Node, Range]) -> Range:
+    if node.target is operator.getitem:
+        source, position = node.args
+        assert isinstance(source, Node)
+        return _ANY if _name(source) in _INDEXED and position else ranges[source]
+
+    def read(position: int) -> Range:
+        return _range_of(node.args[position], ranges) if position < len(node.args) else _ANY
+
+    name = _name(node)
+    if name in _KNOWN:
+        return _KNOWN[name]
+    if name in _WITHIN:
+        return read(0)
+    rule = _RULES.get(name)
+    return rule(node, read) if rule is not None else _ANY
+
+
+def _name(node: Any) -> str:
+    """An operation's name, without its overload; functional twins of in-place ones share it."""
+    schema = getattr(node.target, "_schema", None) if isinstance(node, Node) else None
+    return "" if schema is None else schema.name.removeprefix("aten::")
+
+
+def _range_of(value: Any, ranges: Mapping[Node, Range]) -> Range:
+    if isinstance(value, Node):
+        return ranges.get(value, _ANY)
+    if isinstance(value, (bool, int, float)):
+        return float(value), float(value)
+    return _hull(*(_range_of(v, ranges) for v in value)) if isinstance(value, (list, tuple)) and value else _ANY
+
+
+def _hull(*ranges: Range) -> Range:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _is_pair(node: Node) -> bool:
+    return len(node.args) > 1 and isinstance(node.args[1], Node)
+
+
+def _origin(node: Any) -> Any:
+    """What a chain of views was taken of."""
+    while isinstance(node, Node) and _name(node) in _VIEWS:
+        node = node.args[0]
+    return node
+
+
+def _times(a: float, b: float) -> float:
+    return 0.0 if 0 in (a, b) else a * b
+
+
+def _product(a: Range, b: Range) -> Range:
+    ends = [_times(x, y) for x in a for y in b]
+    return min(ends), max(ends)
+
+
+def _added(node: Node, read: Read, sign: float = 1.0) -> Range:
+    alpha = node.kwargs.get("alpha", 1)
+    times = sign * (float(alpha) if isinstance(alpha, (int, float)) else math.nan)
+    first, second = read(0), read(1)
+    if sign < 0 and _name(_origin(node.args[1])) == "logsumexp" and _same(_origin(node.args[1]).args[0], node.args[0]):
+        return -math.inf, 0.0
+    if math.isnan(times):
+        return _ANY
+    low, high = _product(second, (times, times))
+    return first[0] + low, first[1] + high
+
+
+def _reversed(node: Node, read: Read) -> Range:
+    (low, high), (start, end) = read(0), read(1)
+    return (start - high, end - low) if node.kwargs.get("alpha", 1) == 1 else _ANY
+
+
+def _same(a: Any, b: Any, depth: int = 8) -> bool:
+    """Whether two values are one, or computed alike by a few operations: code that says ``x.exp() / x.exp().sum()``."""
+    a, b = _origin(a), _origin(b)
+    if not isinstance(a, Node) or not isinstance(b, Node) or a is b or not depth:
+        return a is b or (not isinstance(a, Node) and not isinstance(b, Node) and a == b)
+    alike = a.op == "call_function" and (a.target, a.kwargs, len(a.args)) == (b.target, b.kwargs, len(b.args))
+    return alike and all(_same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))
+
+
+def _inverse(of: Range) -> Range:
+    low, high = of
+    if low < 0 < high:
+        return _ANY
+    if low >= 0:
+        return (1 / high if high else math.inf), (1 / low if low else math.inf)
+    return (1 / high if high else -math.inf), 1 / low
+
+
+def _quotient(node: Node, read: Read) -> Range:
+    if node.kwargs.get("rounding_mode") is not None:
+        return _ANY
+    total = _origin(node.args[1])
+    while _name(total) in ("clamp", "clamp_min", "clip", "add") and not _is_pair(total):  # against division by 0
+        total = _origin(total.args[0])
+    is_sum = _name(total) == "sum" or (_name(total) in ("linalg_vector_norm", "norm") and total.args[1] == 1)
+    if is_sum and read(0)[0] >= 0 and _same(total.args[0], node.args[0]):
+        return 0.0, 1.0
+    return _product(read(0), _inverse(read(1)))
+
+
+def _sum(node: Node, read: Read) -> Range:
+    summed = _origin(node.args[0])
+    if _name(summed) in ("mul", "multiply") and _weighted(summed):
+        return _mixture(summed, read(0))
+    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node) if isinstance(n, Node)]
+    if len(shapes) < 2 or None in shapes or not math.prod(shapes[1]):  # type: ignore[arg-type]
+        return _ANY
+    count = float(math.prod(shapes[0]) // math.prod(shapes[1]))  # type: ignore[arg-type]
+    return _product(read(0), (count, count))
+
+
+def _weighted(node: Node) -> bool:
+    """Whether one of the factors is a softmax: the gates of a mixture, the weights of attention."""
+    factors = [f for a in node.args for f in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(f, Node)]
+    return any(_name(_origin(f)) in _CONVEX for f in factors)
+
+
+def _mixture(node: Node, products: Range) -> Range:
+    """A mean that gates weigh of numbers within 0 and 1."""
+    return (0.0, 1.0) if products[0] >= 0 and products[1] <= 1 + _SPARE else _ANY
+
+
+def _contracted(node: Node, read: Read) -> Range:
+    factors = [read(0), read(1)] if _name(node) != "einsum" else [read(1)] * 2
+    return _mixture(node, _product(*factors)) if _weighted(node) else _ANY
+
+
+def _bounded(low: int | None, high: int | None) -> Callable[[Node, Read], Range]:
+    """A clamp whose bounds are arguments at some positions."""
+
+    def rule(node: Node, read: Read) -> Range:
+        least, most = read(0)
+        if low is not None and len(node.args) > low and node.args[low] is not None:
+            least, most = max(least, read(low)[0]), max(most, read(low)[1])
+        if high is not None and len(node.args) > high and node.args[high] is not None:
+            least, most = min(least, read(high)[0]), min(most, read(high)[1])
+        return least, most
+
+    return rule
+
+
+def _rising(function: Callable[[float], float]) -> Callable[[Node, Read], Range]:
+    """A function that never falls, of numbers where it is defined."""
+
+    def end(value: float) -> float:
+        try:
+            return function(value)
+        except OverflowError:
+            return math.inf
+        except ValueError:  # the logarithm of 0; NaN elsewhere
+            return -math.inf
+
+    return lambda node, read: (end(read(0)[0]), end(read(0)[1]))
+
+
+def _absolute(node: Node, read: Read) -> Range:
+    low, high = read(0)
+    return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+
+
+def _power(node: Node, read: Read) -> Range:
+    (low, high), (exponent, same) = read(0), read(1) if _name(node) == "pow" else (2.0, 2.0)
+    if exponent == same and exponent > 0 and low >= 0:
+        return low**exponent, high**exponent
+    return (0.0, math.inf) if exponent == same and exponent % 2 == 0 else _ANY
+
+
+def _filled(node: Node, read: Read) -> Range:
+    """Zeros, or numbers that are given, beside the operand's values."""
+    numbers = [float(a) for a in node.args[1:] if isinstance(a, (int, float))] if _name(node) not in ("tril", "triu") else []
+    return _hull(read(0), *((n, n) for n in [0.0, *numbers]))
+
+
+def _larger(node: Node, read: Read, pick: Callable[..., float] = max) -> Range:
+    """Max and min of two operands; of one, some of its values."""
+    return tuple(map(pick, read(0), read(1))) if _is_pair(node) else read(0)  # type: ignore[return-value]
+
+
+_RULES: dict[str, Callable[[Node, Read], Range]] = {
+    "add": _added,
+    **dict.fromkeys(["sub", "subtract"], lambda node, read: _added(node, read, -1.0)),
+    "rsub": _reversed,
+    **dict.fromkeys(["mul", "multiply"], lambda node, read: _product(read(0), read(1))),
+    **dict.fromkeys(["div", "divide", "true_divide"], _quotient),
+    "reciprocal": lambda node, read: _inverse(read(0)),
+    "neg": lambda node, read: (-read(0)[1], -read(0)[0]),
+    "abs": _absolute,
+    **dict.fromkeys(["pow", "square"], _power),
+    "sum": _sum,
+    **dict.fromkeys(["prod", "cumprod"], lambda node, read: (0.0, 1.0) if read(0)[0] >= 0 and read(0)[1] <= 1 else _ANY),
+    **dict.fromkeys(["matmul", "bmm", "mm", "mv", "einsum"], _contracted),
+    "exp": _rising(math.exp),
+    "expm1": _rising(math.expm1),
+    "log": _rising(math.log),
+    "log1p": _rising(math.log1p),
+    "sqrt": _rising(math.sqrt),
+    "round": _rising(lambda x: float(round(x)) if math.isfinite(x) else x),
+    "relu": _rising(lambda x: max(x, 0.0)),
+    "relu6": _rising(lambda x: min(max(x, 0.0), 6.0)),
+    **dict.fromkeys(["clamp", "clip"], _bounded(1, 2)),
+    "hardtanh": lambda node, read: _bounded(1, 2)(node, read) if len(node.args) == 3 else (-1.0, 1.0),
+    "clamp_min": _bounded(1, None),
+    "clamp_max": _bounded(None, 1),
+    **dict.fromkeys(["max", "maximum"], _larger),
+    **dict.fromkeys(["min", "minimum"], lambda node, read: _larger(node, read, min)),
+    "where": lambda node, read: _hull(read(1), read(2)),
+    "masked_fill": lambda node, read: _hull(read(0), read(2)),
+    "scatter": lambda node, read: _ANY if "reduce" in node.kwargs else _hull(read(0), read(3)),
+    "index_put": lambda node, read: _ANY if len(node.args) > 3 and node.args[3] else _hull(read(0), read(2)),
+    **dict.fromkeys(["select_scatter", "slice_scatter"], lambda node, read: _hull(read(0), read(1))),
+    **dict.fromkeys(["constant_pad_nd", "pad", "tril", "triu", "nan_to_num"], _filled),
+    "full": lambda node, read: read(1),
+    "full_like": lambda node, read: read(1),
+    "new_full": lambda node, read: read(2),
+    "scalar_tensor": lambda node, read: read(0),
+}

@@ -1,0 +1,102 @@
+"""What the predictors share: a clone of a fusion is fitted, and its fused network run on rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, RegressorMixin, clone
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ..base import HelpfulMixin, label_of, short_text
+from ..exceptions import FusionError, InvalidModelError
+from ..fusion import WassersteinFusion
+from ..fusion.data import FusionInput, rows_of
+from ..fusion.scores import check_labels, outputs, outputs_for
+from ..graph import guess_inputs, validate_models
+from ..persistence import PersistenceMixin
+
+__all__ = ["Predictor"]
+
+
+class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
+    """What classifier and regressor share: a clone of `fusion` is fitted, and its fused network run on rows."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        "fusion": [HasMethods(["fit", "set_params"]), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    fusion: Any
+    batch_size: int
+    fusion_: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        tags.no_validation = True
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; where `fusion` is None also those of the fusion that stands for it, so that searches find them."""
+        params = super().get_params(deep)
+        if deep and self.fusion is None:
+            params |= {f"fusion__{name}": value for name, value in WassersteinFusion().get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters by name; ``fusion__reg`` is `reg` of the fusion."""
+        nested = [name for name in params if name.startswith("fusion__")]
+        if nested and params.get("fusion", self.fusion) is None:
+            options = {name.removeprefix("fusion__"): params.pop(name) for name in nested}
+            params["fusion"] = WassersteinFusion().set_params(**options)
+        return super().set_params(**params)
+
+    @property
+    def fused_model_(self) -> nn.Module:
+        """The fused network."""
+        check_is_fitted(self)
+        return self.fusion_.fused_model_
+
+    def _fit_fusion(self, X: Any, y: Any) -> np.ndarray:
+        """Fit a clone of the fusion; what the fused network returns for a few rows."""
+        data = X if isinstance(X, FusionInput) else None
+        if y is not None and data is not None:
+            check_labels(data, y)
+        if data is None:
+            X = list(X) if isinstance(X, Iterator) else X  # which is read once
+            validate_models(X)
+            if y is not None:
+                raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
+        fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
+        if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
+            raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {label_of(fusion)}.")
+        self.fusion_ = fusion.fit(X)
+        if not hasattr(fusion, "fused_model_"):
+            raise TypeError(
+                f"fusion={short_text(self.fusion)} has no fused_model_ after fit; give one such as WassersteinFusion()."
+            )
+        return outputs(fusion.fused_model_, data[:2]) if data is not None else self._example_outputs(fusion)
+
+    def _example_outputs(self, fusion: Any) -> np.ndarray:
+        """What the fused network returns for the inputs of the discovery; for a fusion of others, which has none, for a guess."""
+        model, inputs = fusion.fused_model_, getattr(fusion, "_inputs", None)
+        try:
+            inputs = guess_inputs(model) if inputs is None else inputs
+            return outputs_for(model, inputs)
+        except FusionError as error:
+            if hasattr(fusion, "_inputs"):
+                raise
+            raise FusionError(
+                f"{type(fusion).__name__} has no inputs that its fused network could be run on; give rows, "
+                f"fit(FusionInput(models, X)). ({error})"
+            ) from error
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return outputs(self.fused_model_, rows_of(X), self.batch_size)
