@@ -152,7 +152,7 @@ class SelfCheck:
 
     def _outputs(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
         load_floating(model, state)
-        with torch.random.fork_rng(devices=[]), untouched_modules():
+        with torch.random.fork_rng(devices=[]), untouched_modules(model):
             out = model(*pytree.tree_map(_clone, inputs))
         return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
 

@@ -21,28 +21,30 @@ __all__ = ["traced", "untouched_modules"]
 
 
 @contextlib.contextmanager
-def traced() -> Iterator[None]:
+def traced(model: nn.Module) -> Iterator[None]:
     """All that a trace needs: packing and checks of values off, no output, and modules left as they were."""
     _tracing.on = True
     try:
-        with _quiet(), _padded(), _unvalidated(), untouched_modules():
+        with _quiet(), _padded(), _unvalidated(), untouched_modules(model):
             yield
     finally:
         _tracing.on = False
 
 
 @contextlib.contextmanager
-def untouched_modules() -> Iterator[None]:
-    """Tensors that code in this thread assigns to attributes of modules, whichever, are taken back at the end.
+def untouched_modules(model: nn.Module) -> Iterator[None]:
+    """Tensors that a run of a model in this thread assigns to attributes of modules, whichever, are taken back at the end.
 
     A network may keep its state as an attribute, and may reset that of every network of the process: a trace would leave
     tensors without values in networks of the caller.
     """
     thread, original = threading.get_ident(), nn.Module.__setattr__
+    held = [(store, dict(store)) for m in model.modules() for store in (m._buffers, m._parameters, vars(m))]
+    own = {id(m) for m in model.modules()}
     before: list[tuple[nn.Module, str, Any]] = []
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
-        if threading.get_ident() == thread:
+        if id(module) not in own and threading.get_ident() == thread:
             old = getattr(module, name, None)
             if isinstance(value, Tensor) or isinstance(old, Tensor):
                 before.append((module, name, old))
@@ -55,6 +57,9 @@ def untouched_modules() -> Iterator[None]:
         nn.Module.__setattr__ = original  # type: ignore[method-assign]
         for module, name, old in reversed(before):
             original(module, name, old)
+        for store, values in held:
+            store.clear()
+            store.update(values)
 
 
 _tracing = threading.local()

@@ -250,7 +250,7 @@ def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str])
     twin, seen = plain_copy(plain), []
     tensors = dict(twin.named_parameters())
     for _ in range(2):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules(twin):
             torch.manual_seed(0)
             seen.append([t for t in pytree.tree_leaves(twin(*pytree.tree_map(_clone, inputs))) if isinstance(t, Tensor)])
             for name in names:

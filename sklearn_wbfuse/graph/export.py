@@ -34,7 +34,7 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
         If the model does not run on the inputs or can't be exported.
     """
     try:
-        with torch.no_grad(), untouched_modules():
+        with torch.no_grad(), untouched_modules(model):
             model(*inputs)
     except Exception as error:
         raise DiscoveryError(
@@ -42,7 +42,7 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             f"{_first_line(error)}{_line_of(error)}. Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
     try:
-        with _LOCK, traced(), torch.random.fork_rng(devices=[]), declared_forwards(model):
+        with _LOCK, traced(model), torch.random.fork_rng(devices=[]), declared_forwards(model):
             program = torch.export.export(_Root(model), tuple(inputs), strict=False)
             program = program if _is_functional(program) else program.run_decompositions(_decompositions())
             _rename(program, model)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
 from ..layers import Layer, Record, Value, indexing, movement, rule_for
@@ -183,8 +184,8 @@ class Interpreter:
 
     def _constant(self, node: Node, arguments: Any, named: Any) -> Any:
         """A value that depends on neither inputs nor parameters is computed."""
-        example = node.meta.get("val")
-        if not isinstance(example, Tensor) or example.numel() > _TALLY:
+        examples = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+        if not examples or sum(t.numel() for t in examples) > _TALLY:
             return _without_labels(node)
         concrete = map_values(arguments, lambda v: v.constant), map_values(named, lambda v: v.constant)
         try:
@@ -192,11 +193,13 @@ class Interpreter:
                 result = node.target(*concrete[0], **concrete[1])  # type: ignore[operator]
         except Exception:
             return _without_labels(node)
-        return _known(result)
+        return tuple(map(_known, result)) if isinstance(result, (tuple, list)) else _known(result)
 
 
-def _known(tensor: Tensor) -> Value:
+def _known(tensor: Any) -> Value:
     """A value that is computed; of a sparse one only the shape is known."""
+    if not isinstance(tensor, Tensor):
+        return Value(())
     constant = tensor if tensor.layout == torch.strided else None
     return Value(tuple(tensor.shape), constant=constant, dtype=tensor.dtype)
 
