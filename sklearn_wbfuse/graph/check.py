@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
-from ..groups import Graph, Group, LabelledTensor, Span, put, relabel, take
+from ..groups import Graph, LabelledTensor, Span, put, relabel, take
 from .contexts import untouched_modules
 from .modules import floating_state, load_floating, plain_copy
+from .restricted import without, without_groups
 from .states import on_states
 
 __all__ = ["SelfCheck"]
@@ -363,44 +364,6 @@ def _repeated_rows(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor,
     flat = tensor.flatten(1)
     before, after = (dataclasses.replace(t, shape=(t.shape[0], flat.shape[1]), spans=(t.spans[0], ())) for t in (labels, wide))
     return repeated(flat, before, after, copies).reshape(-1, *tensor.shape[1:])
-
-
-def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
-    """The same graph with groups that do not scale (`kind` "scales"), or do not change sign ("signs")."""
-    scales = kind == "scales"
-
-    def fixed(group: Group) -> Group:
-        return dataclasses.replace(group, scalable=group.scalable and not scales, signable=group.signable and scales)
-
-    def changed(span: Span) -> Span:
-        if span.group not in names:
-            return span
-        return dataclasses.replace(span, exponent=0.0 if scales else span.exponent, odd=span.odd and scales)
-
-    groups = {n: fixed(g) if n in names else g for n, g in graph.groups.items()}
-    tensors = {
-        n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
-    }
-    return dataclasses.replace(graph, groups=groups, tensors=tensors)
-
-
-def without_groups(graph: Graph, names: Collection[str], why: str = "") -> Graph:
-    """The same graph with groups that stay in place; `why` is reported of those on several axes, which belong together."""
-    if not names:
-        return graph
-
-    def freed(labels: LabelledTensor) -> LabelledTensor:
-        spans = tuple(tuple(s for s in axis if s.group not in names) for axis in labels.spans)
-        return dataclasses.replace(labels, spans=spans)
-
-    places = {name: list(dict.fromkeys((t.name, axis) for t, axis, _ in graph.axes(name))) for name in names}
-    return dataclasses.replace(
-        graph,
-        groups={n: g for n, g in graph.groups.items() if n not in names},
-        tensors={n: freed(t) for n, t in graph.tensors.items()},
-        states=tuple(dataclasses.replace(s, labels=freed(s.labels)) for s in graph.states),
-        frozen=(*graph.frozen, *((where[0][0], why) for where in places.values() if why and len(where) > 1)),
-    )
 
 
 def _kept(drawn: Any, example: Any) -> Any:

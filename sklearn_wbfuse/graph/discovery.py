@@ -21,9 +21,10 @@ from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
-from .limits import like, within_limits
+from .limits import within_limits
 from .modules import aliases, floating_state, in_order_of, plain_copy, resize
 from .ranges import returns_probabilities
+from .restricted import like
 from .states import declared_states, resized_inputs, with_states
 
 __all__ = ["Architecture", "discover", "discover_all"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import Graph, LabelledTensor, relabel
-from .check import without, without_groups
 from .modules import plain_copy
 from .parametrized import HELD, distance, held_value, parametrized_names, pruned_names
+from .restricted import without, without_groups
 
-__all__ = ["like", "within_limits"]
+__all__ = ["within_limits"]
 
 
 def within_limits(model: nn.Module, graph: Graph) -> Graph:
@@ -58,13 +58,6 @@ def within_limits(model: nn.Module, graph: Graph) -> Graph:
 
 def _quoted(stays: Mapping[str, str], name: str) -> str:
     return ", ".join(f"group {group!r}" for group, tensor in stays.items() if tensor == name)
-
-
-def like(graph: Graph, verified: Graph) -> Graph:
-    """A graph with no more groups, scales and signs than another of the same architecture."""
-    graph = without_groups(graph, set(graph.groups) - set(verified.groups))
-    graph = without(graph, "scales", {n for n in graph.groups if not verified.groups[n].scalable})
-    return without(graph, "signs", {n for n in graph.groups if not verified.groups[n].signable})
 
 
 class _Trial:

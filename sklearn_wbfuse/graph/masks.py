@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import Graph, LabelledTensor, Span
-from .check import SelfCheck, without
+from .check import SelfCheck
 from .constants import close, outputs_with
 from .modules import floating_state
+from .restricted import without
 
 __all__ = ["Mask", "find_masks", "masked_graph", "masked_state", "ones_where_any"]
 

@@ -19,8 +19,8 @@ from ..exceptions import (
     SelfCheckError,
 )
 from ..graph import Architecture, device_of, plain_copy, validate_models, write_back
-from ..graph.check import without
 from ..graph.parametrized import recompute
+from ..graph.restricted import without
 from ..groups import Graph
 
 __all__ = [

@@ -9,8 +9,8 @@ from sklearn_wbfuse import WassersteinFusion, declare, discover, register_rule, 
 from sklearn_wbfuse.exceptions import FusionWarning, SelfCheckError
 
 
-class Fourier(nn.Module):
-    """No rule covers an FFT over the inputs, but which axes are units is clear."""
+class Bessel(nn.Module):
+    """No rule covers Bessel functions, but which axes are units is clear."""
 
     def __init__(self, n_in, n_out):
         super().__init__()
@@ -18,7 +18,7 @@ class Fourier(nn.Module):
         self.n_in = n_in
 
     def forward(self, x):
-        return torch.fft.fft(F.linear(x, self.weight)[..., None]).real[..., 0] + self.bias
+        return torch.special.bessel_j0(F.linear(x, self.weight)) + self.bias
 
 
 class Gain(nn.Module):
@@ -27,33 +27,33 @@ class Gain(nn.Module):
         self.gain = nn.Parameter(torch.randn(n))
 
     def forward(self, x):
-        return torch.fft.fft(x[..., None]).real[..., 0] * self.gain
+        return torch.special.bessel_j0(x) * self.gain
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.gain, self.fourier, self.b = nn.Linear(3, 6), Gain(6), Fourier(6, 5), nn.Linear(5, 2)
+        self.a, self.gain, self.bessel, self.b = nn.Linear(3, 6), Gain(6), Bessel(6, 5), nn.Linear(5, 2)
 
     def forward(self, x):
-        return self.b(F.relu(self.fourier(self.gain(F.relu(self.a(x))))))
+        return self.b(F.relu(self.bessel(self.gain(F.relu(self.a(x))))))
 
 
 def test_declared_modules_take_part():
     torch.manual_seed(0)
     x = torch.randn(3, 3)
-    with pytest.warns(FusionWarning, match="fft"):
+    with pytest.warns(FusionWarning, match="bessel_j0"):
         assert discover(Net(), (x,)).sizes == {}
-    declare(Fourier, {"weight": ("out", "in"), "bias": ("out",)}, sizes={"n_in": ("weight", 1)})
+    declare(Bessel, {"weight": ("out", "in"), "bias": ("out",)}, sizes={"n_in": ("weight", 1)})
     declare(Gain, {"gain": ("unit",)})
     models = [Net(), Net()]
     fusion = WassersteinFusion(example_inputs=(x,)).fit(models)
-    assert fusion.graph_.sizes == {"a": 6, "fourier": 5}
+    assert fusion.graph_.sizes == {"a": 6, "bessel": 5}
     for model, moved in zip(models, fusion.transform(models), strict=True):
         torch.testing.assert_close(moved(x), model(x), rtol=1e-4, atol=1e-5)
     wide = WassersteinFusion(2.0, example_inputs=(x,)).fit(models[:1]).fused_model_
     torch.testing.assert_close(wide(x), models[0](x), rtol=1e-4, atol=1e-5)
-    assert wide.fourier.n_in == 12 and "forward" not in vars(wide.fourier)
+    assert wide.bessel.n_in == 12 and "forward" not in vars(wide.bessel)
 
 
 def test_a_wrong_declaration_is_refuted():
