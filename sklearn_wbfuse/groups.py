@@ -7,6 +7,7 @@ the positions that belong to the units of one group, and fixed positions (networ
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -244,6 +245,15 @@ class Graph:
         inside = [g for g in self.groups.values() if g.within is not None]
         return [[g.name, *(m.name for m in inside if m.within == g.name)] for g in self.groups.values() if g.within is None]
 
+    @property
+    def free_share(self) -> float:
+        """Share of the values of all tensors that belong to a neuron of some group; the others stay where they are."""
+        total, fixed = 0, 0
+        for tensor in self.tensors.values():
+            total += math.prod(tensor.shape)
+            fixed += math.prod(len(tensor.rest(axis)) for axis in range(len(tensor.shape)))
+        return 1 - fixed / total if total else 0.0
+
     def orders(self, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
         """Permutations of all groups that respect blocks, from one for any size."""
         orders = {g.name: draw(g.size) for g in self.groups.values() if g.within is None}
@@ -287,6 +297,7 @@ class Graph:
         widths = [max(len(row[c]) for row in rows) for c in range(5)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][5])]))
+        lines.append(f"{self.free_share:.1%} of all values belong to these neurons")
         lines += [f"frozen: {name} ({why})" for name, why in self.frozen]
         return "\n".join(lines)
 

@@ -34,8 +34,8 @@ class Problem:
     weights : list of float
         :math:`\lambda_i`, sum 1.
     reg : float
-    pinned : dict of str to Coupling
-        Groups whose coupling is known beforehand.
+    pinned : list of dict of str to Coupling
+        Of each model, couplings that are known beforehand, of the same groups; an empty list if there are none.
     within : dict of str to str
         The group of blocks that a group's neurons lie in, see `Group.within`; blocks come first in `sizes`.
     reference : int
@@ -52,7 +52,7 @@ class Problem:
     source_sizes: list[dict[str, int]]
     weights: list[float]
     reg: float = 0.0
-    pinned: Plans = field(default_factory=dict)
+    pinned: list[Plans] = field(default_factory=list)
     within: dict[str, str] = field(default_factory=dict)
     reference: int = 0
     start: str = "linear"
@@ -75,6 +75,10 @@ class Problem:
         moved = [self.carry(i, p) for i, p in enumerate(plans)]
         value = self.energy(mean_target(moved, self.weights), moved)
         return Solution(plans, value, n_iter, [value])
+
+    def is_pinned(self, group: str) -> bool:
+        """Whether the couplings of a group are known."""
+        return bool(self.pinned) and group in self.pinned[0]
 
     @property
     def is_quadratic(self) -> bool:
@@ -141,8 +145,8 @@ def random_start(problem: Problem) -> Solution:
     for model, sizes in enumerate(problem.source_sizes):
         own: Plans = {}
         for group in problem.sizes:
-            if group in problem.pinned:
-                own[group] = problem.pinned[group]
+            if problem.is_pinned(group):
+                own[group] = problem.pinned[model][group]
             elif group in problem.within:
                 own[group] = _shuffled_within(problem, group, model, own)
             else:

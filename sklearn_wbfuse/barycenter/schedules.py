@@ -46,10 +46,10 @@ def _in_order(problem: Problem, plans: Sequence[Plans]) -> Iterator[tuple[Step, 
     Groups that nothing can tell apart keep their order, pinned ones get their coupling. Blocks are coupled with the first of
     their members, and with all members that are computed by then.
     """
-    for own in plans:
-        own.update(problem.pinned)
+    for own, known in zip(plans, problem.pinned, strict=False):
+        own.update(known)
     blocks = set(problem.within.values())
-    waiting = [g for g in problem.sizes if g not in problem.pinned]
+    waiting = [g for g in problem.sizes if not problem.is_pinned(g)]
     while waiting:
         step, at = None, list[int]()
         for group in waiting:
@@ -175,8 +175,8 @@ def _clustered(problem: Problem, group: str, parts: Sequence, plans: Plans) -> C
 def match_all(problem: Problem, targets: Sequence[Tensor]) -> Solution:
     """Couplings of every model with a given network of the target's widths."""
     alone = [
-        replace(problem, models=[own], source_sizes=[sizes], weights=[1.0], n_jobs=1)
-        for own, sizes in zip(problem.models, problem.source_sizes, strict=True)
+        replace(problem, models=[own], source_sizes=[sizes], weights=[1.0], pinned=problem.pinned[i : i + 1], n_jobs=1)
+        for i, (own, sizes) in enumerate(zip(problem.models, problem.source_sizes, strict=True))
     ]
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs
     return problem.solution(Parallel(n_jobs=jobs, require="sharedmem")(delayed(match)(p, targets) for p in alone))

@@ -72,15 +72,15 @@ def sweep_steps(problem: Problem) -> list[Step]:
     """The steps of a sweep: group after group, and the groups of one family of blocks together."""
     steps = []
     for group in problem.sizes:
-        if group in problem.pinned or not problem.touching([group]):
+        if problem.is_pinned(group) or not problem.touching([group]):
             continue
         blocks = problem.within.get(group)
-        members = tuple(g for g in problem.members(blocks) if g not in problem.pinned and problem.touching([g])) if blocks else ()
+        members = tuple(g for g in problem.members(blocks) if not problem.is_pinned(g) and problem.touching([g])) if blocks else ()
         if group in problem.within.values():
             continue
         if blocks is None:
             steps.append(Step((group,)))
-        elif blocks in problem.pinned:
+        elif problem.is_pinned(blocks):
             steps.append(Step((group,), blocks))
         elif group == members[0]:
             steps.append(Step(members, blocks, free=True))

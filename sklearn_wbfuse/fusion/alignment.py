@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..groups import Graph
+from ..groups import Graph, Span
 
 __all__ = ["Alignment", "Network", "blocks_within", "pinned_groups"]
 
@@ -39,19 +39,33 @@ class Alignment:
     history: list[Any] = field(default_factory=list)
 
 
-def pinned_groups(networks: list[Network], target: Graph) -> tuple[dict[str, Coupling], set[str]]:
-    """Groups with a tensor that is bitwise equal in all parents (a frozen embedding): their neurons correspond already.
+def pinned_groups(networks: list[Network], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:
+    """Couplings of groups with a tensor that is bitwise equal in all parents (a frozen embedding): they correspond already.
 
-    The second result are those of them whose scales agree as well, since the tensor scales with them.
+    A neuron of which such tensors do not tell the sign has that of the tensors in which its group stands alone.
+
+    Parameters
+    ----------
+    networks : list of Network
+    target : Graph
+    signs : bool
+        Whether neurons may change sign.
+
+    Returns
+    -------
+    pinned : list of dict of str to Coupling
+        Of each network.
+    scaled_alike : set of str
+        Groups of which the scales agree as well, since such a tensor scales with them.
     """
     pinned: dict[str, Coupling] = {}
-    scaled_alike: set[str] = set()
+    scaled_alike, signed_alike = set[str](), set[str]()
     if len(networks) < 2:
-        return pinned, scaled_alike
+        return [{} for _ in networks], scaled_alike
     first, within = networks[0], blocks_within(target)
     for name, labels in first.graph.tensors.items():
-        tensor = first.compared[name]
-        if any(n.compared[name].shape != tensor.shape or not torch.equal(n.compared[name], tensor) for n in networks[1:]):
+        tensor = first.state[name]
+        if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
             continue
         whole = labels.unfold(tensor)
         for axis, spans in enumerate(labels.spans):
@@ -59,16 +73,34 @@ def pinned_groups(networks: list[Network], target: Graph) -> tuple[dict[str, Cou
                 blocks = within.get(span.group)
                 if blocks and any(n.graph.sizes[blocks] != target.sizes[blocks] for n in networks):
                     continue
-                rows = whole.movedim(axis, 0)[torch.as_tensor(span.index.ravel(), device=tensor.device)].reshape(
-                    len(span.index), -1
-                )
+                rows = _rows(whole, axis, span)
                 if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
                     pinned[span.group] = Coupling.identity(len(rows))
                     if blocks:  # they stay with their neurons
                         pinned[blocks] = Coupling.identity(target.sizes[blocks])
-                    if span.exponent:
-                        scaled_alike.add(span.group)
-    return pinned, scaled_alike
+                    scaled_alike |= {span.group} if span.exponent else set()
+                    signed_alike |= {span.group} if span.odd else set()
+    result = [dict(pinned) for _ in networks]
+    for group in (g for g in pinned if signs and target.groups[g].signable and g not in signed_alike):
+        for network, own in zip(networks, result, strict=True):
+            own[group] = Coupling(index=np.arange(len(own[group].plan)), signs=_signs_like(network, first, group))
+    return result, scaled_alike
+
+
+def _rows(whole: Tensor, axis: int, span: Span) -> Tensor:
+    """What a tensor holds of every unit of a span."""
+    index = torch.as_tensor(span.index.ravel(), device=whole.device)
+    return whole.movedim(axis, 0)[index].reshape(len(span.index), -1)
+
+
+def _signs_like(network: Network, first: Network, group: str) -> np.ndarray:
+    """The signs with which units are most like those of another network, in tensors on whose axes no other group stands."""
+    total: Any = 0.0
+    for labels, axis, span in network.graph.axes(group):
+        if span.odd and {s.group for spans in labels.spans for s in spans} == {group} and labels.diagonal == 1:
+            here, there = (_rows(n.state[labels.name], axis, span) for n in (network, first))
+            total = total + (here * there).sum(1).double().cpu().numpy()
+    return np.where(total < 0, -1.0, 1.0) * np.ones(network.graph.sizes[group])
 
 
 def blocks_within(graph: Graph) -> dict[str, str]:

@@ -239,7 +239,7 @@ class WassersteinFusion(BaseFusion):
     ) -> Alignment:
         for network in networks:
             check_blocks(network.graph, target)
-        pinned, scaled_alike = pinned_groups(networks, target)
+        pinned, scaled_alike = pinned_groups(networks, target, self.symmetry == "auto")
         dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
         given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, None if given else remember)
@@ -332,7 +332,7 @@ class WassersteinFusion(BaseFusion):
         return self._network(given, graph, dtype)
 
     def _align_new(self, network: Network, fused: Network) -> Alignment:
-        pinned, scaled_alike = pinned_groups([network, fused], fused.graph)
+        (_, pinned), scaled_alike = pinned_groups([fused, network], fused.graph, self.symmetry == "auto")
         described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike)
         problem = Problem(
             described,
@@ -341,7 +341,7 @@ class WassersteinFusion(BaseFusion):
             [network.graph.sizes],
             [1.0],
             self.reg,
-            pinned,
+            [pinned],
             blocks_within(fused.graph),
             max_iter=self.max_iter,
             tol=self.tol,

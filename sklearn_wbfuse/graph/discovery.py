@@ -56,6 +56,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     group  size  scale  sign  computed by             read by
     -----  ----  -----  ----  ----------------------  -------
     0      3     yes    no    0.weight[0], 0.bias[0]  2.weight[1]
+    91.3% of all values belong to these neurons
     """
     return Architecture.of(model, example_inputs).graph
 
@@ -92,9 +93,10 @@ class Architecture:
         if warn and graph.frozen:
             shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
             more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
+            none = "" if graph.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
             warnings.warn(
-                f"{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how to "
-                "add a rule, and how to declare a state.",
+                f"{none}{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how "
+                "to add a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )

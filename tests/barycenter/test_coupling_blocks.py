@@ -138,7 +138,7 @@ def test_pinned_blocks_stay(pin):
     graph, rng = attention(), np.random.default_rng(0)
     problem = problem_of(graph, [state(graph, rng) for _ in range(2)])
     pinned = {"heads": Coupling.identity(3)} | ({"qk": Coupling.identity(12)} if pin == "qk" else {})
-    problem = replace(problem, pinned=pinned)
+    problem = replace(problem, pinned=[pinned for _ in problem.models])
     for start in (layerwise(problem), random_start(problem)):
         for own in joint(problem, start).plans:
             keeps_blocks(problem, own)
