@@ -50,17 +50,17 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
         for pair in partners:
             laid = [(v, own, layer) for (v, own), layer in zip(sides, pair, strict=True)]
             blocks += _summed(record, laid, batch, summed, out, name)
-    else:
-        for (value, own), (other, others), layers in zip(sides, reversed(sides), inner, strict=True):
-            for layer in layers:
-                _alone(record, value, layer, own, other, others, summed)
+    outer: list[list[Layer]] = [[], []]
+    if not partners:
+        for (value, own), (other, others), layers, left in zip(sides, reversed(sides), inner, outer, strict=True):
+            left += [rest for layer in layers for rest in [_alone(record, value, layer, own, other, others, summed)] if rest]
     known = {d for layer in blocks for d in layer.dims}
     factors = []
-    for (value, own), layers, extra in zip(sides, inner, (blocks, []), strict=True):
+    for (value, own), layers, extra, left in zip(sides, inner, (blocks, []), outer, strict=True):
         free = [layer for layer in value.layers if all(layer is not k for k in layers)]
         for layer in free if value.is_weight else ():
             record.computes(layer.core.reshape(-1))
-        factors.append(_factor(value, own, out, free, extra, known))
+        factors.append(_factor(value, own, out, [*free, *left], extra, known))
     return combine(record, "a product", factors, "product")
 
 
@@ -127,16 +127,24 @@ def _summed(
     return [Layer(_arranged(blocks.ids, "".join(batch + summed), out))]
 
 
-def _alone(record: Record, value: Value, layer: Layer, own: str, other: Value, others: str, summed: Sequence[str]) -> None:
-    """Units that are summed over and have no partner in the other operand."""
+def _alone(
+    record: Record, value: Value, layer: Layer, own: str, other: Value, others: str, summed: Sequence[str]
+) -> Layer | None:
+    """Units that are summed over and have no partner in the other operand.
+
+    Returns what they are along the dimensions that are not summed over: units with their parts in a fixed order.
+    """
     dims = [d for d in layer.dims if own[d] in summed]
     against = [others.index(own[d]) for d in dims if own[d] in others]
     if value.is_weight:
         record.fix(layer)
-    elif varies([other], against, other.shape) or len(dims) < len(layer.dims):
+    elif len(dims) < len(layer.dims):
+        return layer.united(record, dims)
+    elif varies([other], against, other.shape):
         record.freeze([layer], "a product with a value that varies along its units")
     else:
         record.rigid(layer)  # a plain sum over all units
+    return None
 
 
 def product(record: Record, a: Value, b: Value) -> Value:
