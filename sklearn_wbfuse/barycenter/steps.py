@@ -75,7 +75,9 @@ def sweep_steps(problem: Problem) -> list[Step]:
         if problem.is_pinned(group) or not problem.touching([group]):
             continue
         blocks = problem.within.get(group)
-        members = tuple(g for g in problem.members(blocks) if not problem.is_pinned(g) and problem.touching([g])) if blocks else ()
+        members = (
+            tuple(g for g in problem.members(blocks) if not problem.is_pinned(g) and problem.touching([g])) if blocks else ()
+        )
         if group in problem.within.values():
             continue
         if blocks is None:

@@ -25,6 +25,7 @@ from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
 from ..graph.constants import warn_of_unread
+from ..graph.contexts import untouched_modules
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
 from ..groups import Graph
 from .alignment import Alignment, Network
@@ -361,7 +362,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         device = device_of(self.fused_model_)
         dtype = next((p.dtype for p in self.fused_model_.parameters() if p.is_floating_point()), torch.float32)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules(self.fused_model_):
                 self.fused_model_(*cast_inputs(self._inputs, device, dtype))
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__

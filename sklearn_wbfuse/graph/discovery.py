@@ -16,13 +16,12 @@ from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck
 from .constants import computes_the_same, with_constants
-from .contexts import untouched_modules
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
 from .limits import within_limits
-from .modules import aliases, floating_state, in_order_of, plain_copy, resize
+from .modules import aliases, floating_state, in_order_of, plain_copy, resize, viewed_memory
 from .ranges import returns_probabilities
 from .restricted import like
 from .states import declared_states, resized_inputs, with_states
@@ -74,6 +73,7 @@ class Architecture:
     def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
         """Discover one model; see `discover`."""
         plain = plain_copy(model).to("cpu")
+        _refuse_views(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if tensor.is_complex():
                 raise DiscoveryError(
@@ -226,14 +226,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     unused = {
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
-    missing = sorted({n for n, _ in plain.named_parameters()}.intersection(floating) - interpreter.reached)
-    if missing and _depends_on(plain, inputs, missing):
-        raise DiscoveryError(
-            f"The forward of {type(plain).__name__} reads some of {missing} in a way that no trace can follow: through another "
-            "tensor that was made of them outside forward (.data, .detach(), a copy), or as numbers (.item(), .tolist(), "
-            ".numpy()). Let forward read the parameters themselves."
-        )
-    missing = sorted(set(missing) - unused)
+    missing = sorted({n for n, _ in plain.named_parameters()}.intersection(floating) - interpreter.reached - unused)
     if missing:
         raise DiscoveryError(
             f"The forward of {type(plain).__name__} never uses {missing}; give example_inputs that reach them, or declare them: "
@@ -248,17 +241,16 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     return dataclasses.replace(with_states(graph, names), ends_in_probabilities=returns_probabilities(program))
 
 
-def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str]) -> bool:
-    """Whether the outputs change with the values of some tensors."""
-    twin, seen = plain_copy(plain), []
-    tensors = dict(twin.named_parameters())
-    for _ in range(2):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules(twin):
-            torch.manual_seed(0)
-            seen.append([t for t in pytree.tree_leaves(twin(*pytree.tree_map(_clone, inputs))) if isinstance(t, Tensor)])
-            for name in names:
-                tensors[name].add_(torch.rand_like(tensors[name]))
-    return any(a.shape != b.shape or not torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(*seen, strict=True))
+def _refuse_views(model: nn.Module) -> None:
+    """Raise a DiscoveryError where modules hold a parameter's numbers as another tensor or array, which no copy follows."""
+    viewed = viewed_memory(model)
+    dense = {n: p for n, p in model.named_parameters() if p.layout == torch.strided and p.numel()}
+    names = [n for n, p in dense.items() if p.untyped_storage().data_ptr() in viewed]
+    if names:
+        raise DiscoveryError(
+            f"{type(model).__name__} holds the numbers of {names[:8]} also as other tensors or arrays (.data, .detach(), "
+            ".numpy()), which no copy of the network follows. Let it hold the parameters themselves, and make views in forward."
+        )
 
 
 def _like(leaf: Any, dtype: torch.dtype) -> Any:
@@ -266,10 +258,6 @@ def _like(leaf: Any, dtype: torch.dtype) -> Any:
         return leaf
     leaf = leaf.detach().to("cpu")
     return leaf.to(dtype) if leaf.is_floating_point() else leaf
-
-
-def _clone(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,6 @@ from ..layers import rule_for
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
-from .modules import viewed_memory
 
 __all__ = ["export"]
 
@@ -76,8 +75,7 @@ class _Root(nn.Module):
 def _rename(program: torch.export.ExportedProgram, model: nn.Module) -> None:
     """Call tensors and modules as the network does; a tensor that code reads past its module is known by its memory."""
     signature, prefix = program.graph_signature, "model."
-    viewed, held = viewed_memory(model), [*model.named_buffers(), *model.named_parameters()]
-    names = {_memory(t): n for n, t in held if t.numel() and _memory(t)[0] not in viewed}
+    names = {_memory(t): n for n, t in [*model.named_buffers(), *model.named_parameters()] if t.numel()}
     for table in (program.state_dict, program.constants):
         for name in list(table):
             table[name.removeprefix(prefix)] = table.pop(name)

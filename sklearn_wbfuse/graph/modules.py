@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -114,7 +115,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        computed = [t for t in [*_held(model), *model.buffers()] if not t.is_leaf]  # deepcopy refuses these
+        attributes = pytree.tree_leaves([vars(m) for m in model.modules()])
+        computed = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]  # deepcopy refuses these
         twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
         raise InvalidModelError(
@@ -161,16 +163,24 @@ def load_floating(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def viewed_memory(model: nn.Module) -> set[int]:
-    """Memory of the tensors that modules hold as attributes and that are no parameters or buffers, but may share theirs."""
+    """Memory of the tensors and arrays that modules hold as attributes, other than their parameters and buffers themselves."""
     own = {id(t) for t in [*model.parameters(), *model.buffers()]}
-    return {t.untyped_storage().data_ptr() for t in _held(model) if id(t) not in own and t.layout == torch.strided}
+    held = _held(model)
+    tensors = [t for t in held if isinstance(t, Tensor) and id(t) not in own and t.layout == torch.strided]
+    arrays = [a for a in held if isinstance(a, np.ndarray)]
+    return {*(t.untyped_storage().data_ptr() for t in tensors), *(a.__array_interface__["data"][0] for a in arrays)} - {0}
 
 
-def _held(model: nn.Module) -> list[Tensor]:
-    """Tensors in the attributes of modules, and in lists and dicts there."""
-    stores = ("_parameters", "_buffers", "_modules")
-    attributes = [v for m in model.modules() for k, v in vars(m).items() if k not in stores]
-    return [t for t in pytree.tree_leaves(attributes) if isinstance(t, Tensor)]
+def _held(model: nn.Module) -> list[Any]:
+    """What modules hold in their attributes, and in lists and dicts there, but for what hooks compute anew."""
+    computed = ("_parameters", "_buffers", "_modules", "_flat_weights")
+    attributes = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in computed and not any(f"{name}_{kind}" in module._parameters for kind in ("orig", "v"))
+    ]
+    return pytree.tree_leaves(attributes)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
