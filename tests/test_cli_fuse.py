@@ -158,7 +158,7 @@ NESTS = {
     "of DataParallel": (lambda s: nest({f"module.{n}": t for n, t in s.items()}), "without the prefix 'module.'"),
     "compiled": (
         lambda s: nest({"net": {f"_orig_mod.module.{n}": t for n, t in s.items()}}),
-        "the state dict in 'net', without the prefix '_orig_mod.', without the prefix 'module.'",
+        "the state dict in 'net', without the prefix '_orig_mod.module.'",
     ),
     "of Lightning": (
         lambda s: nest({"state_dict": {f"model.{n}": t for n, t in s.items()}}),

@@ -123,7 +123,8 @@ def _result(arguments: argparse.Namespace) -> tuple[list[Checkpoint], Result]:
     if inputs is None and data is not None:
         inputs = noise_like(FusionInput([], data["X"]).arrays)
     template = None if arguments.model is None else Template(build(arguments.model), inputs)
-    checkpoints = [timed(f"reading {p}", partial(read, p, arguments.trust_pickle))[0] for p in arguments.parents]
+    options = arguments.trust_pickle, arguments.ignore_extra
+    checkpoints = [timed(f"reading {p}", partial(read, p, *options))[0] for p in arguments.parents]
     network = checkpoints[0].network if template is None else template.network
     if data is not None and network is not None:
         check_dtypes(network, data)

@@ -66,7 +66,7 @@ def _of_file(arguments: argparse.Namespace) -> str:
         raise FusionError(f"There is no file {arguments.path}.")
     inputs = example_inputs(arguments.input_shape)
     template = None if arguments.model is None else Template(build(arguments.model), inputs)
-    checkpoint = read(arguments.path, arguments.trust_pickle)
+    checkpoint = read(arguments.path, arguments.trust_pickle, arguments.ignore_extra)
     network = network_of(checkpoint, template)
     return f"{checkpoint}\n{_parameters(network)}, neuron groups:\n\n{discover(network, inputs)}"
 

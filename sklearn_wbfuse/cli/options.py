@@ -31,6 +31,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read pickled networks too (then --model is not needed); reading a pickle RUNS the code in it, so only your own",
     )
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="leave out what a file holds beside the tensors of the network, such as the weights of a loss; a note names it",
+    )
 
 
 def _type(expected: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
