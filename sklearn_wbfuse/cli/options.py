@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["add_model_options", "cost", "device", "fractions", "seed", "widths"]
 
@@ -91,6 +92,8 @@ def cost(text: str) -> str | float:
 
 def device(text: str) -> torch.device:
     """A device that works here."""
+    import torch  # local: no other option needs it
+
     try:
         return torch.zeros(1, device=text).device
     except (AssertionError, RuntimeError, NotImplementedError) as error:
