@@ -77,14 +77,12 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     " Did you mean 'rnn.l0'?"
     >>> did_you_mean("rge", ["merge", "reg"])
     " Did you mean 'reg'?"
-    >>> did_you_mean("RESNET", ["VGG", "ResNet"])
+    >>> did_you_mean("RESNETT", ["VGG", "ResNet"])
     " Did you mean 'ResNet'?"
     >>> did_you_mean("conv", ["rnn.l0", "fc"])
     ''
     """
-    names = list(names)
-    folded = {n.casefold(): n for n in names}
-    swapped = [n for n in names if sorted(n.casefold()) == sorted(str(name).casefold())]
-    near = swapped or difflib.get_close_matches(str(name), names, 1)
-    near = near or [folded[n] for n in difflib.get_close_matches(str(name).casefold(), folded, 1)]
-    return f" Did you mean {near[0]!r}?" if near else ""
+    given, folded = str(name).casefold(), {n.casefold(): n for n in names}
+    swapped = [n for n in folded if sorted(n) == sorted(given)]
+    near = swapped or difflib.get_close_matches(given, folded, 1)
+    return f" Did you mean {folded[near[0]]!r}?" if near else ""
