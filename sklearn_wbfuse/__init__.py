@@ -1,10 +1,16 @@
 """Fuse trained PyTorch networks of different seeds, data and widths into one, as a scikit-learn estimator."""
 
-from .fusion import VanillaAveraging, WassersteinFusion
-from .graph import discover
-from .layers import declare, register_rule, register_sizes
-from .model_selection import FusionClassifier, FusionInput, FusionRegressor, compare
-from .persistence import load
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .fusion import VanillaAveraging, WassersteinFusion
+    from .graph import discover
+    from .layers import declare, register_rule, register_sizes
+    from .model_selection import FusionClassifier, FusionInput, FusionRegressor, compare
+    from .persistence import load
 
 __version__ = "0.1.0"
 
@@ -21,3 +27,34 @@ __all__ = [
     "register_rule",
     "register_sizes",
 ]
+
+_HOMES = {
+    "FusionClassifier": "model_selection",
+    "FusionInput": "fusion",
+    "FusionRegressor": "model_selection",
+    "VanillaAveraging": "fusion",
+    "WassersteinFusion": "fusion",
+    "compare": "model_selection",
+    "declare": "layers",
+    "discover": "graph",
+    "load": "persistence",
+    "register_rule": "layers",
+    "register_sizes": "layers",
+}
+_MODULES = {*_HOMES.values(), "barycenter", "cli", "correction", "datasets", "inspection", "transport"}
+_MODULES |= {"base", "couplings", "exceptions", "groups"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is named for the first time: PyTorch and scikit-learn take seconds, help and version need neither."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

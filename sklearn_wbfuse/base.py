@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import itertools
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,28 +15,12 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError, StrOptions
 from torch import Tensor, nn
 
+from .exceptions import did_you_mean
+
 __all__ = ["HelpfulMixin", "did_you_mean", "label_of", "short_text"]
 
 _MOST_ENTRIES = 6  # of a list in a label
 _LONGEST = 40  # characters of other values there
-
-
-def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """A hint at the name that is closest to a misspelt one, to be put behind an error message; empty if there is none.
-
-    Examples
-    --------
-    >>> did_you_mean("rn.l0", ["rnn.l0", "fc"])
-    " Did you mean 'rnn.l0'?"
-    >>> did_you_mean("rge", ["merge", "reg"])
-    " Did you mean 'reg'?"
-    >>> did_you_mean("conv", ["rnn.l0", "fc"])
-    ''
-    """
-    names = list(names)
-    swapped = [n for n in names if sorted(n) == sorted(str(name))]
-    near = swapped or difflib.get_close_matches(str(name), names, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def short_text(value: Any) -> str:

@@ -1,5 +1,11 @@
 """Errors and warnings. Each message says which model, layer, group or shape is meant, and what to do about it."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "ArchitectureMismatchError",
     "DiscoveryError",
@@ -12,6 +18,7 @@ __all__ = [
     "SelfCheckError",
     "TransportError",
     "WidthError",
+    "did_you_mean",
 ]
 
 
@@ -59,3 +66,23 @@ class PersistenceError(FusionError):
 
 class FusionWarning(UserWarning):
     """Something was left out on purpose, and the result is still valid: frozen units, dropped symmetries."""
+
+
+def did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """A hint at the name that is closest to a misspelt one, to be put behind an error message; empty if there is none.
+
+    Examples
+    --------
+    >>> did_you_mean("rn.l0", ["rnn.l0", "fc"])
+    " Did you mean 'rnn.l0'?"
+    >>> did_you_mean("rge", ["merge", "reg"])
+    " Did you mean 'reg'?"
+    >>> did_you_mean("RESNETT", ["VGG", "ResNet"])
+    " Did you mean 'ResNet'?"
+    >>> did_you_mean("conv", ["rnn.l0", "fc"])
+    ''
+    """
+    given, folded = str(name).casefold(), {n.casefold(): n for n in names}
+    swapped = [n for n in folded if sorted(n) == sorted(given)]
+    near = swapped or difflib.get_close_matches(given, folded, 1)
+    return f" Did you mean {folded[near[0]]!r}?" if near else ""

@@ -1,10 +1,12 @@
 import contextlib
 import io
+import subprocess
 import sys
 
 import pytest
 
 from sklearn_wbfuse import WassersteinFusion, __version__, cli
+from sklearn_wbfuse.cli import demo as command
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_demo_writes_its_picture(demo):
 
 
 def test_without_a_win_and_without_matplotlib(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli.demo, "VanillaAveraging", lambda: WassersteinFusion(random_state=0))  # a tie is no win
+    monkeypatch.setattr(command, "VanillaAveraging", lambda: WassersteinFusion(random_state=0))  # a tie is no win
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["demo", "--output", str(tmp_path)]) == 1
@@ -78,3 +80,39 @@ def test_argparse_exits(arguments, code, capsys):
     assert exit_.value.code == code
     captured = capsys.readouterr()
     assert (captured.out.strip() == f"wbfuse {__version__}") if code == 0 else ("error" in captured.err)
+
+
+MISSPELT = {
+    ("demmo",): "'demmo' .*Did you mean 'demo'? See wbfuse --help",
+    ("--versoin",): "no option --versoin. Did you mean '--version'?",
+    ("fuse", "a.pt", "--ouptut=out"): "wbfuse fuse: error: there is no option --ouptut. Did you mean '--output'?",
+    ("fuse", "a.pt", "-o", "out", "--corection", "repair"): "no option --corection. Did you mean '--correction'?",
+    ("fuse", "a.pt", "-o", "out", "--schedule", "Layerwise"): "invalid choice: 'Layerwise' .*Did you mean 'layerwise'?",
+    ("inspect", "a.pt", "--Model", "net.py:Net"): "no option --Model. Did you mean '--model'? See wbfuse inspect --help",
+    ("inspect", "a.pt", "--zzz"): "no option --zzz; see",
+}
+
+
+@pytest.mark.parametrize("arguments", MISSPELT)
+def test_misspelt_words_get_a_hint(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and len(err.splitlines()) == 1
+    assert all(part in err for part in MISSPELT[arguments].split(".*"))
+
+
+def test_options_may_be_cut_short_and_values_may_look_like_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fuse", "--out", "x", "--weights=--1"])
+    assert "--weights: must be numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["fuse", "--help"], ["inspect", "--hepl"]])
+def test_help_comes_without_pytorch(arguments):
+    code = (
+        "import sys\nfrom sklearn_wbfuse.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "finally:\n    assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if "--hepl" in arguments else 0) and "AssertionError" not in done.stderr

@@ -16,6 +16,7 @@ from networks import disguised, mlps, randomised
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
+from sklearn_wbfuse.cli import fuse
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
 
 NETS = """
@@ -113,7 +114,7 @@ def test_the_snippet_of_the_card_loads_the_network(work, capsys):
     assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 0
     card = (work / "out" / "README.md").read_text()
     assert "wbfuse fuse a.pt b.pt -o out --model nets.py:Net" in card
-    assert f"`{cli.checkpoints.read(work / 'a.pt', False).sha256}`" in card
+    assert f"`{read(work / 'a.pt', False).sha256}`" in card
     names = {}
     exec(card.split("```python")[1].split("```")[0], names)
     assert torch.equal(names["network"].first.weight, safetensors.torch.load_file("out/model.safetensors")["first.weight"])
@@ -158,7 +159,7 @@ NESTS = {
     "of DataParallel": (lambda s: nest({f"module.{n}": t for n, t in s.items()}), "without the prefix 'module.'"),
     "compiled": (
         lambda s: nest({"net": {f"_orig_mod.module.{n}": t for n, t in s.items()}}),
-        "the state dict in 'net', without the prefix '_orig_mod.', without the prefix 'module.'",
+        "the state dict in 'net', without the prefix '_orig_mod.module.'",
     ),
     "of Lightning": (
         lambda s: nest({"state_dict": {f"model.{n}": t for n, t in s.items()}}),
@@ -263,7 +264,7 @@ def test_interrupted(work, capsys, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.fuse, "build", interrupt)
+    monkeypatch.setattr(fuse, "build", interrupt)
     assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 130
 
 
@@ -296,6 +297,9 @@ MISTAKES = {
     "no such module": (None, (*PAIR, "--model", "nots:Net"), "names the module 'nots', which is neither installed nor in /"),
     "no such file": (None, (*PAIR, "--model", "nots.py:Net"), "names the file nots.py, which does not exist"),
     "no such name": (None, (*PAIR, "--model", "nets.py:Nte"), "nets.py has no 'Nte'. Did you mean 'Net'"),
+    "another case": (None, (*PAIR, "--model", "nets.py:NET"), "nets.py has no 'NET'. Did you mean 'Net'"),
+    "an unlike name": (None, (*PAIR, "--model", "nets:Transformer"), "has no 'Transformer'. Its networks: Net, Pictures."),
+    "no such file, but one like it": (None, (*PAIR, "--model", "nest.py:Net"), "does not exist. Did you mean 'nets.py'"),
     "no factory": (None, (*PAIR, "--model", "nets.py:text"), "is a str; name a class or a function"),
     "a factory with arguments": (
         None,

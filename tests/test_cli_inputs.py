@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sklearn_wbfuse import cli, load
+from sklearn_wbfuse.cli import checkpoints, fuse, summary
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
 
 Y = np.arange(4) % 3
@@ -95,7 +96,7 @@ def test_mistakes_give_one_line(name, work, capsys, monkeypatch):
     if prepare is not None:
         prepare()
     if "-o" in arguments and "out" not in arguments:
-        monkeypatch.setattr(cli.fuse, "build", lambda name: pytest.fail("it is told before anything is read"))
+        monkeypatch.setattr(fuse, "build", lambda name: pytest.fail("it is told before anything is read"))
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and err.startswith(f"wbfuse {arguments[0]}: error: ")
     position = 0
@@ -245,9 +246,9 @@ def test_files_are_read_once(work, capsys, monkeypatch):
 
         monkeypatch.setattr(module, name, count)
 
-    counted(cli.summary, "read_folder")
-    counted(cli.checkpoints, "_sha256")
-    counted(cli.checkpoints, "completed")
+    counted(summary, "read_folder")
+    counted(checkpoints, "_sha256")
+    counted(checkpoints, "completed")
     assert run(capsys, "inspect", "out")[0] == 0 and counts == {"read_folder": 1}
     assert run(capsys, "fuse", "out", "as_built.safetensors", "-o", "again", *MODEL)[0] == 0
     assert counts == {"read_folder": 2}  # `fill` completes what it loads

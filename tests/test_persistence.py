@@ -399,7 +399,7 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize(("name", "message"), [("model.pt", "looks like a pickle"), ("model.safetensors", "load_state_dict")])
+@pytest.mark.parametrize(("name", "message"), [("model.pt", "looks like a pickle"), ("model.safetensors", "load_model")])
 def test_a_file_instead_of_the_folder(name, message, tmp_path, parents):
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
@@ -160,6 +159,8 @@ def _clustered(problem: Problem, group: str, parts: Sequence, plans: Plans) -> C
         rows.append(carried(feature, array, plans, skip=[axis]).movedim(axis, 0).reshape(own[group], -1))
     cells = torch.cat(rows, 1).cpu().numpy().reshape(count, own[group] // count, -1)
     size = n[group] // (n[blocks] if blocks else 1)
+    from sklearn.cluster import KMeans  # local: it brings half of scikit-learn, for targets wider than all parents
+
     plan = np.zeros((count, size, count, cells.shape[1]))
     for b, cell in enumerate(cells):
         centers = KMeans(size, n_init=1, random_state=problem.random_state).fit(cell).cluster_centers_

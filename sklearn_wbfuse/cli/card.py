@@ -56,7 +56,8 @@ $ {shlex.join(["wbfuse", *arguments.argv])}
 
 Paths count from the folder in which it was made, `{Path.cwd()}`.
 `fusion.transform([model])` carries other networks into its neuron order.
-`safetensors.torch.load_file("model.safetensors")` reads the state dict alone.
+`safetensors.torch.load_model(network, "model.safetensors")` fills a network of these widths without sklearn_wbfuse, strictly;
+tied tensors are in the file once.
 
 ## Parents
 

@@ -18,27 +18,13 @@ from ..datasets import load_digits, train_mlp
 from ..fusion.scores import outputs, score_outputs
 from ..inspection import InterpolationDisplay
 from ..model_selection.table import aligned, n_parameters
-from .options import seed
+from .parser import PICTURE
 from .text import timed
 
-__all__ = ["add_command", "run"]
+__all__ = ["run"]
 
 # Two hidden layers on scikit-learn's digits: two networks of equal widths and a wider one.
 SMALL, BETWEEN, LARGE = (64, 32), (96, 48), (128, 64)
-PICTURE = "wbfuse_demo.png"
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to those of a parser."""
-    parser = commands.add_parser(
-        "demo",
-        help="train small networks on digits, fuse them and show what comes out",
-        description="Train three small networks of different seeds and widths on scikit-learn's digits, fuse them, print a "
-        f"table and draw {PICTURE}. Takes seconds. Exits 1 unless the fused network beats the plain average.",
-    )
-    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes (default: here)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the first network (default: 0)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..base import did_you_mean
-from ..exceptions import FusionError
+from ..exceptions import FusionError, did_you_mean
 from ..graph import plain_copy
 
 __all__ = ["build"]
@@ -33,8 +32,7 @@ def build(name: str) -> nn.Module:
         raise FusionError(f"--model must be package.module:Net or path/to/file.py:Net. Got {name!r}.")
     module = _imported(where)
     if not hasattr(module, attribute):
-        hint = did_you_mean(attribute, [n for n in vars(module) if not n.startswith("_")])
-        raise FusionError(f"--model {name}: {where} has no {attribute!r}.{hint}")
+        raise FusionError(f"--model {name}: {where} has no {attribute!r}.{_meant(attribute, module)}")
     factory = getattr(module, attribute)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise FusionError(f"--model {name} is a {type(factory).__name__}; name a class or a function that makes a network.")
@@ -50,11 +48,21 @@ def build(name: str) -> nn.Module:
     return plain_copy(network, plain=False)
 
 
+def _meant(attribute: str, module: Any) -> str:
+    """Which network or function of a module was perhaps meant, those that it makes itself first; else its networks."""
+    found = {n: v for n, v in vars(module).items() if callable(v) and not n.startswith("_")}
+    own = [n for n, v in found.items() if getattr(v, "__module__", None) == module.__name__]
+    networks = [n for n in own if isinstance(found[n], type) and issubclass(found[n], nn.Module)]
+    hint = did_you_mean(attribute, own) or did_you_mean(attribute, found)
+    return hint or (f" Its networks: {', '.join(networks[:10])}." if networks else "")
+
+
 def _imported(where: str) -> Any:
     path = Path(where)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
-        raise FusionError(f"--model names the file {path}, which does not exist.")
+        hint = did_you_mean(path.name, [p.name for p in path.absolute().parent.glob("*.py")])
+        raise FusionError(f"--model names the file {path}, which does not exist.{hint}")
     folder = str(path.absolute().parent) if is_file else os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)

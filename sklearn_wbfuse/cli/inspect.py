@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,32 +13,10 @@ from ..model_selection.table import n_parameters
 from .checkpoints import Template, network_of, read
 from .data import example_inputs
 from .factories import build
-from .options import add_model_options
 from .summary import described, summary
 from .text import plain_errors
 
-__all__ = ["add_command", "run"]
-
-_EXAMPLE = """example:
-  wbfuse inspect fused                              what a saved fusion says of itself
-  wbfuse inspect fused --model train.py:Net         the same, and its neuron groups, found again and checked
-  wbfuse inspect a.pt --model train.py:Net          the neuron groups of a network: the names that --widths takes
-"""
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to those of a parser."""
-    parser = commands.add_parser(
-        "inspect",
-        help="show the neuron groups of a network, or what a saved fusion holds",
-        description="Show the neuron groups of a network in a file; of a saved fusion its parents, widths and couplings,\n"
-        "for which no code is needed.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("path", type=Path, metavar="MODEL", help="a file as for wbfuse fuse, or the folder of a saved fusion")
-    add_model_options(parser)
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,7 +43,7 @@ def _of_file(arguments: argparse.Namespace) -> str:
         raise FusionError(f"There is no file {arguments.path}.")
     inputs = example_inputs(arguments.input_shape)
     template = None if arguments.model is None else Template(build(arguments.model), inputs)
-    checkpoint = read(arguments.path, arguments.trust_pickle)
+    checkpoint = read(arguments.path, arguments.trust_pickle, arguments.ignore_extra)
     network = network_of(checkpoint, template)
     return f"{checkpoint}\n{_parameters(network)}, neuron groups:\n\n{discover(network, inputs)}"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["add_model_options", "cost", "device", "fractions", "seed", "widths"]
 
@@ -30,6 +31,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--trust-pickle",
         action="store_true",
         help="read pickled networks too (then --model is not needed); reading a pickle RUNS the code in it, so only your own",
+    )
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="leave out what a file holds beside the tensors of the network, such as the weights of a loss; a note names it",
     )
 
 
@@ -86,6 +92,8 @@ def cost(text: str) -> str | float:
 
 def device(text: str) -> torch.device:
     """A device that works here."""
+    import torch  # local: no other option needs it
+
     try:
         return torch.zeros(1, device=text).device
     except (AssertionError, RuntimeError, NotImplementedError) as error:

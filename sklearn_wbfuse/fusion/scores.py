@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
@@ -165,6 +164,8 @@ def score_outputs(
     ValueError
         If lengths differ.
     """
+    from sklearn.metrics import accuracy_score, r2_score  # local: not needed for a fit
+
     y = as_array(y)
     check_consistent_length(predicted, y)
     if holds_targets(y) if is_continuous is None else is_continuous:

@@ -136,7 +136,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "load reads the folder that save(folder) wrote, not one file"
         if folder.suffix == ".safetensors":
-            what += "; a network alone is read by model.load_state_dict(safetensors.torch.load_file(path))"
+            what += "; a network alone is read by safetensors.torch.load_model(model, path)"
         elif folder.suffix in _PICKLES:
             what = "it looks like a pickle, which can run code and is not read here. Give the folder that save(folder) wrote"
         raise PersistenceError(f"{folder} is a file: {what}.")

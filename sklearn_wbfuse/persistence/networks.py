@@ -80,7 +80,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ArchitectureMismatchError
-        Naming tensors or shapes that differ.
+        Naming tensors or shapes that differ, or two tensors that are stored for one of the network.
     """
     full = completed(state, model)
     _check_tensors(model, full)
@@ -90,7 +90,26 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(full[name].dtype)
     model.load_state_dict(full)
+    _check_held(model, full)
     recompute(model)
+
+
+def _check_held(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise unless a network holds all that was loaded: of two tensors for one memory it holds the later one."""
+    own = model.state_dict()
+    for name, tensor in own.items():
+        given = state[name].to(tensor.device)
+        if tensor.dtype == given.dtype and torch.equal(
+            *(t.nan_to_num() if t.is_floating_point() else t for t in (tensor, given))
+        ):
+            continue
+        memory = tensor.untyped_storage().data_ptr()
+        tied = next((n for n, t in own.items() if n != name and t.untyped_storage().data_ptr() == memory), None)
+        why = "" if tied is None else f", for it is one tensor with {tied!r} (tied), and two different ones are stored"
+        raise ArchitectureMismatchError(
+            f"The {type(model).__name__} can't hold the stored {name!r}{why}. Give a network in which they are two parameters, "
+            "or store equal tensors."
+        )
 
 
 def group_table(graph: Graph) -> dict[str, dict[str, Any]]:

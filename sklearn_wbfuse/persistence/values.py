@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Mapping
@@ -168,6 +169,7 @@ class Decoder:
             If its class or a parameter is unknown.
         """
         name = body["estimator"]
+        getattr(sys.modules[__name__.partition(".")[0]], name, None)  # the package imports its own when they are first named
         if name not in ESTIMATORS:
             raise PersistenceError(
                 f"The save holds a {name!r}, which no imported module defines; known are {sorted(ESTIMATORS)}. Import the module "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import ot
 
 from ..couplings import Coupling
 from ..exceptions import FusionWarning, TransportError
@@ -112,6 +111,8 @@ def exact(cost: np.ndarray) -> Coupling:
     if rows == columns:
         _check_finite(cost)
         return Coupling(index=assignment(cost))
+    import ot  # local: it brings all backends that it finds, half of scikit-learn and networkx
+
     cost = _shifted(cost)
     # Integer masses: vertices of the polytope are then integer, and no source is split without need.
     common = np.gcd(rows, columns)
