@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -279,10 +281,15 @@ def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
     a, b = _shapes(first), _shapes(other)
     if set(a) != set(b):
         only = [n for n in a if n not in b][:3], [n for n in b if n not in a][:3]
+        numbered = Counter(re.sub(r"\d+", "", n) for n in a) == Counter(re.sub(r"\d+", "", n) for n in b)
+        hint = (
+            " The names differ in numbers alone: give the layers of all models the same names (keras.utils.clear_session() "
+            "before each model is built, or keras.models.clone_model)."
+        )
         raise ArchitectureMismatchError(
             f"Models 0 and {position} have different parameters: only model 0 has {only[0]}, "
             f"only model {position} has {only[1]}. Only models of one architecture can be fused; "
-            "their widths may differ, their depth may not."
+            f"their widths may differ, their depth may not.{hint if numbered else ''}"
         )
 
 

@@ -45,12 +45,14 @@ class Case:
     build: Callable
     inputs: Callable
     sizes: dict
+    dtype: torch.dtype = torch.float64  # some have masks that double precision can't hold in their softmax
 
     @functools.cached_property
     def prepared(self):
         """The model with random values, its inputs and its graph."""
         rng = np.random.default_rng(0)
-        model, inputs = randomised(self.build(), rng), self.inputs(rng)
+        model, inputs = randomised(self.build(), rng).to(self.dtype), self.inputs(rng)
+        inputs = tuple(t.to(self.dtype) if t is not None and t.is_floating_point() else t for t in inputs)
         return model, inputs, Architecture.of(model, inputs).graph
 
 
@@ -61,6 +63,7 @@ WORDS = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id":
 BERT = {**WIDTHS, **WORDS, "max_position_embeddings": 40}
 GPT2 = {**WORDS, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20, "n_positions": 40, "use_cache": False}
 D_MODEL = {**WORDS, "d_model": 12, "use_cache": False}
+D_MODEL_OF_MAMBA = {**WORDS, "hidden_size": 12, "use_cache": False}
 VIT = {**WIDTHS, "image_size": 32, "patch_size": 8, "num_labels": 5}
 LLAMA = {**BERT, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False}
 STAGES = {"hidden_sizes": [4, 6, 8, 10], "depths": [1, 1, 2, 1], "num_labels": 5}
@@ -286,6 +289,66 @@ CASES = {
         floats(2, 8, 20),
         {"12": 2, "9": 1, **LAYERS},
     ),
+    # the encoder and the decoder return their streams
+    "whisper": Case(
+        lambda: tr.WhisperModel(
+            tr.WhisperConfig(
+                **WORDS,
+                **{**BART, "d_model": 12},
+                num_mel_bins=8,
+                max_source_positions=10,
+                max_target_positions=30,
+                use_cache=False,
+            )
+        ),
+        lambda rng: (*floats(2, 8, 20)(rng), None, *tokens(2, 7)(rng)),
+        {"12": 1, "20": 4, "3x4": 12, "3": 6},
+    ),
+    # relative positions are picked from their table by constants
+    "deberta": Case(
+        lambda: tr.DebertaForSequenceClassification(
+            tr.DebertaConfig(**BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], max_relative_positions=8)
+        ),
+        MASKED,
+        {"12": 2, **LAYERS},
+    ),
+    # of a selective state space, heads have numbers of their own and stay; the units within them move
+    "mamba2": Case(
+        lambda: tr.Mamba2ForCausalLM(
+            tr.Mamba2Config(
+                **D_MODEL_OF_MAMBA, num_hidden_layers=1, num_heads=3, head_dim=8, state_size=4, n_groups=1, chunk_size=4, expand=2
+            )
+        ),
+        TEXT,
+        {"12": 1, "1x8": 3, "1": 3, "4": 1},
+    ),
+    # a scale for each dimension of a head, the same in all heads: queries and keys move with their head
+    "timesfm": Case(
+        lambda: tr.TimesFmModel(
+            tr.TimesFmConfig(
+                **{**WIDTHS, "num_hidden_layers": 1}, patch_length=4, context_length=16, horizon_length=4, head_dim=4, freq_size=2
+            )
+        ),
+        lambda rng: (*floats(2, 16)(rng), torch.zeros(2, 16, dtype=torch.long), torch.zeros(2, 1, dtype=torch.long)),
+        {"20": 2, "3": 1, "3x4": 1},
+        torch.float32,
+    ),
+    "canine": Case(
+        lambda: tr.CanineModel(
+            tr.CanineConfig(
+                **BERT, num_hash_functions=2, num_hash_buckets=16, local_transformer_stride=4, upsampling_kernel_size=2
+            )
+        ),
+        tokens(2, 16),
+        {"20": 4, "3x4": 8, "3": 4},
+        torch.float32,
+    ),
+    # half of the dimensions of queries and keys are turned, which stay in order within their head
+    "phi": Case(
+        lambda: tr.PhiForCausalLM(tr.PhiConfig(**{**BERT, "hidden_size": 24}, partial_rotary_factor=0.5, use_cache=False)),
+        TEXT,
+        {"24": 1, "3": 2, "3x1": 2, "3x4": 2, "3x8": 2, "20": 2},
+    ),
 }
 
 
@@ -326,7 +389,8 @@ def test_a_permuted_copy_fuses_back(case):
     fused = WassersteinFusion(example_inputs=inputs).fit([model, twin]).fused_model_
     with torch.no_grad():
         expected = leaves(model(*inputs))
-        assert (leaves(fused(*inputs)) - expected).abs().max() < 1e-6 * expected.abs().max()
+        tol = 1e-6 if case.dtype == torch.float64 else 1e-3
+        assert (leaves(fused(*inputs)) - expected).abs().max() < tol * expected.abs().max()
 
 
 ONE = {"num_hidden_layers": 1, "num_labels": 5}
