@@ -9,6 +9,7 @@ noise of 0.3 of the spread of each weight. `make gpu` runs this after the tests.
 
 import contextlib
 import io
+import itertools
 import platform
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tables import show
 
@@ -39,7 +41,7 @@ TIE = 1e-6
 
 def network(width: int, depth: int) -> nn.Sequential:
     sizes = [784, *[width] * depth]
-    hidden = [layer for n, m in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(n, m), nn.ReLU())]
+    hidden = [layer for n, m in itertools.pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, 10)).eval()
 
 
@@ -71,9 +73,8 @@ def difference(one: WassersteinFusion, other: WassersteinFusion) -> str:
     moved = sum(int((np.abs(a[name] - b[name]).max(1) > 1e-12).sum()) for a, b in pairs for name in a)
     apart = abs(one.energy_ - other.energy_) / abs(other.energy_)
     if moved and apart > TIE:
-        raise SystemExit(
-            f"The device couples {moved} neurons otherwise, at an energy of {one.energy_:.9g} for {other.energy_:.9g}."
-        )
+        energies = f"{one.energy_:.9g} for {other.energy_:.9g}"
+        raise SystemExit(f"The device couples {moved} neurons otherwise, at an energy of {energies}.")
     return "the same" if not moved else f"{moved} neurons, energies {apart:.0e} apart"
 
 
