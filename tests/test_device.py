@@ -229,3 +229,12 @@ def test_single_precision(device, name):
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     out = [o if torch.is_tensor(o) else o[0] for o in (fused(x), models[0](x))]
     torch.testing.assert_close(*out, rtol=1e-3, atol=1e-3)
+
+
+def test_the_random_state_of_the_device_is_untouched(device):
+    if device.type != "cuda":
+        pytest.skip("the CPU's is looked at elsewhere")
+    models = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), layer("orthogonal")).eval().to(device) for _ in range(2)]
+    before = torch.cuda.get_rng_state(device)
+    WassersteinFusion(correction="regression", probe=NOISE).fit(models)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)

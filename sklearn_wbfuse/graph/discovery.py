@@ -251,7 +251,7 @@ def _depends_on(plain: nn.Module, inputs: tuple[Any, ...], names: Sequence[str])
     tensors = dict(twin.named_parameters())
     for _ in range(2):
         with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules():
-            torch.manual_seed(0)
+            torch.random.default_generator.manual_seed(0)  # torch.manual_seed would set those of GPUs, too
             seen.append([t for t in pytree.tree_leaves(twin(*pytree.tree_map(_clone, inputs))) if isinstance(t, Tensor)])
             for name in names:
                 tensors[name].add_(torch.rand_like(tensors[name]))
