@@ -60,7 +60,7 @@ def assert_same(one, other):
     [
         {},
         {"schedule": "layerwise", "reg": 0.05},
-        {"n_init": 3, "target_widths": 1.5, "merge": "all"},
+        {"n_init": 3, "target_widths": 2.0, "merge": "all"},
         {"cost": 0.5, "correction": "regression", "probe": NOISE},
         {"correction": ("repair", "batchnorm"), "probe": NOISE},
     ],
