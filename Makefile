@@ -10,7 +10,8 @@ PYTHON      ?= python3
 PIP_EXTRA   ?=
 PYTEST_ARGS ?=
 SPHINXOPTS  ?=
-BENCH       ?= $(sort $(wildcard benchmarks/bench_*.py benchmarks/speed/bench_*.py))
+DEVICE      ?= cuda
+BENCH       ?= $(sort $(filter-out %/bench_device.py,$(wildcard benchmarks/bench_*.py benchmarks/speed/bench_*.py)))
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -27,7 +28,7 @@ LINT := $(VENV)/.installed-lint
 DOC  := $(VENV)/.installed-doc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench doc clean
+.PHONY: help setup demo test lint check bench gpu doc clean
 
 help: ## list these targets
 	@echo "Usage: make TARGET [PYTHON=python3] [PIP_EXTRA=\"...\"]"
@@ -56,6 +57,9 @@ check: test lint ## test and lint
 bench: $(BASE) ## run the benchmarks, or one of them: BENCH=benchmarks/bench_x.py
 	@test -n "$(BENCH)" || echo "No benchmarks/bench_*.py or benchmarks/speed/bench_*.py to run."
 	@set -e; for b in $(BENCH); do echo "== $$b"; $(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python "$$b"; done
+
+gpu: ## run the tests and two fits on a CUDA device, with PYTHON as it is; DEVICE=cpu is a dry run
+	@$(PYTHON) benchmarks/speed/on_device.py $(DEVICE)
 
 doc: $(DOC) ## build the documentation in doc/_build/html
 	MPLBACKEND=Agg $(BIN)/python -m sphinx -b html $(SPHINXOPTS) doc doc/_build/html

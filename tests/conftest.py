@@ -11,7 +11,18 @@ settings.register_profile("thorough", deadline=None, max_examples=200, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+DEVICE = os.environ.get("WBFUSE_DEVICE", "cpu")
+
+
 @pytest.fixture(scope="session")
 def device():
-    """Where the properties run: on a GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where models and inputs live: the environment variable WBFUSE_DEVICE, the CPU by default."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device(DEVICE)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark whatever asks for `device`, so that ``-m device`` selects it (``make gpu``)."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("device")

@@ -208,11 +208,11 @@ def _write(module: nn.Module, leaf: str, value: Tensor, name: str, exact: bool) 
         setattr(module, leaf, _compute(module, hook))
         return
     parts = _lists(module)[leaf]
-    value = value.to(getattr(module, leaf).dtype)
+    value = value.to(getattr(module, leaf))  # its dtype and device
     if isinstance(parts[-1], _Orthogonal):
         value = _nearest_orthogonal(value)  # torch's own right_inverse makes another one of it
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[value.device] if value.is_cuda else []):
             torch.manual_seed(0)  # orthogonal matrices that are not square are completed by random columns
             setattr(module, leaf, value)
     except Exception as error:

@@ -24,6 +24,9 @@ aten = torch.ops.aten
 _BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
 """The names of batch norms in functional graphs, with statistics and without."""
 
+_ANY_STRIDES: dict[Any, Any] = dict.fromkeys([aten.view.default, aten._unsafe_view.default], aten.reshape.default)
+"""Networks are traced on the CPU; on another device attention and convolutions may lay their results out in another order."""
+
 
 def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.export.ExportedProgram:
     """The trace of a plain network on inputs of one batch, for the dtype and device of a tensor.
@@ -129,7 +132,7 @@ class Steps:
         """The value of an operation on one batch, of other arguments if given."""
         given = node.args if arguments is None else arguments
         read: Any = map_arg((given, node.kwargs), lambda n: self.read(n, batch))
-        return node.target(*read[0], **read[1])  # type: ignore[operator]
+        return _ANY_STRIDES.get(node.target, node.target)(*read[0], **read[1])
 
     def keep(self, nodes: Iterable[Node], position: int) -> None:
         """Hold the values of nodes until a position."""

@@ -141,6 +141,7 @@ def _spatial(name: str, space: int) -> None:
     operation = getattr(torch.ops.aten, name)
 
     def apply(record: Record, x: Value, *options: Any, **named: Any) -> Value | tuple[Value, Value]:
+        """The same to every channel; where maxima are taken, channels can't change sign."""
         first = len(x.shape) - space
         x = _out_of_space(record, x, space)
         out = operation(torch.empty(x.shape, device="meta"), *options, **named)
@@ -193,6 +194,7 @@ def grid_sampler(record: Record, x: Value, grid: Value, *_: Any) -> Value:
 
 def _unpooling(space: int) -> None:
     def apply(record: Record, x: Value, index: Value, size: Sequence[int], *_: Any) -> Value:
+        """Values put back to where they stood, for each channel by its own indices."""
         record.rigid(*index.layers)
         both = combine(record, "max_unpool", [_out_of_space(record, x, space), _out_of_space(record, index, space)], "product")
         first = len(x.shape) - space

@@ -40,6 +40,7 @@ def _register_moves() -> None:
         operation = _operation(name)
 
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+            """The same operation is done to the labels."""
             return x.map(lambda ids: operation(ids, *arguments, **named))
 
         register_rule(f"aten::{name}")(apply)
@@ -51,6 +52,7 @@ def _register_moves() -> None:
             return operation(ids, *arguments, **named)[k]
 
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> tuple[Value, ...]:
+            """Pieces of the labels."""
             pieces = len(operation(torch.empty(x.shape, device="meta"), *arguments, **named))
             return tuple(x.map(partial(piece, k, arguments, named)) for k in range(pieces))
 
@@ -60,6 +62,7 @@ def _register_moves() -> None:
         operation = _operation(name)
 
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+            """The same operation is done to the labels; copies are known to be equal."""
             return _tracked(x).map(lambda ids: operation(ids, *arguments, **named))
 
         register_rule(f"aten::{name}")(apply)

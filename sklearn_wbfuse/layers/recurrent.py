@@ -168,6 +168,7 @@ def _sequence(name: str) -> None:
         bidirectional: bool,
         batch_first: bool,
     ) -> Value | tuple[Value, ...]:
+        """Level after level, forwards and backwards: the gates of a unit move together."""
         states = [initial] if isinstance(initial, Value) else list(initial)
         directions = 2 if bidirectional else 1
         each = len(parameters) // (num_layers * directions)
@@ -215,6 +216,7 @@ def _step(name: str) -> None:
         b_ih: Value | None = None,
         b_hh: Value | None = None,
     ) -> Value | tuple[Value, ...]:
+        """One step of a cell: the gates of a unit move together."""
         states = [initial] if isinstance(initial, Value) else list(initial)
         cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh), states)
         if cell is None:

@@ -48,6 +48,7 @@ def reduced(record: Record, x: Value, dims: tuple[int, ...], keepdim: bool, kind
 def _register() -> None:
     def over_dims(name: str, kind: str, position: int, indices: bool = False) -> None:
         def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+            """One number for all along some dimensions, whatever their order."""
             dims = named.get("dim", arguments[position] if len(arguments) > position else None)
             dims = None if isinstance(dims, bool) else dims
             keep = bool(named.get("keepdim", arguments[-1] if arguments and isinstance(arguments[-1], bool) else False))

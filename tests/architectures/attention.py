@@ -98,7 +98,11 @@ class BERT(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, tokens, mask):
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1])) + self.segments(torch.zeros_like(tokens))
+        x = (
+            self.tokens(tokens)
+            + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+            + self.segments(torch.zeros_like(tokens))
+        )
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=mask == 0)
@@ -135,7 +139,7 @@ class GPT(nn.Module):
         self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens):
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         return self.lm_head(self.norm(x))

@@ -22,12 +22,12 @@ FEATURES = [
 ]
 
 
-def problem(seed, target=(4, 3), source=(5, 2)):
+def problem(seed, target=(4, 3), source=(5, 2), device="cpu"):
     rng = np.random.default_rng(seed)
     size, own = dict(zip("ab", target, strict=True)), dict(zip("ab", source, strict=True))
 
     def arrays(sizes):
-        return [torch.as_tensor(rng.normal(size=(*[sizes[g] for g in f.groups], 2))) for f in FEATURES]
+        return [torch.as_tensor(rng.normal(size=(*[sizes[g] for g in f.groups], 2))).to(device) for f in FEATURES]
 
     def coupling(shape):
         mass = round_to_marginals(rng.random(shape) + 1e-3)
@@ -44,7 +44,7 @@ def by_definition(targets, models, plans):
     halves = {g: [(c.mass + c.plan) / 2, (c.mass - c.plan) / 2] for g, c in plans.items()}
     total = 0.0
     for feature, t, s in zip(FEATURES, targets, models, strict=True):
-        factor, dense_t, dense_s = 1.0, t.numpy().copy(), s.numpy().copy()
+        factor, dense_t, dense_s = 1.0, *(array.cpu().numpy().copy() for array in (t, s))
         for axis, role in enumerate(feature.roles):
             n, n_source = t.shape[axis], s.shape[axis]
             factor *= n if role == "out" else 1 / n
@@ -61,15 +61,15 @@ def by_definition(targets, models, plans):
 
 @pytest.mark.parametrize("source", [(5, 2), (4, 3), (2, 6)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_energy_is_its_definition(seed, source):
-    targets, model, plans = problem(seed, source=source)
+def test_the_energy_is_its_definition(seed, source, device):
+    targets, model, plans = problem(seed, source=source, device=device)
     moved = [carried(f, a, plans) for f, a in zip(FEATURES, model, strict=True)]
     assert energy(FEATURES, targets, [model], [moved], [1.0]) == pytest.approx(by_definition(targets, model, plans))
 
 
 @pytest.mark.parametrize("group", ["a", "b"])
-def test_the_cost_matrix_holds_the_groups_share_of_the_energy(group):
-    targets, model, plans = problem(0)
+def test_the_cost_matrix_holds_the_groups_share_of_the_energy(group, device):
+    targets, model, plans = problem(0, device=device)
     share = 0.0
     for f, t, s in zip(FEATURES, targets, model, strict=True):
         if group in f.groups:
@@ -79,12 +79,12 @@ def test_the_cost_matrix_holds_the_groups_share_of_the_energy(group):
 
 def inner(costs, plan):
     total, signed = costs
-    return (total.numpy() * plan.mass).sum() - (signed.numpy() * plan.plan).sum()
+    return (total.cpu().numpy() * plan.mass).sum() - (signed.cpu().numpy() * plan.plan).sum()
 
 
-def test_cost_differences_are_energy_differences():
+def test_cost_differences_are_energy_differences(device):
     """For a group that stands once in every tensor the energy is linear in its plan."""
-    targets, model, plans = problem(1)
+    targets, model, plans = problem(1, device=device)
     other = {**plans, "a": problem(2)[2]["a"]}
     costs = cost("a", FEATURES, targets, model, plans)
     values = [by_definition(targets, model, p) for p in (plans, other)]
@@ -92,21 +92,21 @@ def test_cost_differences_are_energy_differences():
 
 
 @given(st.integers(0, 1000))
-def test_the_mean_of_carried_models_is_the_best_target(seed):
-    _, one, plans = problem(seed)
-    _, two, others = problem(seed + 1)
+def test_the_mean_of_carried_models_is_the_best_target(device, seed):
+    _, one, plans = problem(seed, device=device)
+    _, two, others = problem(seed + 1, device=device)
     weights = [0.3, 0.7]
     moved = [[carried(f, a, p) for f, a in zip(FEATURES, m, strict=True)] for m, p in ((one, plans), (two, others))]
     best = mean_target(moved, weights)
     lowest = energy(FEATURES, best, [one, two], moved, weights)
     rng = np.random.default_rng(seed)
-    nudged = [t + 0.1 * torch.as_tensor(rng.normal(size=t.shape)) for t in best]
+    nudged = [t + 0.1 * torch.as_tensor(rng.normal(size=t.shape)).to(device) for t in best]
     assert energy(FEATURES, nudged, [one, two], moved, weights) > lowest
 
 
-def test_permutations_are_carried_as_gathers():
+def test_permutations_are_carried_as_gathers(device):
     rng = np.random.default_rng(0)
-    _, model, _ = problem(0, source=(4, 3))
+    _, model, _ = problem(0, source=(4, 3), device=device)
     index = {g: Coupling(index=rng.permutation(n), signs=rng.choice([-1.0, 1.0], n)) for g, n in (("a", 4), ("b", 3))}
     dense = {g: Coupling(c.plan) for g, c in index.items()}
     for f, a in zip(FEATURES, model, strict=True):

@@ -10,7 +10,7 @@ from sklearn_wbfuse.graph import floating_state
 
 
 @given(networks(), st.integers(0, 1000))
-def test_copies_that_differ_by_scales_become_equal(model, seed):
+def test_copies_that_differ_by_scales_become_equal(device, model, seed):
     graph = discover(model, (model.example,))
     rng = np.random.default_rng(seed)
 
@@ -24,7 +24,7 @@ def test_copies_that_differ_by_scales_become_equal(model, seed):
     twin = disguised(model, type("Scales", (), {k: staticmethod(f) for k, f in only_scales.items()}), scales=True)
     balanced = []
     for network in (model, twin):
-        described, arrays = features(graph, floating_state(network), 1.0)
+        described, arrays = features(graph, floating_state(network.to(device)), 1.0)
         scales = balance(described, arrays)
         assert set(scales) == {n for n, g in graph.groups.items() if g.scalable}
         balanced.append(scaled(described, arrays, scales))
@@ -32,21 +32,21 @@ def test_copies_that_differ_by_scales_become_equal(model, seed):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_the_balanced_gauge_has_the_smallest_norm():
+def test_the_balanced_gauge_has_the_smallest_norm(device):
     model = torch.nn.Sequential(
         torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
-    )
+    ).to(device)
     described, arrays = features(discover(model), floating_state(model), 1.0)
     scales = balance(described, arrays)
     best = sum(float((a**2).sum()) for a in scaled(described, arrays, scales))
     rng = np.random.default_rng(0)
     for _ in range(20):
-        other = {n: c * torch.as_tensor(rng.uniform(0.8, 1.25, len(c))) for n, c in scales.items()}
+        other = {n: c * torch.as_tensor(rng.uniform(0.8, 1.25, len(c))).to(device) for n, c in scales.items()}
         assert sum(float((a**2).sum()) for a in scaled(described, arrays, other)) > best
 
 
-def test_a_dead_neuron_keeps_its_scale():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+def test_a_dead_neuron_keeps_its_scale(device):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).to(device)
     with torch.no_grad():
         model[0].weight[1], model[0].bias[1] = 0, 0
     scales = balance(*features(discover(model), floating_state(model), 1.0))

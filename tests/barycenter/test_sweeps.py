@@ -33,11 +33,11 @@ def network(signable, skip):
     return features + ([Feature("skip", ("c", "a"), ("out", "in"), (1.0, -1.0), (False, odd))] if skip else [])
 
 
-def random_problem(seed, count, signable, skip, weights):
+def random_problem(seed, count, signable, skip, weights, device):
     rng, described = np.random.default_rng(seed), network(signable, skip)
     draw = {"1b": 1, "2b": 1, "gain": 1}
     models = [
-        [torch.as_tensor(rng.normal(size=(*[SIZES[g] for g in f.groups], draw.get(f.name, 5)))) for f in described]
+        [torch.as_tensor(rng.normal(size=(*[SIZES[g] for g in f.groups], draw.get(f.name, 5)))).to(device) for f in described]
         for _ in range(count)
     ]
     proportions = rng.dirichlet(np.ones(count)).tolist() if weights else [1 / count] * count
@@ -58,9 +58,10 @@ def plain_sweeps(problem, start):
                 others = [sum(problem.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in at]
                 described, source = [problem.described[p] for p in at], [problem.models[i][p] for p in at]
                 even, odd = cost(group, described, others, source, plans[i])
-                matrix = even.numpy() - (0 if odd is None else np.abs(odd.numpy()))
+                even, odd = (None if m is None else m.cpu().numpy() for m in (even, odd))
+                matrix = even - (0 if odd is None else np.abs(odd))
                 index = linear_sum_assignment(matrix)[1]
-                signs = None if odd is None else np.where(odd.numpy()[np.arange(len(index)), index] < 0, -1.0, 1.0)
+                signs = None if odd is None else np.where(odd[np.arange(len(index)), index] < 0, -1.0, 1.0)
                 trial = [dict(p) for p in plans]
                 trial[i][group] = Coupling(index=index, signs=signs)
                 if problem.solution(trial).energy < problem.solution(plans).energy * (1 - 1e-12):
@@ -72,8 +73,8 @@ def plain_sweeps(problem, start):
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3, 4]), st.booleans(), st.booleans(), st.booleans(), st.booleans())
-def test_couplings_and_energies_are_those_of_plain_sweeps(seed, count, signable, skip, weights, layers):
-    problem = random_problem(seed, count, signable, skip, weights)
+def test_couplings_and_energies_are_those_of_plain_sweeps(device, seed, count, signable, skip, weights, layers):
+    problem = random_problem(seed, count, signable, skip, weights, device)
     start = layerwise(problem) if layers else random_start(problem)
     found, (plans, history) = joint(problem, start), plain_sweeps(problem, start)
     np.testing.assert_allclose(found.history, history, rtol=1e-9)
@@ -84,7 +85,7 @@ def test_couplings_and_energies_are_those_of_plain_sweeps(seed, count, signable,
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_few_neurons_that_move_are_updated_well(count):
+def test_a_few_neurons_that_move_are_updated_well(count, device):
     """Networks of 40 neurons a layer that differ by little but for a few neurons: most steps move a few."""
     rng = np.random.default_rng(0)
     sizes = {"a": 40, "b": 40}
@@ -94,7 +95,7 @@ def test_a_few_neurons_that_move_are_updated_well(count):
         Feature("3", ("b",), ("in",), (-1.0,), (False,)),
     ]
     base = [rng.normal(size=(*[sizes[g] for g in f.groups], 6)) for f in described]
-    models = [[torch.as_tensor(b + 0.8 * rng.normal(size=b.shape)) for b in base] for _ in range(count)]
+    models = [[torch.as_tensor(b + 0.8 * rng.normal(size=b.shape)).to(device) for b in base] for _ in range(count)]
     problem = Problem(described, models, sizes, [sizes] * count, [1 / count] * count, tol=0)
     order = np.arange(40)
     order[:4] = [1, 2, 3, 0]
@@ -106,8 +107,8 @@ def test_a_few_neurons_that_move_are_updated_well(count):
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4, 0.0]])
-def test_a_model_of_weight_0_is_matched_all_the_same(weights):
-    problem = replace(random_problem(3, len(weights), False, True, False), weights=weights)
+def test_a_model_of_weight_0_is_matched_all_the_same(weights, device):
+    problem = replace(random_problem(3, len(weights), False, True, False, device), weights=weights)
     i = weights.index(0.0)
     start = random_start(problem)
     found = joint(problem, start)
@@ -122,8 +123,8 @@ def test_a_model_of_weight_0_is_matched_all_the_same(weights):
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_results_do_not_depend_on_the_number_of_jobs(count):
-    problem = random_problem(0, count, True, True, False)
+def test_results_do_not_depend_on_the_number_of_jobs(count, device):
+    problem = random_problem(0, count, True, True, False, device)
     one, many = (layerwise(replace(problem, n_jobs=n)) for n in (1, 3))
     assert one.energy == many.energy
     for a, b in zip(one.plans, many.plans, strict=True):
@@ -139,8 +140,8 @@ def test_results_do_not_depend_on_the_number_of_jobs(count):
     st.sampled_from([0.01, 0.1]),
     st.sampled_from([1, 5]),
 )
-def test_the_entropic_step_couples_each_model_with_the_exact_others(seed, count, signable, skip, weights, reg, max_iter):
-    problem = replace(random_problem(seed, count, signable, skip, weights), reference=seed % count, max_iter=max_iter)
+def test_the_entropic_step_couples_each_model_with_the_exact_others(device, seed, count, signable, skip, weights, reg, max_iter):
+    problem = replace(random_problem(seed, count, signable, skip, weights, device), reference=seed % count, max_iter=max_iter)
     exact = joint(problem, layerwise(problem))
     before = [{g: own[g].plan.copy() for g in SIZES} for own in exact.plans]
     problem = replace(problem, reg=reg)
@@ -168,8 +169,8 @@ def test_the_entropic_step_couples_each_model_with_the_exact_others(seed, count,
 
 @pytest.mark.parametrize("signable", [False, True])
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signable):
-    problem = replace(random_problem(1, count, signable, True, True), tol=0)
+def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signable, device):
+    problem = replace(random_problem(1, count, signable, True, True, device), tol=0)
     exact = joint(problem, layerwise(problem))
     distances = []
     for reg in (0.1, 1e-2, 1e-4):
@@ -179,8 +180,8 @@ def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signab
     assert distances[0] > distances[1] > distances[2] and distances[2] < 0.01
 
 
-def test_a_reference_without_weight_is_blurred_and_the_heaviest_model_is_not():
-    problem = replace(random_problem(0, 3, True, True, False), weights=[0.3, 0.0, 0.7], reference=1, reg=0.05)
+def test_a_reference_without_weight_is_blurred_and_the_heaviest_model_is_not(device):
+    problem = replace(random_problem(0, 3, True, True, False, device), weights=[0.3, 0.0, 0.7], reference=1, reg=0.05)
     found = blurred(problem, random_start(problem))
     for group in SIZES:
         assert [own[group].is_permutation for own in found.plans] == [False, False, True]

@@ -40,13 +40,13 @@ class AdapterConformance:
             metafunc.parametrize("case", self.cases.values(), ids=list(self.cases))
 
     @pytest.fixture
-    def prepared(self, case):
+    def prepared(self, case, device):
         if id(case) not in _PREPARED:
-            _PREPARED[id(case)] = self._prepare(case)
+            _PREPARED[id(case)] = self._prepare(case, device)
         return *_PREPARED[id(case)], np.random.default_rng(1)
 
     @staticmethod
-    def _prepare(case):
+    def _prepare(case, device):
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
         model = case.build().double().eval()
@@ -55,7 +55,8 @@ class AdapterConformance:
                 positive = "var" in name
                 tensor.copy_(torch.as_tensor(rng.uniform(0.5, 1.5, tensor.shape) if positive else rng.normal(size=tensor.shape)))
         drawn = rng.integers(0, case.integers, case.shape) if case.integers else rng.normal(size=case.shape)
-        inputs = (torch.as_tensor(drawn),)
+        inputs = (torch.as_tensor(drawn).to(device),)
+        model.to(device)
         return model, inputs, Architecture.of(model, inputs).graph
 
     def test_groups_are_those_of_the_hand_written_table(self, case, prepared):

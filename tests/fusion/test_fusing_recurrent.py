@@ -12,8 +12,17 @@ from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionWarning
 
 
-def pair(kind="rnn_tanh", hidden=(7, 7), **options):
-    return [randomised(Recurrent(kind, h, **options), np.random.default_rng(seed)) for seed, h in enumerate(hidden)]
+@pytest.fixture
+def pair(device):
+    """Two or more networks of a kind, with random weights."""
+
+    def draw(kind="rnn_tanh", hidden=(7, 7), **options):
+        models = [randomised(Recurrent(kind, h, **options), np.random.default_rng(seed)) for seed, h in enumerate(hidden)]
+        for model in models:
+            model.to(device).example = model.example.to(device)
+        return models
+
+    return draw
 
 
 def fit(models, **options):
@@ -30,7 +39,7 @@ KINDS = ["rnn_tanh", "rnn_relu", "lstm", "gru"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alpha_h_of_zero_does_not_look_at_recurrent_weights(kind):
+def test_alpha_h_of_zero_does_not_look_at_recurrent_weights(pair, kind):
     models = pair(kind)
     other = copy.deepcopy(models)
     with torch.no_grad():
@@ -44,7 +53,7 @@ def test_alpha_h_of_zero_does_not_look_at_recurrent_weights(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_energy_is_linear_in_alpha_h_with_the_recurrent_weights_as_its_slope(kind):
+def test_the_energy_is_linear_in_alpha_h_with_the_recurrent_weights_as_its_slope(pair, kind):
     """At couplings that do not move: copies whose units stay where they are, with noise on W_hh."""
     model = pair(kind)[0]
     twin = copy.deepcopy(model)
@@ -52,7 +61,7 @@ def test_the_energy_is_linear_in_alpha_h_with_the_recurrent_weights_as_its_slope
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             if "weight_hh" in name:
-                noise = 1e-3 * torch.as_tensor(np.random.default_rng(0).normal(size=parameter.shape))
+                noise = 1e-3 * torch.as_tensor(np.random.default_rng(0).normal(size=parameter.shape)).to(parameter)
                 parameter += noise
                 difference += float((noise**2).sum()) / 4  # each of two models is half of it away from the mean
     for alpha_h in (0.5, 2.0):
@@ -61,7 +70,7 @@ def test_the_energy_is_linear_in_alpha_h_with_the_recurrent_weights_as_its_slope
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layerwise_looks_at_incoming_weights_alone_and_joint_at_the_heads(kind):
+def test_layerwise_looks_at_incoming_weights_alone_and_joint_at_the_heads(pair, kind):
     models = pair(kind, hidden=(8, 8))
     other = copy.deepcopy(models)
     with torch.no_grad():
@@ -75,14 +84,14 @@ def test_layerwise_looks_at_incoming_weights_alone_and_joint_at_the_heads(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sweeps_over_all_weights_never_raise_the_energy(kind):
+def test_sweeps_over_all_weights_never_raise_the_energy(pair, kind):
     models = pair(kind, hidden=(8, 8, 8), levels=2)
     layerwise, joint = (fit(models, schedule=s) for s in ("layerwise", "joint"))
     assert joint.energy_ <= layerwise.energy_ * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_starts_are_recorded_and_the_lowest_energy_is_kept(kind):
+def test_starts_are_recorded_and_the_lowest_energy_is_kept(pair, kind):
     models = pair(kind, hidden=(16, 16))
     single, many = fit(models, n_init=1), fit(models, n_init=6)
     assert len(single.history_) == 1 and len(many.history_) == 6
@@ -97,7 +106,7 @@ def test_starts_are_recorded_and_the_lowest_energy_is_kept(kind):
 
 @pytest.mark.parametrize("schedule", ["layerwise", "joint"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_entropic_plans_have_their_marginals(kind, schedule):
+def test_entropic_plans_have_their_marginals(pair, kind, schedule):
     models = pair(kind, hidden=(6, 8))
     fusion = fit(models, reg=0.05, schedule=schedule)
     for couplings, model in zip(fusion.couplings_, models, strict=True):
@@ -110,7 +119,7 @@ def test_entropic_plans_have_their_marginals(kind, schedule):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_hidden_sizes(kind):
+def test_other_hidden_sizes(pair, kind):
     models = pair(kind, hidden=(5, 8), levels=2, bidirectional=True)
     for widths, size in ((None, 8), (0.75, 6), (2.0, 16)):
         fused = fit(models, target_widths=widths, merge="all").fused_model_
@@ -119,7 +128,7 @@ def test_other_hidden_sizes(kind):
         assert fused(models[0].example).shape == models[0](models[0].example).shape
 
 
-def test_signed_plans_couple_neurons_with_their_negatives():
+def test_signed_plans_couple_neurons_with_their_negatives(pair):
     model = pair("gru", hidden=(6,))[0]
     twin = disguised(model, np.random.default_rng(3), scales=True)
     signed, unsigned = fit([model, twin]), fit([model, twin], symmetry="permutation")
@@ -129,14 +138,14 @@ def test_signed_plans_couple_neurons_with_their_negatives():
     assert all((c["rnn.l0"] >= 0).all() for c in unsigned.couplings_)
 
 
-def test_a_twice_as_wide_network_narrows_back():
+def test_a_twice_as_wide_network_narrows_back(pair):
     model = pair("gru", hidden=(5,))[0]
     wide = fit([model], target_widths=2.0).fused_model_
     narrow = fit([wide], target_widths=0.5).fused_model_
     torch.testing.assert_close(narrow(model.example), model(model.example), rtol=1e-8, atol=1e-8)
 
 
-def test_grid_search_over_alpha_h_and_reg():
+def test_grid_search_over_alpha_h_and_reg(pair):
     models = [m.float() for m in pair("lstm", hidden=(6, 6))]
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, 5, 4)).astype(np.float32), rng.integers(0, 5, 40)
@@ -153,13 +162,13 @@ def test_a_cell_of_another_kind_is_named():
 
 
 @pytest.mark.parametrize("init", [0, 1])
-def test_the_parent_that_the_start_takes_its_order_from_stays_in_place(init):
+def test_the_parent_that_the_start_takes_its_order_from_stays_in_place(pair, init):
     fusion = fit(pair("gru"), init=init)
     np.testing.assert_array_equal(fusion.couplings_[init]["rnn.l0"], np.eye(7) / 7)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0]])
-def test_a_model_of_weight_zero_is_matched_as_one_of_little_weight(weights):
+def test_a_model_of_weight_zero_is_matched_as_one_of_little_weight(pair, weights):
     models = pair("lstm", hidden=(8, 8), levels=2)
     none, little = fit(models, weights=weights), fit(models, weights=[max(w, 1e-6) for w in weights])
     other = weights.index(0.0)
@@ -167,7 +176,7 @@ def test_a_model_of_weight_zero_is_matched_as_one_of_little_weight(weights):
         np.testing.assert_array_equal(none.couplings_[other][name], little.couplings_[other][name])
 
 
-def test_an_orthogonal_parametrization_that_can_not_hold_the_mean_says_so():
+def test_an_orthogonal_parametrization_that_can_not_hold_the_mean_says_so(pair):
     models = pair("rnn_tanh", hidden=(5, 5))
     for model in models:
         torch.nn.utils.parametrizations.orthogonal(model.rnn, "weight_hh_l0")

@@ -385,13 +385,11 @@ class TestPyTorchPolicy:
         fused = WassersteinFusion().fit(models).fused_model_
         assert fused.linears[0].weight.dtype == torch.float16 and torch.isfinite(fused.linears[0].weight).all()
 
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    def test_computation_on_a_gpu_gives_the_same_fusion(self):
+    def test_computation_on_the_device_gives_the_same_fusion(self, device):
         models = family(lambda: CNN(6, 5, 7), 3)
         x = models[0].example
         here = WassersteinFusion(example_inputs=(x,)).fit(models)
-        there = WassersteinFusion(example_inputs=(x,), device="cuda").fit(models)
+        there = WassersteinFusion(example_inputs=(x,), device=device).fit(models)
         assert there.energy_ == pytest.approx(here.energy_)
         torch.testing.assert_close(there.fused_model_(x), here.fused_model_(x))
 

@@ -124,8 +124,12 @@ class MixedInputs(nn.Module):
         return torch.as_tensor(rng.normal(size=(2, 3))), 3, {"b": torch.as_tensor(rng.normal(size=(2, 4))), "a": None}
 
     def forward(self, x, factor, more):
-        y = self.linear(x)[:, self.order] * factor + more["b"] + torch.tensor([0.5, 0.0, 1.0, 2.0], dtype=torch.float64)
-        return {"y": y * self.kept, "rest": (y.exp() * self.dropped * self.inner.attribute, x)}
+        y = (
+            self.linear(x)[:, self.order] * factor
+            + more["b"]
+            + torch.tensor([0.5, 0.0, 1.0, 2.0], dtype=torch.float64).to(x.device)
+        )
+        return {"y": y * self.kept, "rest": (y.exp() * self.dropped * self.inner.attribute.to(x), x)}
 
 
 class TestWhatIsNotAParameter:

@@ -54,7 +54,7 @@ class TestElementwise(AdapterConformance):
         "quotient": between(lambda x: x / (1 + x.detach() ** 2), scalable=False),
         "scalar product": between(lambda x: 2 * x),
         "scalar sum": between(lambda x: x + 1, scalable=False),
-        "constant": between(lambda x: x * torch.full((6,), 2.0, dtype=x.dtype), widens=False),
+        "constant": between(lambda x: x * torch.full((6,), 2.0).to(x), widens=False),
         "in place": between(lambda x: x.clone().mul_(2).relu_()),
         "clamp": between(lambda x: x.clamp(-1, 1), scalable=False),
         "where": between(lambda x: torch.where(x > 0, x, -x), scalable=False),

@@ -185,7 +185,7 @@ class Heads(nn.Module):
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def turn(self, x):
-        angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.3], dtype=x.dtype).repeat(2)
+        angle = torch.arange(x.shape[2]).to(x)[:, None] * torch.tensor([1.0, 0.3]).to(x).repeat(2)
         return x * angle.cos() + torch.cat([-x[..., 2:], x[..., :2]], -1) * angle.sin()
 
     def forward(self, x):
@@ -203,11 +203,11 @@ class Heads(nn.Module):
             k, v = (t.repeat_interleave(self.h // self.s, 1) if self.s > 1 else t for t in (k, v))
             scores = q @ k.transpose(-2, -1) / 2
             if self.slopes:
-                scores = scores + torch.arange(1.0, 1.0 + self.h, dtype=x.dtype)[:, None, None] * torch.arange(x.shape[1])
+                scores = scores + torch.arange(1.0, 1.0 + self.h).to(x)[:, None, None] * torch.arange(x.shape[1]).to(x)
             if self.gain is not None:
                 scores = scores * self.gain
             if self.table is not None:
-                steps = torch.arange(x.shape[1])
+                steps = torch.arange(x.shape[1], device=x.device)
                 scores = scores + self.table((steps[:, None] - steps).abs()).permute(2, 0, 1)
             y = scores.softmax(-1) @ v
         return self.last(self.out(y.transpose(1, 2).flatten(2)))

@@ -84,7 +84,7 @@ class Loop(nn.Module):
     def first_state(self, cell, x):
         if self.start is None:
             return None
-        h = torch.full((len(x), cell.hidden_size), self.start, dtype=x.dtype)
+        h = torch.full((len(x), cell.hidden_size), self.start).to(x)
         return (h, x.new_zeros(len(x), cell.hidden_size)) if isinstance(cell, nn.LSTMCell) else h
 
     def forward(self, x):

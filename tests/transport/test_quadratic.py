@@ -18,14 +18,14 @@ seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(2, 8)
 
 
-def random_problem(seed, n, m, *, signable=True, gates=2):
+def random_problem(seed, n, m, *, signable=True, gates=2, device="cpu"):
     """A term for each combination of axes that change sign and axes that do not."""
     rng = np.random.default_rng(seed)
     odd = itertools.product((False, True), repeat=2) if signable else [(False, False)]
     terms = [
         Term(
-            torch.as_tensor(rng.normal(size=(n, n, gates))),
-            torch.as_tensor(rng.normal(size=(m, m, gates))),
+            torch.as_tensor(rng.normal(size=(n, n, gates))).to(device),
+            torch.as_tensor(rng.normal(size=(m, m, gates))).to(device),
             o,
             rng.random() + 0.1,
         )
@@ -44,13 +44,13 @@ def by_definition(problem, coupling):
     value = sum((c * p).sum() for c, p in zip(problem.linear, (mass, signed), strict=False))
     for t in problem.terms:
         x, y = (signed if odd else mass for odd in t.odd)
-        value -= t.weight * np.einsum("abk,ai,ijk,bj->", t.target.numpy(), x, t.source.numpy(), y)
+        value -= t.weight * np.einsum("abk,ai,ijk,bj->", t.target.cpu().numpy(), x, t.source.cpu().numpy(), y)
     return value
 
 
 @given(seeds, sizes, sizes)
-def test_value_and_gradient_are_those_of_the_definition(seed, n, m):
-    problem, rng = random_problem(seed, n, m)
+def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
+    problem, rng = random_problem(seed, n, m, device=device)
     one, two = (random_coupling(rng, n, m) for _ in range(2))
     at, toward = Point(one, problem), Point(two, problem)
     assert problem.value(at) == pytest.approx(by_definition(problem, one))
@@ -61,15 +61,15 @@ def test_value_and_gradient_are_those_of_the_definition(seed, n, m):
 
 
 @given(seeds, sizes)
-def test_permutations_are_worth_what_their_dense_plans_are(seed, n):
-    problem, rng = random_problem(seed, n, n)
+def test_permutations_are_worth_what_their_dense_plans_are(device, seed, n):
+    problem, rng = random_problem(seed, n, n, device=device)
     coupling = Coupling(index=rng.permutation(n), signs=rng.choice([-1.0, 1.0], n))
     assert problem.value(Point(coupling, problem)) == pytest.approx(by_definition(problem, coupling))
 
 
 @given(seeds, sizes, st.booleans())
-def test_exchanges_are_differences_of_the_objective(seed, n, signable):
-    problem, rng = random_problem(seed, n, n, signable=signable)
+def test_exchanges_are_differences_of_the_objective(device, seed, n, signable):
+    problem, rng = random_problem(seed, n, n, signable=signable, device=device)
     index, signs = rng.permutation(n), rng.choice([-1.0, 1.0], n) if signable else np.ones(n)
     before = Coupling(index=index, signs=signs)
     change = exchanges(problem, Point(before, problem))
@@ -98,9 +98,9 @@ def test_never_worse_than_the_conditional_gradient_of_pot(seed, n, m, share, equ
 
 
 @given(seeds, st.integers(2, 5), st.booleans())
-def test_permutations_come_close_to_the_best_of_all(seed, n, signable):
+def test_permutations_come_close_to_the_best_of_all(device, seed, n, signable):
     """Several starts on problems small enough to try every signed permutation."""
-    problem, rng = random_problem(seed, n, n, signable=signable, gates=1)
+    problem, rng = random_problem(seed, n, n, signable=signable, gates=1, device=device)
     starts = [random_coupling(rng, n, n, signable=signable) for _ in range(20)]
     found = [solve_quadratic(problem, s, permutation=True) for s in starts]
     assert all(c.is_permutation for c in found)
@@ -115,7 +115,7 @@ def test_permutations_come_close_to_the_best_of_all(seed, n, signable):
 
 
 @given(seeds, sizes, st.booleans())
-def test_a_permuted_copy_is_found_from_its_linear_term(seed, n, signable):
+def test_a_permuted_copy_is_found_from_its_linear_term(device, seed, n, signable):
     rng = np.random.default_rng(seed)
     h, x = rng.normal(size=(n, n)), rng.normal(size=(n, 3))
     index, signs = rng.permutation(n), rng.choice([-1.0, 1.0], n) if signable else np.ones(n)
@@ -126,7 +126,8 @@ def test_a_permuted_copy_is_found_from_its_linear_term(seed, n, signable):
     products = 2 * n * x @ inputs.T
     squares = n * ((x**2).sum(1)[:, None] + (inputs**2).sum(1)[None])
     cost, signed = (squares, products) if signable else (squares - products, None)
-    term = Term(torch.as_tensor(h)[..., None], torch.as_tensor(moved)[..., None], (signable, signable), 2 * n * n)
+    ours, theirs = (torch.as_tensor(matrix)[..., None].to(device) for matrix in (h, moved))
+    term = Term(ours, theirs, (signable, signable), 2 * n * n)
     problem = Quadratic(cost, [term], signed)
     found = solve_quadratic(problem, problem.vertex(problem.linear).coupling, permutation=True)
     np.testing.assert_array_equal(found.index, index)
@@ -150,8 +151,8 @@ def test_entropic_plans_are_stationary_points_of_the_entropic_objective(shape, e
 
 
 @given(seeds, st.sampled_from([(4, 4), (5, 3)]))
-def test_a_smaller_epsilon_has_a_lower_objective(seed, shape):
-    problem, rng = random_problem(seed, *shape)
+def test_a_smaller_epsilon_has_a_lower_objective(device, seed, shape):
+    problem, rng = random_problem(seed, *shape, device=device)
     start = random_coupling(rng, *shape)
     entropic = solve_quadratic(problem, start, 10.0)
     assert entropic.marginal_error() < 1e-3
