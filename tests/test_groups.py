@@ -43,4 +43,5 @@ def test_a_graph_prints_as_a_table():
         "group  size  scale  sign  computed by             read by",
         "-----  ----  -----  ----  ----------------------  -------",
         "0      4     yes    no    0.weight[0], 0.bias[0]  3.weight[1] x16",
+        "98.8% of all values belong to these neurons",
     ]
