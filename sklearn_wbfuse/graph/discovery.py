@@ -23,7 +23,8 @@ from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
 from .limits import within_limits
-from .modules import aliases, floating_state, in_order_of, plain_copy, resize, viewed_memory
+from .modules import aliases, floating_state, in_order_of, plain_copy, resize
+from .past import refuse_constants, refuse_views
 from .ranges import returns_probabilities
 from .restricted import like
 from .states import declared_states, resized_inputs, with_states
@@ -75,7 +76,7 @@ class Architecture:
     def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
         """Discover one model; see `discover`."""
         plain = plain_copy(model).to("cpu")
-        _refuse_views(model)
+        refuse_views(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if tensor.is_complex():
                 raise DiscoveryError(
@@ -229,6 +230,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
         f"{path}.{leaf}".lstrip(".") for path, m in plain.named_modules() for leaf in getattr(declaration_of(m), "unused", ())
     }
     missing = sorted({n for n, _ in plain.named_parameters()}.intersection(floating) - interpreter.reached - unused)
+    refuse_constants(plain, program, missing)
     if missing:
         raise DiscoveryError(
             f"The forward of {type(plain).__name__} never uses {missing}; give example_inputs that reach them, or declare them: "
@@ -241,18 +243,6 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
     graph = group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
     return dataclasses.replace(with_states(graph, names), ends_in_probabilities=returns_probabilities(program))
-
-
-def _refuse_views(model: nn.Module) -> None:
-    """Raise a DiscoveryError where modules hold a parameter's numbers as another tensor or array, which no copy follows."""
-    viewed = viewed_memory(model)
-    dense = {n: p for n, p in model.named_parameters() if p.layout == torch.strided and p.numel()}
-    names = [n for n, p in dense.items() if p.untyped_storage().data_ptr() in viewed]
-    if names:
-        raise DiscoveryError(
-            f"{type(model).__name__} holds the numbers of {names[:8]} also as other tensors or arrays (.data, .detach(), "
-            ".numpy()), which no copy of the network follows. Let it hold the parameters themselves, and make views in forward."
-        )
 
 
 def _like(leaf: Any, dtype: torch.dtype) -> Any:

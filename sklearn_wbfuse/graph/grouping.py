@@ -43,7 +43,7 @@ def group_units(
     free = (unit != unit_of[FIXED]) & _in_use(record, unit_of)[unit] & ~_mere_broadcast(record, unit_of, axes)[unit]
     owner, position, unit = owner[free], position[free], unit[free]
 
-    members = refined(_signatures(unit, owner, [unit_of[ids] for ids in record.seen]), block_of, slots)
+    members = refined(_signatures(unit, owner, [unit_of[ids] for ids in [*record.seen, *record.moved]]), block_of, slots)
     order, names = _order_and_names(record, unit_of, block_of, members, axes)
     group_of_unit = np.full(unit_of.max() + 1, -1)
     for g, signature in enumerate(order):
@@ -88,10 +88,18 @@ def group_units(
 
 
 def _in_use(record: Record, unit_of: np.ndarray) -> np.ndarray:
-    """For each unit whether an operation computes something of it: rows of a table beyond the length of the inputs are not."""
+    """For each unit whether an operation computes something of it, and one takes it where some are left out.
+
+    Rows of a table beyond the length of the inputs are no such units.
+    """
     used = np.zeros(unit_of.max() + 1, dtype=bool)
     for ids in [*record.seen, *record.computers, *record.readers]:
         used[unit_of[ids]] = True
+    taken = np.zeros(len(used), dtype=bool)
+    for _, ids in record.cut:
+        taken[unit_of[ids]] = True
+    for ids, _ in record.cut:
+        used[unit_of[ids]] &= taken[unit_of[ids]]
     return used
 
 
@@ -192,25 +200,26 @@ def _frozen(record: Record, axes: Mapping[tuple[str, int], np.ndarray]) -> tuple
     for (name, _), ids in axes.items():
         for label in ids.tolist():
             owner[label] = name
+    class_of = movable_classes(record)
+    reported = np.zeros(class_of.max() + 1, dtype=bool)
     for ids, reason in record.frozen:
         for label in np.unique(ids).tolist():
             if label in owner:
                 why.setdefault(owner[label], reason)
+                reported[class_of[label]] = True
 
-    class_of = movable_classes(record)
-    held = _classes_in([ids for ids, _ in record.fixed], class_of)
-    for ids, _ in record.frozen:
-        held[class_of[ids]] = False  # reported already
     neurons = _classes_in(record.computers, class_of)
     neurons &= ~_classes_in(record.outputs, class_of) | _classes_in(record.readers, class_of)
     reason_of: dict[int, str] = {}
-    for ids, where in record.fixed:
-        for c in np.unique(class_of[ids[held[class_of[ids]]]]).tolist():
-            reason_of.setdefault(c, f"held in place in {where}" if where else "returned by the network")
+    places = [(ids, f"held in place in {where}" if where else "returned by the network") for ids, where in record.fixed]
+    for ids, reason in [*record.frozen, *places]:
+        for c in np.unique(class_of[ids]).tolist():
+            reason_of.setdefault(c, reason)
     for (name, _), ids in axes.items():
-        for c in class_of[ids][(held & neurons)[class_of[ids]]].tolist():
-            why.setdefault(name, reason_of[c])
-            held[c] = False  # its other parameters move with it
+        for c in class_of[ids][(neurons & ~reported)[class_of[ids]]].tolist():
+            if c in reason_of:
+                why.setdefault(name, reason_of[c])
+                reported[c] = True  # its other parameters move with it
     return tuple(why.items())
 
 

@@ -175,7 +175,10 @@ class Interpreter:
         if rule.__module__ not in (movement.__name__, indexing.__name__):
             self.record.sees([layer for v in read for layer in v.layers])
         try:
-            return _completed(node, rule(self.record, *arguments, **named))
+            result = _completed(node, rule(self.record, *arguments, **named))
+            if rule.__module__ in (movement.__name__, indexing.__name__) and not _keeps_places(name):
+                self.record.moves(read, _leaves(result))
+            return result
         except DiscoveryError:
             raise
         except Exception as error:  # a case that the rule does not know
@@ -193,7 +196,14 @@ class Interpreter:
                 result = node.target(*concrete[0], **concrete[1])  # type: ignore[operator]
         except Exception:
             return _without_labels(node)
+        if "empty" in str(node.target):  # what stands there by chance tells no units apart
+            result = torch.zeros_like(result)
         return tuple(map(_known, result)) if isinstance(result, (tuple, list)) else _known(result)
+
+
+def _keeps_places(name: str) -> bool:
+    """Whether an operation only gives dimensions another form or order, or repeats what there is."""
+    return bool(re.search("view|reshape|flatten|permute|transpose|squeeze|expand|repeat|tile|movedim|swap|alias|_t$|:t$", name))
 
 
 def _known(tensor: Any) -> Value:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -34,7 +33,6 @@ __all__ = [
     "sizes_in",
     "unwrap",
     "validate_models",
-    "viewed_memory",
     "write_back",
 ]
 
@@ -160,27 +158,6 @@ def load_floating(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in state:
             tensor.data = state[name]
-
-
-def viewed_memory(model: nn.Module) -> set[int]:
-    """Memory of the tensors and arrays that modules hold as attributes, other than their parameters and buffers themselves."""
-    own = {id(t) for t in [*model.parameters(), *model.buffers()]}
-    held = _held(model)
-    tensors = [t for t in held if isinstance(t, Tensor) and id(t) not in own and t.layout == torch.strided]
-    arrays = [a for a in held if isinstance(a, np.ndarray)]
-    return {*(t.untyped_storage().data_ptr() for t in tensors), *(a.__array_interface__["data"][0] for a in arrays)} - {0}
-
-
-def _held(model: nn.Module) -> list[Any]:
-    """What modules hold in their attributes, and in lists and dicts there, but for what hooks compute anew."""
-    computed = ("_parameters", "_buffers", "_modules", "_flat_weights")
-    attributes = [
-        value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name not in computed and not any(f"{name}_{kind}" in module._parameters for kind in ("orig", "v"))
-    ]
-    return pytree.tree_leaves(attributes)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:

@@ -197,7 +197,7 @@ def _quotient(node: Node, read: Read) -> Range:
     total = _origin(node.args[1])
     while _name(total) in ("clamp", "clamp_min", "clip", "add") and not _is_pair(total):  # against division by 0
         total = _origin(total.args[0])
-    is_sum = _name(total) == "sum" or (_name(total) in ("linalg_vector_norm", "norm") and total.args[1] == 1)
+    is_sum = _name(total) == "sum" or (_name(total) in ("linalg_vector_norm", "norm") and 1 in total.args[1:2])
     if is_sum and read(0)[0] >= 0 and _same(total.args[0], node.args[0]):
         return 0.0, 1.0
     return _product(read(0), _inverse(read(1)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .elementwise import combine
+from .elementwise import combine, varies
 from .labels import Layer, Record, Value
 from .linear import add_bias, opaque, read
 from .registry import Blocks, register_rule, register_sizes
@@ -34,6 +34,11 @@ def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
         """Channels are units; space and kernel positions are not. In groups, channels lie in blocks."""
         groups = options[3] if len(options) > 3 else 1
         channel = len(x.shape) - space - 1
+        channelwise = weight.constant is not None and bias is None and groups == weight.shape[0] == x.shape[channel]
+        if channelwise and not varies([weight], [0], weight.shape):  # one filter for all channels
+            x, shape = _out_of_space(record, x, space), _shape_after(operation, x, weight, options)
+            kept = [k for k in x.layers if max(k.dims, default=0) <= channel]
+            return Value(shape, tuple(Layer(_stretch(k.ids, shape, channel + 1), k.dims) for k in kept))
         if not weight.is_weight:
             return opaque(record, "computed weights", x, weight, bias)
         depthwise = is_depthwise(weight.shape, groups, transposed)

@@ -97,7 +97,10 @@ def _merge(
         elif nested := _nested_in(a, unmatched):
             merged.append(_nested_all(record, a, nested, kind))
             unmatched = [r for r in unmatched if all(r is not n for n in nested)]
-        elif (b := _beside(a, left, unmatched)) is not None:
+        elif (b := _beside(a, left, unmatched)) is not None and not (
+            varies(left_values, sorted(set(b.dims) - set(a.dims)), shape)
+            or varies([value], sorted(set(a.dims) - set(b.dims)), shape)
+        ):
             merged += _side_by_side(record, a, b, kind)
         else:
             merged += _alone(record, operation, a, [value], shape, kind, weight=_only_weights(left_values))
@@ -346,5 +349,6 @@ def _filled(number: float) -> Any:
     return like
 
 
-register_rule("aten::zeros_like", "aten::new_zeros")(_filled(0.0))
+# memory that is not set yet tells no units apart
+register_rule("aten::zeros_like", "aten::new_zeros", "aten::empty_like", "aten::new_empty")(_filled(0.0))
 register_rule("aten::ones_like", "aten::full_like", "aten::new_ones", "aten::new_full")(_filled(1.0))

@@ -178,6 +178,8 @@ class Record:
         self.states: list[np.ndarray] = []
         self.norms: list[Norm] = []
         self.seen: list[np.ndarray] = []
+        self.moved: list[np.ndarray] = []
+        self.cut: list[tuple[np.ndarray, np.ndarray]] = []
         self.enclosed: list[tuple[np.ndarray, np.ndarray]] = []
         self.block_names: list[tuple[np.ndarray, str]] = []
         self.path = ""
@@ -256,6 +258,22 @@ class Record:
     def sees(self, layers: Sequence[Layer]) -> None:
         """One operation that computes something of these units: units that different operations see can't be exchanged."""
         self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
+
+    def moves(self, values: Sequence[Value], results: Sequence[Value]) -> None:
+        """One operation that moves these units along other dimensions, or leaves some of them out.
+
+        Units that different operations move can't be exchanged; those that none takes where units are left out stay in place.
+        """
+        before, after = (
+            np.unique(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for v in side for layer in v.layers)]))
+            for side in (values, results)
+        )
+        if not len(after):
+            return
+        self.moved.append(before)
+        left_out = np.setdiff1d(before, after)
+        if len(left_out):
+            self.cut.append((left_out, after))
 
     def is_state(self, layer: Layer) -> bool:
         """Whether a recurrent rule has said of some of these units that they are its state."""

@@ -44,16 +44,18 @@ def contraction(record: Record, a: Value, b: Value, letters: tuple[str, str, str
     sides = [(a, of_a), (b, of_b)]
     summed = list(dict.fromkeys(c for c in of_a + of_b if c not in out))
     inner = [v.touching([own.index(c) for c in summed if c in own]) for v, own in sides]
+    partners = _partners(sides, inner, summed)
+    batch = [c for c in out if c in of_a and c in of_b]
     blocks: list[Layer] = []
-    if partners := _partners(sides, inner, summed):
-        batch = [c for c in out if c in of_a and c in of_b]
-        for pair in partners:
-            laid = [(v, own, layer) for (v, own), layer in zip(sides, pair, strict=True)]
-            blocks += _summed(record, laid, batch, summed, out, name)
+    for pair in partners:
+        laid = [(v, own, layer) for (v, own), layer in zip(sides, pair, strict=True)]
+        blocks += _summed(record, laid, batch, summed, out, name)
+    paired = [layer for pair in partners for layer in pair]
     outer: list[list[Layer]] = [[], []]
-    if not partners:
-        for (value, own), (other, others), layers, left in zip(sides, reversed(sides), inner, outer, strict=True):
-            left += [rest for layer in layers for rest in [_alone(record, value, layer, own, other, others, summed)] if rest]
+    for (value, own), (other, others), layers, left in zip(sides, reversed(sides), inner, outer, strict=True):
+        for layer in layers:
+            rest = None if any(layer is k for k in paired) else _alone(record, value, layer, own, other, others, summed)
+            left += [] if rest is None else [rest]
     known = {d for layer in blocks for d in layer.dims}
     factors = []
     for (value, own), layers, extra, left in zip(sides, inner, (blocks, []), outer, strict=True):
@@ -69,14 +71,14 @@ def _partners(
 ) -> list[tuple[Layer, Layer]]:
     """Layers of both operands that are summed over together: one of each, or those along the same dimensions."""
     (_, of_a), (_, of_b) = sides
-    if not all(c in of_a and c in of_b for c in summed) or len(inner[0]) != len(inner[1]):
+    if not all(c in of_a and c in of_b for c in summed):
         return []
-    if len(inner[0]) == 1:
+    if len(inner[0]) == len(inner[1]) == 1:
         return [(inner[0][0], inner[1][0])]
     first, second = (
         {frozenset(own[d] for d in k.dims): k for k in layers} for (_, own), layers in zip(sides, inner, strict=True)
     )
-    return [(first[k], second[k]) for k in first] if first.keys() == second.keys() else []
+    return [(first[k], second[k]) for k in first if k in second]
 
 
 def _factor(value: Value, own: str, out: str, free: Sequence[Layer], extra: Sequence[Layer], known: set[int]) -> Value:
