@@ -100,7 +100,10 @@ class Interpreter:
             self.uses[target] = self.uses.get(target, 0) + len(node.users)
         placeholders = iter(specs)
         self.inputs = itertools.count()
+        self.of_inputs = {n for n, s in zip(self.position, specs, strict=False) if s.kind == InputKind.USER_INPUT}
         for node in self.program.graph.nodes:
+            if self.of_inputs.intersection(node.all_input_nodes):
+                self.of_inputs.add(node)
             if node.op == "placeholder":
                 values[node] = self._placeholder(node, next(placeholders), names)
             elif node.op == "call_function":
@@ -177,7 +180,7 @@ class Interpreter:
         try:
             result = _completed(node, rule(self.record, *arguments, **named))
             if rule.__module__ in (movement.__name__, indexing.__name__) and not _keeps_places(name):
-                self.record.moves(read, _leaves(result))
+                self.record.moves(read, _leaves(result), of_table=node not in self.of_inputs)
             return result
         except DiscoveryError:
             raise

@@ -259,10 +259,11 @@ class Record:
         """One operation that computes something of these units: units that different operations see can't be exchanged."""
         self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
 
-    def moves(self, values: Sequence[Value], results: Sequence[Value]) -> None:
+    def moves(self, values: Sequence[Value], results: Sequence[Value], of_table: bool) -> None:
         """One operation that moves these units along other dimensions, or leaves some of them out.
 
-        Units that different operations move can't be exchanged; those that none takes where units are left out stay in place.
+        Units that different operations move can't be exchanged. Rows of a table, a value that does not depend on inputs, stay
+        in place if they are left out and no such operation takes them.
         """
         before, after = (
             np.unique(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for v in side for layer in v.layers)]))
@@ -272,7 +273,7 @@ class Record:
             return
         self.moved.append(before)
         left_out = np.setdiff1d(before, after)
-        if len(left_out):
+        if of_table and len(left_out):
             self.cut.append((left_out, after))
 
     def is_state(self, layer: Layer) -> bool:

@@ -69,6 +69,10 @@ class TestTables:
         "after dropout": lambda net, n: F.dropout(net.table.weight, 0.1, net.training)[:n],
         "after a norm": lambda net, n: F.layer_norm(net.table.weight, (8,))[:n],
         "after a layer": lambda net, n: net.mix(net.table.weight)[:n],
+        "less the mean of all rows": lambda net, n: (net.table.weight - net.table.weight.mean(0))[:n],
+        "over a norm of all rows": lambda net, n: (net.table.weight / net.table.weight.norm(dim=0))[:n],
+        "over a norm of all": lambda net, n: (net.table.weight / net.table.weight.norm())[:n],
+        "after attention": lambda net, n: F.scaled_dot_product_attention(*[net.table.weight] * 3)[:n],
         "transposed": lambda net, n: net.table.weight.t()[:, :n].t(),
         "looked up": lambda net, n: net.table(torch.arange(n)),
         "every other": lambda net, n: net.table.weight[: 2 * n : 2],
@@ -367,3 +371,87 @@ def test_heads_that_are_turned_in_part(turned):
     if turned == 12:  # a head is one unit of its queries and keys, in which its values lie
         sizes.pop("heads")
     moves_back(lambda: Rotary(turned), (torch.randn(2, 4, 5).double(),), sizes)
+
+
+class Mixed(nn.Module):
+    """Halves of the hidden units that are moved apart along steps."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.move, self.a, self.b = move, nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(torch.cat(self.move(*self.a(x).chunk(2, -1)), -1)).mean(1))
+
+
+MOVES = {
+    "flip": lambda p, q: (p, q.flip(1)),
+    "roll": lambda p, q: (p.roll(1, 1), q),
+    "shift": lambda p, q: (F.pad(p, (0, 0, 1, 0))[:, :-1], q),
+    "step": lambda p, q: (p[:, :1].expand_as(q), q),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_units_that_are_moved_in_part_are_groups_of_their_own(move):
+    moves_back(lambda: Mixed(MOVES[move]), (torch.randn(2, 4, 5).double(),), {"a.0": 4, "a.1": 4})
+
+
+class TestReadPastTheParts:
+    def test_a_closure(self):
+        class Closed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = weight = nn.Parameter(torch.randn(8, 5))
+                self.b = nn.Linear(8, 3)
+                self.f = lambda x: F.linear(x, weight)
+
+            def forward(self, x):
+                return self.b(torch.relu(self.f(x)))
+
+        with pytest.raises(DiscoveryError, match="reads 'w' through a closure"):
+            discover(Closed(), torch.randn(4, 5))
+
+    def test_layers_in_a_plain_list(self):
+        class Listed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers, self.b = [nn.Linear(5, 8)], nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.b(torch.relu(self.layers[0](x)))
+
+        with pytest.raises(DiscoveryError, match=r"reads layers in 'layers' that are not its parts.*use nn\.ModuleList"):
+            discover(Listed(), torch.randn(4, 5))
+
+    def test_parameters_tied_by_their_data(self):
+        class Tied(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(5, 8, bias=False), nn.Linear(5, 8, bias=False)
+                self.b.weight.data = self.a.weight.data
+
+            def forward(self, x):
+                return torch.relu(self.a(x)) @ torch.relu(self.b(x)).T
+
+        with pytest.raises(DiscoveryError, match=r"'a\.weight' and 'b\.weight' of Tied share their memory"):
+            discover(Tied(), torch.randn(4, 5))
+
+
+def test_filters_made_in_forward_move_with_no_channel():
+    kind = network(
+        lambda net, x: net.b(F.conv2d(net.a(x), torch.ones(8, 1, 3, 3, dtype=x.dtype) / 9, groups=8)),
+        a=lambda: nn.Conv2d(3, 8, 3),
+        b=lambda: nn.Conv2d(8, 2, 1),
+    )
+    moves_back(kind, (torch.randn(2, 3, 8, 8).double(),), {"a": 8})
+
+
+def test_a_sum_over_units_and_places():
+    grid = torch.linspace(-1, 1, 4, dtype=torch.double)
+    kind = network(
+        lambda net, x: torch.einsum("nig,iog->no", torch.exp(-((net.a(x)[..., None] - grid) ** 2)), net.w),
+        a=lambda: nn.Linear(5, 8),
+        w=lambda: nn.Parameter(torch.randn(8, 3, 4)),
+    )
+    moves_back(kind, (torch.randn(6, 5).double(),), {"a": 8})
