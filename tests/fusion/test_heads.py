@@ -52,7 +52,7 @@ class GroupedQuery(nn.Module):
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "layer norm"])
 @pytest.mark.parametrize("mix", [MultiHead, GroupedQuery])
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(seed=st.integers(0, 2**16), moves=st.booleans(), scales=st.booleans())
 def test_turned_copies_fuse_back(mix, norm, seed, moves, scales):
     torch.manual_seed(seed)
