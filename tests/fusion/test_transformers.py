@@ -352,7 +352,7 @@ CASES = {
 }
 
 
-QUICK = "bert_classifier gpt2_tied vit convnext resnet mobilenet_v2 llama t5_encoder swin wav2vec2".split()
+QUICK = "bert_classifier gpt2_tied vit convnext resnet llama t5_encoder wav2vec2".split()
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
