@@ -71,7 +71,7 @@ class SelfCheck:
         self._choose_precision(model, tuple(inputs))
 
     def _finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for e in self.expected for t in e if t.is_floating_point())
+        return all(map(_are_finite, self.expected))
 
     def _choose_precision(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """The twin, its parameters, inputs of one or two batch sizes, and what it computes of them.
@@ -102,7 +102,7 @@ class SelfCheck:
         larger = self._random_inputs(inputs, dtype, 1)
         with contextlib.suppress(Exception):  # the batch size may be written into the code
             expected = self._run(self.twin, self.state, larger)
-            if all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
+            if _are_finite(expected):
                 self.expected.append(expected)
                 self.inputs.append(larger)
 
@@ -364,6 +364,10 @@ def _repeated_rows(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor,
     flat = tensor.flatten(1)
     before, after = (dataclasses.replace(t, shape=(t.shape[0], flat.shape[1]), spans=(t.spans[0], ())) for t in (labels, wide))
     return repeated(flat, before, after, copies).reshape(-1, *tensor.shape[1:])
+
+
+def _are_finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
 
 
 def _kept(drawn: Any, example: Any) -> Any:

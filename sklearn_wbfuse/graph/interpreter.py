@@ -175,11 +175,12 @@ class Interpreter:
             self.record.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
         self.record.wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
-        if rule.__module__ not in (movement.__name__, indexing.__name__):
+        moves = rule.__module__ in (movement.__name__, indexing.__name__)
+        if not moves:
             self.record.sees([layer for v in read for layer in v.layers])
         try:
             result = _completed(node, rule(self.record, *arguments, **named))
-            if rule.__module__ in (movement.__name__, indexing.__name__) and not _keeps_places(name):
+            if moves and not _keeps_places(name):
                 self.record.moves(read, _leaves(result), of_table=node not in self.of_inputs)
             return result
         except DiscoveryError:
