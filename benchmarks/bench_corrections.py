@@ -52,12 +52,12 @@ def of(name: str, table: dict[str, list], default: list) -> list:
 
 def methods(name: str) -> dict[str, tuple[dict, bool]]:
     """Parameters of each fusion, and whether it is given data; "plain" ones average without alignment."""
-    found: dict[str, tuple[dict, bool]] = {"aligned": ({}, False)}
+    found: dict[str, tuple[dict, bool]] = {"aligned": ({"correction": None}, False)}
     for data in (False, True):
         on = "data" if data else "noise"
         probe = {"probe": on}
         for correction in of(name, CORRECTIONS, ["regression"]):
-            found[f"aligned, {correction} on {on}"] = ({"correction": correction, **probe}, data)
+            found[f"aligned, {correction} on {on}"] = ({"cost": "weight", "correction": correction, **probe}, data)
         found[f"aligned by both, regression on {on}"] = ({"cost": 0.5, "correction": "regression", **probe}, data)
         found[f"plain, regression on {on}"] = ({"correction": "regression", **probe}, data)
     return found

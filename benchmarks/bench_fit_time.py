@@ -89,9 +89,9 @@ def recurrent(title: str, models: Sequence[nn.Module]) -> None:
     example = torch.zeros(2, 28, 28)
     calls: dict[str, Callable[[FusionInput], object]] = {
         "floor": lambda data: recurrent_floor(models),
-        "fit alone, layerwise": WassersteinFusion(schedule="layerwise").fit,
-        "fit alone, joint": WassersteinFusion().fit,
-        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example).fit(models),
+        "fit alone, layerwise": WassersteinFusion(schedule="layerwise", correction=None).fit,
+        "fit alone, joint": WassersteinFusion(correction=None).fit,
+        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example, correction=None).fit(models),
     }
     medians(title, models, example, calls, [])
 
@@ -104,11 +104,11 @@ def main() -> None:
     calls: dict[str, Callable[[FusionInput], object]] = {
         "floor": lambda data: floor(models),
         "discovery, warm": lambda data: discover_all(models, example),
-        "fit alone, layerwise": WassersteinFusion(schedule="layerwise").fit,
-        "fit alone, joint": WassersteinFusion().fit,
-        "fit alone, layerwise, reg 0.001": WassersteinFusion(schedule="layerwise", reg=0.001).fit,
-        "fit alone, joint, reg 0.001": WassersteinFusion(reg=0.001).fit,
-        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example).fit(models),
+        "fit alone, layerwise": WassersteinFusion(schedule="layerwise", correction=None).fit,
+        "fit alone, joint": WassersteinFusion(correction=None).fit,
+        "fit alone, layerwise, reg 0.001": WassersteinFusion(schedule="layerwise", reg=0.001, correction=None).fit,
+        "fit alone, joint, reg 0.001": WassersteinFusion(reg=0.001, correction=None).fit,
+        "fit with discovery, joint": lambda data: WassersteinFusion(example_inputs=example, correction=None).fit(models),
     }
     medians("mlpnet, seeds (0, 1)", models, example, calls, [["discovery, first call of the process", f"{cold:.4f}", "", "", ""]])
     recurrent("lstm-256, seeds (0, 1)", [base_model("lstm-256", seed) for seed in (0, 1)])

@@ -77,7 +77,7 @@ def measure(setting: Setting, proportions: Sequence[float]) -> Scores:
     scores: Scores = {label: [] for label in STYLES}
     for proportion in proportions:
         weights = [proportion, 1 - proportion]
-        wb = WassersteinFusion(weights=weights, random_state=0, **setting.options)
+        wb = WassersteinFusion(weights=weights, random_state=0, correction=None, cost="weight", **setting.options)
         average = VanillaAveraging(weights=weights, random_state=0)
         for label, output in zip(("parent A", "parent B"), outputs, strict=True):
             scores[label].append([accuracy(output, y)])

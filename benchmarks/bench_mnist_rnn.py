@@ -53,7 +53,7 @@ def grid(name: str, sets: Sequence[Sequence[int]]) -> None:
         best, found, kept = -1.0, None, {}
         for values in product(*GRID.values()):
             options = dict(zip(GRID, values, strict=True))
-            fused = WassersteinFusion(random_state=0, **options).fit(given).fused_model_
+            fused = WassersteinFusion(random_state=0, correction=None, **options).fit(given).fused_model_
             score = accuracy(logits(fused, data.X_train[chosen]), data.y_train[chosen])
             if score > best:
                 best, found, kept = score, fused, options

@@ -47,7 +47,7 @@ def digits() -> None:
     data = load_digits()
     X_val, X_test, y_test = data.X_val.view(-1, 8, 8), data.X_test.view(-1, 8, 8), data.y_test.numpy()
     which = {
-        "fusion": [WassersteinFusion(random_state=0)],
+        "fusion": [WassersteinFusion(random_state=0, correction=None)],
         "fusion__reg": [0, 1e-3, 5e-3, 2e-2],
         "fusion__alpha_h": [0.5, 1, 2, 4],
     }
@@ -59,7 +59,7 @@ def digits() -> None:
             search = GridSearchCV(FusionClassifier(), grid, cv=split, n_jobs=jobs, error_score="raise")
             times.append(seconds(lambda s=search, g=given: s.fit(g, data.y_val.numpy())))
         chosen = {name.removeprefix("fusion__"): value for name, value in search.best_params_.items() if "__" in name}
-        default = FusionClassifier(WassersteinFusion(random_state=0)).fit(given)
+        default = FusionClassifier(WassersteinFusion(random_state=0, correction=None)).fit(given)
         scores = [100 * e.score(X_test, y_test) for e in (search, default)]
         cells.append([str(seeds), str(chosen), *map(number, scores), *map(number, times)])
     header = ["seeds", "chosen", "test", "default", "s, 1 process", "s, 2 processes"]
@@ -74,7 +74,7 @@ def on_mnist() -> None:
         for seeds in PAIRS:
             given = FusionInput([base_model(name, seed) for seed in seeds], data.X_train[rows])
             grid = {"fusion__alpha_h": ALPHAS}
-            classifier = FusionClassifier(WassersteinFusion(random_state=0))
+            classifier = FusionClassifier(WassersteinFusion(random_state=0, correction=None))
             search = GridSearchCV(classifier, grid, cv=ShuffleSplit(1, test_size=HELD_OUT, random_state=0), error_score="raise")
             took = seconds(lambda s=search, g=given: s.fit(g, data.y_train[rows].numpy()))
             estimators = (search, classifier.fit(given))
@@ -99,11 +99,13 @@ def ratio() -> None:
         y = np.arange(200) % 10
 
         def one(reg: float, models: list = models, X: torch.Tensor = X) -> float:
-            return seconds(lambda: WassersteinFusion(reg=reg, random_state=0).fit(FusionInput(models, X)))
+            return seconds(lambda: WassersteinFusion(reg=reg, random_state=0, correction=None).fit(FusionInput(models, X)))
 
         def search(models: list = models, X: torch.Tensor = X, y: np.ndarray = y) -> None:
             split = ShuffleSplit(1, random_state=0)
-            GridSearchCV(WassersteinFusion(random_state=0), {"reg": REGS}, cv=split).fit(FusionInput(models, X), y)
+            GridSearchCV(WassersteinFusion(random_state=0, correction=None), {"reg": REGS}, cv=split).fit(
+                FusionInput(models, X), y
+            )
 
         one(0.0)
         fits = [float(np.median([one(reg) for _ in range(3)])) for reg in REGS]

@@ -64,7 +64,7 @@ def measure(
         for state in states:
             given = discovered(models, X[:2])
             start = time.perf_counter()
-            fusion = WassersteinFusion(random_state=state, **options).fit(given)
+            fusion = WassersteinFusion(random_state=state, correction=None, **options).fit(given)
             row.seconds.append(time.perf_counter() - start)
             row.energies.append(fusion.energy_)
             row.accuracies[-1].append(accuracy(logits(fusion.fused_model_, X), y))

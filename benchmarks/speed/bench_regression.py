@@ -51,7 +51,7 @@ def main() -> None:
         X = torch.randn(SAMPLES, *shape)
         given = FusionInput(models, X)
         floor = least(lambda models=models, X=X: forward(models, X))
-        plain = least(lambda given=given: WassersteinFusion(random_state=0).fit(given))
+        plain = least(lambda given=given: WassersteinFusion(random_state=0, correction=None).fit(given))
         factorising = {"seconds": 0.0}
         cholesky = torch.linalg.cholesky_ex
 
@@ -69,7 +69,7 @@ def main() -> None:
                 factorising["seconds"] = 0.0
                 probe = Probe(n_samples=SAMPLES + (n_mixed > 0), n_mixed=n_mixed)
                 start = time.perf_counter()
-                WassersteinFusion(random_state=0, correction="regression", probe=probe).fit(given)
+                WassersteinFusion(random_state=0, cost="weight", correction="regression", probe=probe).fit(given)
                 found.append(time.perf_counter() - start - factorising["seconds"] - plain)
             row += [number(min(found), 2), number(min(found) / floor, 1)]
         torch.linalg.cholesky_ex = cholesky

@@ -78,7 +78,7 @@ def parents(case: Case) -> tuple[list[nn.Module], torch.Tensor]:
 
 def arrays(data: FusionInput) -> tuple[list, list]:
     """Features of the parents, as the floor and the rival get them."""
-    fusion = WassersteinFusion()
+    fusion = WassersteinFusion(correction=None)
     graphs = [a.graph for a in fusion._architectures(data.models, data)]
     both = [features(g, floating_state(m), 1.0) for g, m in zip(graphs, data.models, strict=True)]
     return both[0][0], [own for _, own in both]
@@ -125,7 +125,7 @@ def memory(case: Case, what: str) -> dict[str, float]:
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     if what == "fit":
-        WassersteinFusion().fit(data)
+        WassersteinFusion(correction=None).fit(data)
     else:
         {"floor": floor, "rival": baseline}[what](described, own)
     return {what: (_resident("VmHWM") - before) / 1024}
