@@ -148,25 +148,28 @@ def run_alongside(
     parents: Sequence[Parent],
     found: Mapping[Node, Equation],
     correct: Callable[[Equation], None],
+    *,
+    runs_fused: bool = True,
 ) -> None:
     """Run all networks operation by operation.
 
-    `correct` may change the fused one's tensors, before it computes the operations of an equation.
+    `correct` may change the fused one's tensors, before it computes the operations of an equation. The parents may run alone.
     """
     waiting = {node for e in found.values() for node in e.between}
     for equation in found.values():
         at = fused.position[equation.at]
         fused.keep((r for n in equation.between for r in n.all_input_nodes), at)
+        written = {n for w in equation.writers for n in ((w.end,) if runs_fused else (w.node, w.end))}
         for parent in parents:
-            parent.steps.keep((parent.steps.nodes[fused.position[w.end]] for w in equation.writers), at)
+            parent.steps.keep((parent.steps.nodes[fused.position[n]] for n in written), at)
     for k, node in enumerate(fused.nodes):
         for parent in parents:
             parent.steps.run(parent.steps.nodes[k])
         if node in found:
             correct(found[node])
-            for n in found[node].between:
+            for n in found[node].between if runs_fused else ():
                 fused.run(n)
-        elif node not in waiting:
+        elif runs_fused and node not in waiting:
             fused.run(node)
         for steps in (fused, *(p.steps for p in parents)):
             steps.forget(k)

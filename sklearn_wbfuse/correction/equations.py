@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from .affine import Norm, Writer, operation, writer_of
 from .recurrent import Cell, cells_of
 
-__all__ = ["Equation", "batch_norms", "equations"]
+__all__ = ["Equation", "batch_norms", "equations", "running_statistics"]
 
 _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _IDENTITIES = {"clone", "contiguous", "alias", "detach", "to", "_to_copy", *_DROPOUTS}
@@ -102,6 +102,13 @@ def _norm_names(node: Node, parameters: Mapping[Node, str], uses: Mapping[str, i
     if any(g is not None and (g not in parameters or uses[parameters[g]] > 1) for g in given.values()):  # type: ignore[index]
         return {}
     return {key: parameters[g] for key, g in given.items() if g is not None}  # type: ignore[index]
+
+
+def running_statistics(writer: Writer, parameters: Mapping[Node, str]) -> Mapping[str, str]:
+    """The tensors of the batch norm that a writer is or ends with, where it has running statistics; else none."""
+    return writer.norm_names or (
+        _norm_names(writer.node, parameters, Counter()) if operation(writer.node) == "batch_norm" else {}
+    )
 
 
 def _channel(writer: Writer) -> int:

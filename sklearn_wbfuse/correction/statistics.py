@@ -12,38 +12,63 @@ into the layers' own tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import ClassVar
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
+from torch.fx import Node
 
 from ..base import HelpfulMixin
 from ..exceptions import FusionWarning
 from ..graph import Steps
-from .affine import Writer
+from .affine import Norm, Writer
 from .alongside import Parent, Rows, run_alongside
-from .equations import Equation, batch_norms, equations
+from .equations import Equation, batch_norms, equations, running_statistics
 
 __all__ = ["BatchNorm", "Repair"]
 
 _EQUAL = 1e-4
 """Channels whose statistics differ by less, relative to the deviation, stay as they are."""
 
+_NONE = 1e-12
+"""Deviations up to this are rounding."""
+
+Statistics = tuple[Tensor, Tensor]
+"""Mean and deviation of every channel."""
+
 
 class Repair(HelpfulMixin, BaseEstimator):
     r"""REPAIR: mean and deviation of every layer's channels become the weighted mean of the parents'.
 
-    Layer by layer, each with what the repaired layers before it compute; a batch norm is part of the layer in front of it. A
-    layer without a bias gets the deviations alone. Recurrent layers stay as they are: their statistics change from step to step.
+    A batch norm is part of the layer in front of it, and layers that write into one sum are repaired each. A layer without a
+    bias gets the deviations alone. Recurrent layers stay as they are: their statistics change from step to step.
 
     Parameters
     ----------
+    method : {"forward", "closed"}, default="forward"
+        Where the mean and deviation of a fused channel come from. "forward" computes them layer by layer, each with what the
+        repaired layers before it compute. "closed" never runs the fused network: it takes what an averaged layer computes for
+        the average of what its parents compute, with the parents' correlations :math:`\rho_{ij}` of matched channels,
+
+        .. math:: \mu(y) = \sum_i \lambda_i \mu(y^i), \qquad
+            \sigma^2(y) = \sum_{ij} \lambda_i \lambda_j \rho_{ij} \sigma(y^i) \sigma(y^j).
+
+        Errors do not add up from layer to layer, and where a batch norm has running statistics these are the parents' means and
+        deviations, so that inputs tell :math:`\rho` alone; norms of other kinds stay as they are. It is about averaged layers: in
+        a tuple of corrections it comes first.
+    shift : bool, default=True
+        Whether means are changed too. False leaves them where they are and changes deviations alone (RESCALE [1]_). In closed
+        form both are the same, since the means are the parents' already.
     max_rows : int, default=20000
         Largest number of rows over which statistics are taken; of convolutions and sequences positions are drawn.
+
+    References
+    ----------
+    .. [1] X. Qu, S. Horvath, "Vanishing Feature: Diagnosing Model Merging and Beyond", CPAL 2025.
 
     Examples
     --------
@@ -51,40 +76,90 @@ class Repair(HelpfulMixin, BaseEstimator):
     >>> from sklearn_wbfuse import WassersteinFusion
     >>> from sklearn_wbfuse.datasets import MLP
     >>> parents = [MLP([4, 8, 2]), MLP([4, 8, 2])]
-    >>> fusion = WassersteinFusion(correction=Repair(), probe="noise", random_state=0).fit(parents)
+    >>> fusion = WassersteinFusion(correction=Repair("closed"), probe="noise", random_state=0).fit(parents)
     """
 
-    _parameter_constraints: ClassVar[dict] = {"max_rows": [Interval(Integral, 10, None, closed="left")]}
+    _parameter_constraints: ClassVar[dict] = {
+        "method": [StrOptions({"forward", "closed"})],
+        "shift": ["boolean"],
+        "max_rows": [Interval(Integral, 10, None, closed="left")],
+    }
 
-    def __init__(self, *, max_rows: int = 20000):
+    def __init__(self, method: str = "forward", *, shift: bool = True, max_rows: int = 20000):
+        self.method = method
+        self.shift = shift
         self.max_rows = max_rows
 
     def correct(self, fused: Steps, parents: Sequence[Parent], generator: torch.Generator) -> None:
         """Change the tensors of the fused network; see `Regression.correct`."""
+        statistics = _measured if self.method == "forward" else _expected
 
         def correct(equation: Equation) -> None:
-            if equation.writers:
-                rows = Rows(equation, fused, parents, self.max_rows, generator)
-                for writer in equation.writers:
-                    _repair(writer, rows)
+            rows = Rows(equation, fused, parents, self.max_rows, generator)
+            for writer in equation.writers:
+                found = statistics(writer, rows)
+                if found is not None:
+                    _repair(writer, fused.state, *found, shift=self.shift)
 
-        run_alongside(fused, parents, equations(fused.nodes, fused.parameters), correct)
+        found = {node: e for node, e in equations(fused.nodes, fused.parameters).items() if e.writers}
+        run_alongside(fused, parents, found, correct, runs_fused=self.method == "forward")
 
 
-def _repair(writer: Writer, rows: Rows) -> None:
-    """Fold the statistics that a layer should have into its tensors."""
+def _measured(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
+    """What a layer has, on what the fused network computes, and what it should have."""
     matrix, offset = writer.affine(rows.fused.state)
-    own = _Moments()  # without the offset
-    for batch in range(rows.fused.n_batches):
-        own.add((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1))
-    mean, deviation = _wanted(writer, rows)
-    ratio = _ratio(deviation, own.deviation)
-    shift = mean - own.mean - offset.flatten()
-    if bool(((ratio - 1).abs() < _EQUAL).all() and (shift.abs() <= _EQUAL * deviation).all()):
+    outputs = ((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1) for batch in range(rows.fused.n_batches))
+    own = _moments(outputs)
+    return (own.mean + offset.flatten(), own.deviation), _wanted(writer, rows)
+
+
+def _expected(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics] | None:
+    """The same in closed form: what a layer computes is the mean of what the parents compute."""
+    names = running_statistics(writer, rows.fused.parameters)
+    if names:
+        return _expected_behind(names, writer, rows)
+    if isinstance(writer, Norm):
+        return None
+    own = _moments_of_mean(rows, writer.end, writer.labelled, [torch.ones(())] * len(rows.parents))
+    return (own.mean, own.deviation), _wanted(writer, rows)
+
+
+def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
+    """Behind a batch norm, which knows the deviations of what it reads, and means without a look.
+
+    It reads the mean of what the parents' layers compute, or without a layer in front of it what others compute, repaired.
+    """
+    parents, read = rows.parents, (names["mean"], 0)
+    tensors = [{key: p.steps.state[name].double() for key, name in names.items()} for p in parents]
+    known = [t["var"].sqrt() for t in tensors]
+    mean = _mean(parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
+    written = [k * _gain(t, writer.eps) for k, t in zip(known, tensors, strict=True)]
+    inputs = _mean(parents, known, read, magnitude=True)
+    if writer.norm is not None:
+        seen = [_moments_of(rows, p, writer.node).deviation for p in parents]
+        joint = _moments_of_mean(rows, writer.node, read, [_ratio(k, s) for k, s in zip(known, seen, strict=True)])
+        blind = [((k > _NONE) & (s <= _NONE)).double() for k, s in zip(known, seen, strict=True)]
+        # nothing tells how channels go together of which one is constant on these inputs
+        inputs = torch.where(_mean(parents, blind, read, magnitude=True) > 0, inputs, joint.deviation)
+    own = {key: rows.fused.state[name].double() for key, name in names.items()}
+    return (mean, inputs * _gain(own, writer.eps)), (mean, _mean(parents, written, writer.labelled, magnitude=True))
+
+
+def _gain(norm: Mapping[str, Tensor], eps: float) -> Tensor:
+    """What a batch norm multiplies deviations by."""
+    return norm.get("weight", torch.ones_like(norm["var"])).abs() / (norm["var"] + eps).sqrt()
+
+
+def _repair(writer: Writer, state: dict[str, Tensor], own: Statistics, wanted: Statistics, *, shift: bool) -> None:
+    """Fold the statistics that a layer should have into its tensors."""
+    matrix, offset = writer.affine(state)
+    ratio, mean = _ratio(wanted[1], own[1]), wanted[0] if shift else own[0]
+    if bool(((ratio - 1).abs() < _EQUAL).all() and ((mean - own[0]).abs() <= _EQUAL * wanted[1]).all()):
         return
-    scaled, moved = matrix * ratio.view(*offset.shape, 1), mean - own.mean * ratio
-    moments = own.mean * ratio, (own.deviation * ratio).square()
-    writer.write(rows.fused.state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
+    before = own[0] - offset.flatten()  # of what the matrix alone gives
+    scaled, moved = matrix * ratio.view(*offset.shape, 1), mean - before * ratio
+    moments = before * ratio, (own[1] * ratio).square()
+    writer.write(state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
 
 
 class BatchNorm(HelpfulMixin, BaseEstimator):
@@ -132,9 +207,8 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
 
 def _recompute(writer: Writer, rows: Rows) -> None:
     """Choose the running statistics of one batch norm."""
-    state, names, own = rows.fused.state, writer.norm_names, _Moments()
-    for batch in range(rows.fused.n_batches):
-        own.add(rows.of(rows.fused, writer.node.args[0], batch))  # type: ignore[arg-type]
+    state, names = rows.fused.state, writer.norm_names
+    own = _moments(rows.of(rows.fused, writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
     mean, deviation = _wanted(writer, rows)
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
@@ -149,16 +223,17 @@ def _recompute(writer: Writer, rows: Rows) -> None:
         state[names[name]] = torch.where(differs, new, old).to(state[names[name]])
 
 
-def _wanted(writer: Writer, rows: Rows) -> tuple[Tensor, Tensor]:
+def _wanted(writer: Writer, rows: Rows) -> Statistics:
     """Mean and deviation of every channel: the weighted means of the parents', in the target's neurons."""
-    mean, deviation = torch.zeros(()), torch.zeros(())
-    for parent in rows.parents:
-        own = _Moments()
-        for batch in range(rows.fused.n_batches):
-            own.add(rows.of(parent.steps, writer.end, batch))
-        mean = mean.to(own.mean) + parent.weight * parent.carried(own.mean, writer.labelled)
-        deviation = deviation.to(mean) + parent.weight * parent.carried(own.deviation, writer.labelled, magnitude=True)
-    return mean, deviation
+    found = [_moments_of(rows, p, writer.end) for p in rows.parents]
+    mean = _mean(rows.parents, [f.mean for f in found], writer.labelled)
+    return mean, _mean(rows.parents, [f.deviation for f in found], writer.labelled, magnitude=True)
+
+
+def _mean(parents: Sequence[Parent], given: Sequence[Tensor], labelled: tuple[str, int], *, magnitude: bool = False) -> Tensor:
+    """The weighted mean of the parents' values, in the target's neurons."""
+    pairs = zip(parents, given, strict=True)
+    return torch.stack([p.weight * p.carried(g.double(), labelled, magnitude=magnitude) for p, g in pairs]).sum(0)
 
 
 class _Moments:
@@ -182,7 +257,29 @@ class _Moments:
         return (self.squares / self.n).sqrt()
 
 
+def _moments(batches: Iterable[Tensor]) -> _Moments:
+    found = _Moments()
+    for rows in batches:
+        found.add(rows)
+    return found
+
+
+def _moments_of(rows: Rows, parent: Parent, node: Node) -> _Moments:
+    """Of a parent's value, in its own neurons."""
+    return _moments(rows.of(parent.steps, node, batch) for batch in range(rows.fused.n_batches))
+
+
+def _moments_of_mean(rows: Rows, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
+    """Of the weighted mean of the parents' values times factors, in the target's neurons."""
+
+    def mean(batch: int) -> Tensor:
+        given = zip(rows.parents, factors, strict=True)
+        return _mean(rows.parents, [rows.of(p.steps, node, batch) * f for p, f in given], labelled)
+
+    return _moments(mean(batch) for batch in range(rows.fused.n_batches))
+
+
 def _ratio(wanted: Tensor, own: Tensor) -> Tensor:
     """What to multiply deviations by; 1 where there is none, or none is wanted."""
-    usable = (own > 1e-12) & (wanted > 1e-12)
+    usable = (own > _NONE) & (wanted > _NONE)
     return torch.where(usable, wanted / torch.where(usable, own, 1.0), 1.0)

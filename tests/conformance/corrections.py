@@ -33,7 +33,7 @@ class CorrectionConformance:
 
     def fused(self, models, data=None, **parameters):
         """The fused networks without and with the correction."""
-        options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, **parameters}
+        options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, "cost": "weight", **parameters}
         given = models if data is None else FusionInput(models, data)
         return [WassersteinFusion(**options, correction=c).fit(given).fused_model_ for c in (None, self.make())]
 
@@ -72,11 +72,12 @@ class CorrectionConformance:
         first, second = (self.fused(models)[1] for _ in range(2))
         assert_same(values(first), values(second))
 
-    @pytest.mark.parametrize("factor", [0.5, 2.0])
-    def test_other_widths(self, factor):
-        models = family("mlp", 2)
+    @pytest.mark.parametrize(("factor", "dtype"), [(0.5, torch.float32), (2.0, torch.float64)])
+    @pytest.mark.parametrize("name", ["mlp", "cnn"])
+    def test_other_widths(self, name, factor, dtype):
+        models = family(name, 2, dtype)
         _, after = self.fused(models, target_widths=factor, merge="all")
-        assert torch.isfinite(after(torch.randn(4, 5, dtype=torch.float64))).all()
+        assert torch.isfinite(after(models[0].example)).all()
 
     def test_dead_and_constant_units_stay_finite(self):
         models = family("mlp with norms", 2)

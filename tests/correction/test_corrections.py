@@ -1,11 +1,13 @@
 """Corrections: the conformance suite, and each against what defines it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from architectures import FIXTURES
-from conformance.corrections import CorrectionConformance
-from conformance.fusers import family
+from conformance.corrections import NOISE, CorrectionConformance
+from conformance.fusers import assert_same, family, values
 from sklearn.linear_model import Ridge
 from torch import nn
 
@@ -13,6 +15,7 @@ from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.exceptions import FusionWarning
+from sklearn_wbfuse.graph import Steps
 
 DATA = Probe("data", n_samples=400, n_mixed=0, batch_size=100)
 
@@ -118,14 +121,100 @@ class TestRepair(CorrectionConformance):
     def test_statistics_of_every_layer_are_the_parents_weighted_mean(self, affine):
         models = [trained(lambda: convolutional(affine), seed) for seed in range(3)]
         X = torch.randn(300, 1, 6, 6, dtype=torch.float64)
-        options = {"probe": DATA, "random_state": 0, "weights": [0.5, 0.3, 0.2]}
-        aligned = WassersteinFusion(**options).fit(FusionInput(models, X))
+        options = {"probe": DATA, "random_state": 0, "weights": [0.5, 0.3, 0.2], "cost": "weight"}
+        aligned = WassersteinFusion(correction=None, **options).fit(FusionInput(models, X))
         fused = WassersteinFusion(correction="repair", **options).fit(FusionInput(models, X)).fused_model_
         for layer in (1, 3, 6):
             wanted, found = aligned_mean(aligned, models, X, layer), statistics(fused, X, layer)
             for a, b in zip(wanted, found, strict=True):
                 torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
         assert (statistics(aligned.fused_model_, X, 3)[1] < 0.97 * statistics(fused, X, 3)[1]).any()
+
+
+class TestRescale(CorrectionConformance):
+    make = staticmethod(partial(Repair, shift=False))
+
+    def test_deviations_are_the_parents_and_means_stay(self):
+        models, X = [trained(convolutional, seed) for seed in range(2)], torch.randn(300, 1, 6, 6, dtype=torch.float64)
+        options = {"probe": DATA, "random_state": 0, "cost": "weight"}
+        aligned, repaired, rescaled = (
+            WassersteinFusion(correction=c, **options).fit(FusionInput(models, X)) for c in (None, Repair(), self.make())
+        )
+        for layer in (1, 3, 6):
+            deviation = statistics(rescaled.fused_model_, X, layer)[1]
+            torch.testing.assert_close(deviation, aligned_mean(aligned, models, X, layer)[1], rtol=1e-3, atol=1e-3)
+        before, after, wanted = (statistics(f.fused_model_, X, 1)[0] for f in (aligned, rescaled, repaired))
+        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+        assert (after - wanted).abs().max() > 1e-3
+
+
+class TestClosedRepair(CorrectionConformance):
+    make = staticmethod(partial(Repair, "closed"))
+
+    @pytest.mark.parametrize("shift", [True, False])
+    def test_a_single_layer_comes_out_as_forward(self, shift):
+        models, X = [nn.Linear(4, 6).double() for _ in range(3)], torch.randn(200, 4, dtype=torch.float64)
+        found = [
+            WassersteinFusion(correction=Repair(m, shift=shift), probe=DATA, weights=[0.5, 0.3, 0.2], random_state=0)
+            .fit(FusionInput(models, X))
+            .fused_model_
+            for m in ("forward", "closed")
+        ]
+        assert_same(*map(values, found), 1e-9)
+        mean = sum(w * m.weight for w, m in zip([0.5, 0.3, 0.2], models, strict=True))
+        assert (found[1].weight / mean > 1.1).any()
+
+    def test_of_hidden_layers_the_ratio_is_that_of_the_formula(self):
+        models, X = [MLP([4, 9, 9, 3]).double() for _ in range(3)], torch.randn(300, 4, dtype=torch.float64)
+        lambdas, options = [0.5, 0.3, 0.2], {"probe": DATA, "random_state": 0, "cost": "weight"}
+        aligned = WassersteinFusion(weights=lambdas, correction=None, **options).fit(FusionInput(models, X))
+        fused = WassersteinFusion(weights=lambdas, correction=self.make(), **options).fit(FusionInput(models, X)).fused_model_
+        outputs = torch.stack([_hidden(m, X) for m in aligned.transform(models)])  # models, rows, channels
+        for k in range(outputs.shape[2]):
+            sigma, rho = outputs[:, :, k].std(1, correction=0).numpy(), np.corrcoef(outputs[:, :, k].numpy())
+            both = np.array(lambdas) * sigma
+            ratio, mean = both.sum() / np.sqrt(both @ rho @ both), np.dot(lambdas, outputs[:, :, k].mean(1).numpy())
+            plain = aligned.fused_model_.layers[1]
+            np.testing.assert_allclose(fused.layers[1].weight[k].detach(), ratio * plain.weight[k].detach(), rtol=1e-8)
+            np.testing.assert_allclose(fused.layers[1].bias[k].item(), ratio * (plain.bias[k].item() - mean) + mean, rtol=1e-8)
+
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_running_statistics_take_the_place_of_those_on_the_inputs(self, affine):
+        models, X = [trained(lambda: convolutional(affine), seed) for seed in range(2)], torch.randn(300, 1, 6, 6).double()
+        options = {"probe": DATA, "random_state": 0, "cost": "weight"}
+        fused, brighter = (
+            WassersteinFusion(correction=self.make(), **options).fit(FusionInput(models, x)).fused_model_[:2]
+            for x in (X, 9 * X + 5)
+        )
+        assert_same(values(fused), values(brighter), 1e-4)
+        aligned = WassersteinFusion(correction=None, **options).fit(FusionInput(models, X))
+        wanted = aligned_mean(aligned, models, X, 1)[1]  # the parents' statistics are those of such inputs
+        before, after = ((statistics(f, X, 1)[1] / wanted - 1).abs().mean() for f in (aligned.fused_model_, fused))
+        assert after < 0.2 * before
+
+    def test_a_norm_alone_reads_what_is_repaired(self):
+        models = []
+        for scale in (1.0, 3.0):
+            model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).double().eval()
+            model[0].running_var.fill_(scale**2), model[0].weight.data.fill_(scale)
+            models.append(model)
+        fused = WassersteinFusion(correction=self.make(), probe=DATA, random_state=0).fit(FusionInput(models, torch.randn(50, 3)))
+        norm = fused.fused_model_[0]  # inputs have deviation 2, outputs too
+        torch.testing.assert_close(norm.weight / (norm.running_var + norm.eps).sqrt(), torch.ones(3).double(), rtol=1e-4, atol=0)
+
+    def test_the_fused_network_never_runs(self, monkeypatch):
+        models, ran = family("resnet", 2), []
+        run = Steps.run
+        monkeypatch.setattr(Steps, "run", lambda steps, node: ran.append(steps) or run(steps, node))
+        WassersteinFusion(correction=self.make(), cost="weight", probe=NOISE, example_inputs=models[0].example).fit(models)
+        closed, ran = len(set(map(id, ran))), []
+        WassersteinFusion(correction=Repair(), cost="weight", probe=NOISE, example_inputs=models[0].example).fit(models)
+        assert len(set(map(id, ran))) == closed + 1
+
+
+def _hidden(model, X):
+    with torch.no_grad():
+        return model.layers[1](model.layers[0](X).relu())
 
 
 @pytest.mark.filterwarnings("ignore:correction='batchnorm' does nothing")
@@ -136,8 +225,8 @@ class TestBatchNorm(CorrectionConformance):
     def test_statistics_behind_norms_are_the_parents_weighted_mean(self, affine):
         models = [trained(lambda: convolutional(affine), seed) for seed in range(2)]
         X = torch.randn(300, 1, 6, 6, dtype=torch.float64)
-        options = {"probe": DATA, "random_state": 0}
-        aligned = WassersteinFusion(**options).fit(FusionInput(models, X))
+        options = {"probe": DATA, "random_state": 0, "cost": "weight"}
+        aligned = WassersteinFusion(correction=None, **options).fit(FusionInput(models, X))
         fused = WassersteinFusion(correction="batchnorm", **options).fit(FusionInput(models, X)).fused_model_
         for a, b in zip(aligned_mean(aligned, models, X, 1), statistics(fused, X, 1), strict=True):
             torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
@@ -231,7 +320,7 @@ class Unbatched(nn.Module):
 def test_rows_are_held_out_where_the_first_dimension_holds_no_samples():
     models, x = [Unbatched() for _ in range(2)], torch.randn(2, 6)
     plain, corrected = (
-        WassersteinFusion(correction=c, random_state=0, example_inputs=(x,)).fit(models).fused_model_.state_dict()
+        WassersteinFusion(correction=c, cost="weight", random_state=0, example_inputs=(x,)).fit(models).fused_model_.state_dict()
         for c in (None, "regression")
     )
     assert not torch.equal(plain["net.layers.1.weight"], corrected["net.layers.1.weight"])
