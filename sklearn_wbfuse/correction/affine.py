@@ -191,8 +191,18 @@ class Conv(Writer):
     @property
     def out_axis(self) -> int:  # type: ignore[override]
         """See `Writer`."""
+        return int(self.transposed and not self._is_depthwise)
+
+    @property
+    def _is_depthwise(self) -> bool:
         shape = self.node.args[1].meta["val"].shape  # type: ignore[union-attr]
-        return int(self.transposed and not is_depthwise(shape, self._options(shape[2:])[3], True))
+        return is_depthwise(shape, self._options(shape[2:])[3], self.transposed)
+
+    @property
+    def labelled(self) -> tuple[str, int]:
+        """See `Writer`. A depthwise weight may undo the scales of its inputs; what is added to the outputs has theirs."""
+        found = super().labelled
+        return (self.bias, 0) if found[0] == self.weight and self.bias is not None and self._is_depthwise else found
 
     @property
     def channel(self) -> int:

@@ -47,7 +47,7 @@ class CorrectionConformance:
     @pytest.mark.parametrize("name", BUILDERS)
     def test_permuted_copies_are_left_alone_on_data(self, name):
         model = family(name, 1)[0]
-        copies = [model, disguised(model, np.random.default_rng(0))]
+        copies = [model, disguised(model, np.random.default_rng(0), scales=True)]
         before, after = self.fused(copies, data_for(copies, 30), probe="data")
         assert_same(values(after), values(before))
 

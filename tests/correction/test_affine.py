@@ -230,10 +230,10 @@ class Transposed(nn.ConvTranspose2d):
 LABELLED = {
     "linear": (nn.Linear(4, 6), ("1.weight", 0)),
     "groups": (nn.Conv2d(6, 6, 3, groups=3), ("1.weight", 0)),
-    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), ("1.weight", 0)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), ("1.bias", 0)),
     "transposed": (nn.ConvTranspose2d(4, 6, 3), ("1.weight", 1)),
     "transposed, groups": (Transposed(3), ("1.weight", 1)),
-    "transposed, depthwise": (Transposed(6), ("1.weight", 0)),
+    "transposed, depthwise": (Transposed(6), ("1.bias", 0)),
     "affine norm": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), ("1.1.weight", 0)),
     "plain norm": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False)), ("1.1.running_mean", 0)),
 }
