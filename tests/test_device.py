@@ -37,7 +37,8 @@ def family(name, where, count=2):
 def fit(models, where=None, data=None, **options):
     example = models[0].example.to(next(models[0].parameters()).device)
     given = models if data is None else FusionInput(models, data)
-    return WassersteinFusion(**{"example_inputs": (example,), "device": where, "random_state": 0, **options}).fit(given)
+    options = {"correction": None, "example_inputs": (example,), "device": where, "random_state": 0, **options}
+    return WassersteinFusion(**options).fit(given)
 
 
 def devices(model):
@@ -158,9 +159,9 @@ def test_parametrized_tensors(device, kind):
         return [m.double().eval().to(where) for m in built]
 
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = WassersteinFusion(example_inputs=(x,)).fit(models(CPU))
+    expected = WassersteinFusion(example_inputs=(x,), correction=None).fit(models(CPU))
     for models_at, computed_at in ((device, None), (CPU, device), (device, CPU)):
-        found = WassersteinFusion(example_inputs=(x.to(models_at),), device=computed_at).fit(models(models_at))
+        found = WassersteinFusion(example_inputs=(x.to(models_at),), device=computed_at, correction=None).fit(models(models_at))
         assert devices(found.fused_model_) == {models_at.type}
         torch.testing.assert_close(found.fused_model_(x.to(models_at)).cpu(), expected.fused_model_(x), rtol=1e-6, atol=1e-8)
 
@@ -225,7 +226,7 @@ def test_single_precision(device, name):
     twin = disguised(model, np.random.default_rng(5))
     models = [m.float().to(device) for m in (model, twin)]
     x = model.example.float().to(device)
-    fused = WassersteinFusion(example_inputs=(x,)).fit(models).fused_model_
+    fused = WassersteinFusion(example_inputs=(x,), correction=None).fit(models).fused_model_
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     out = [o if torch.is_tensor(o) else o[0] for o in (fused(x), models[0](x))]
     torch.testing.assert_close(*out, rtol=1e-3, atol=1e-3)

@@ -70,7 +70,7 @@ def config(**changes):
 def said_and_fused(models, widths):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fusion = WassersteinFusion(widths, random_state=0).fit([m.eval() for m in models])
+        fusion = WassersteinFusion(widths, random_state=0, correction=None).fit([m.eval() for m in models])
     return [str(w.message) for w in caught if "configuration" in str(w.message)], fusion
 
 

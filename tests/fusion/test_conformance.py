@@ -10,9 +10,9 @@ class TestVanillaAveraging(FuserConformance):
 
 class TestWassersteinFusion(FuserConformance):
     def make(self, **parameters):
-        return WassersteinFusion(**{"random_state": 0, **parameters})
+        return WassersteinFusion(**{"correction": None, "random_state": 0, **parameters})
 
 
 class TestLayerwise(FuserConformance):
     def make(self, **parameters):
-        return WassersteinFusion(**{"schedule": "layerwise", "symmetry": "permutation", **parameters})
+        return WassersteinFusion(**{"correction": None, "schedule": "layerwise", "symmetry": "permutation", **parameters})

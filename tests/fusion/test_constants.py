@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def fusing(**options):
-    return WassersteinFusion(random_state=0, example_inputs=(X[:2],), **options)
+    return WassersteinFusion(random_state=0, example_inputs=(X[:2],), correction=None, **options)
 
 
 def said(fusion, models):

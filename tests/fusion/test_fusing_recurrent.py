@@ -26,7 +26,8 @@ def pair(device):
 
 
 def fit(models, **options):
-    return WassersteinFusion(**{"example_inputs": (models[0].example,), "random_state": 0, **options}).fit(models)
+    options = {"correction": None, "example_inputs": (models[0].example,), "random_state": 0, **options}
+    return WassersteinFusion(**options).fit(models)
 
 
 def assert_same_couplings(first, second):

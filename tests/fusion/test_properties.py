@@ -31,7 +31,7 @@ def test_permuted_and_scaled_copies_fuse_back_to_the_original(device, model, see
     (model,) = on(device, model)
     copies = [model, *on(device, *(disguised(model.cpu(), rng, scales=True) for _ in range(2)))]
     on(device, model)
-    fusion = WassersteinFusion(schedule=schedule, example_inputs=(model.example,)).fit(copies)
+    fusion = WassersteinFusion(schedule=schedule, example_inputs=(model.example,), correction=None).fit(copies)
     assert difference(fusion.fused_model_, model, model.example) < 1e-7
     for moved in fusion.transform(copies):
         assert difference(moved, model, model.example) < 1e-7
@@ -43,7 +43,7 @@ def test_permuted_and_scaled_copies_fuse_back_to_the_original(device, model, see
 @settings(max_examples=10)
 def test_permuted_copies_fuse_back_to_the_same_parameters(device, model, seed):
     (model, twin) = on(device, model, disguised(model, np.random.default_rng(seed)))
-    fused = WassersteinFusion(example_inputs=(model.example,)).fit([model, twin]).fused_model_
+    fused = WassersteinFusion(example_inputs=(model.example,), correction=None).fit([model, twin]).fused_model_
     for name, value in model.state_dict().items():
         torch.testing.assert_close(fused.state_dict()[name], value, rtol=1e-6, atol=1e-8)
 
@@ -54,7 +54,7 @@ def test_unseen_copies_are_matched_by_transform(device, model, seed):
     rng = np.random.default_rng(seed)
     twin, unseen = disguised(model, rng, scales=True), disguised(model, rng, scales=True)
     on(device, model, twin, unseen)
-    fusion = WassersteinFusion(example_inputs=(model.example,)).fit([model, twin])
+    fusion = WassersteinFusion(example_inputs=(model.example,), correction=None).fit([model, twin])
     (moved,) = fusion.transform([unseen])
     assert difference(moved, model, model.example) < 1e-7
     for name, parameter in fusion.fused_model_.named_parameters():
@@ -64,7 +64,7 @@ def test_unseen_copies_are_matched_by_transform(device, model, seed):
 @given(networks(), st.sampled_from([2.0, 3.0]))
 def test_one_model_into_a_multiple_of_its_widths_keeps_its_function(device, model, factor):
     on(device, model)
-    fusion = WassersteinFusion(target_widths=factor, example_inputs=(model.example,)).fit([model])
+    fusion = WassersteinFusion(target_widths=factor, example_inputs=(model.example,), correction=None).fit([model])
     assert difference(fusion.fused_model_, model, model.example) < 1e-9
     kept = {"groups.blocks"}  # a convolution in groups keeps their number
     assert fusion.graph_.sizes == {n: int(size * (1 if n in kept else factor)) for n, size in model.truth.sizes.items()}
@@ -78,8 +78,8 @@ def test_the_order_of_permuted_copies_does_not_matter(device, model, seed):
     rng = np.random.default_rng(seed)
     models = [model, disguised(model, rng), disguised(model, rng)]
     on(device, *models)
-    first = WassersteinFusion(example_inputs=(model.example,)).fit(models)
-    second = WassersteinFusion(example_inputs=(model.example,)).fit(models[::-1])
+    first = WassersteinFusion(example_inputs=(model.example,), correction=None).fit(models)
+    second = WassersteinFusion(example_inputs=(model.example,), correction=None).fit(models[::-1])
     assert difference(first.fused_model_, second.fused_model_, model.example) < 1e-8
 
 
@@ -116,6 +116,10 @@ def test_plain_averaging_fails_the_permutation_property():
 def test_half_a_network_widens_and_then_narrows_back(build):
     """Twice the widths hold every neuron twice; fused into the old widths, the old function is back."""
     model = randomised(build(), np.random.default_rng(1))
-    wide = WassersteinFusion(target_widths=2.0, example_inputs=(model.example,)).fit([model]).fused_model_
-    narrow = WassersteinFusion(target_widths=0.5, example_inputs=(model.example,), random_state=0).fit([wide]).fused_model_
+    wide = WassersteinFusion(target_widths=2.0, example_inputs=(model.example,), correction=None).fit([model]).fused_model_
+    narrow = (
+        WassersteinFusion(target_widths=0.5, example_inputs=(model.example,), random_state=0, correction=None)
+        .fit([wide])
+        .fused_model_
+    )
     assert difference(narrow, model, model.example) < 1e-8

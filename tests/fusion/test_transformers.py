@@ -386,7 +386,7 @@ def test_a_permuted_copy_fuses_back(case):
     order = graph.orders(np.random.default_rng(1).permutation)
     twin = plain_copy(model)
     twin.load_state_dict({n: relabel(t, graph.tensors[n], order, {}) for n, t in floating_state(twin).items()}, strict=False)
-    fused = WassersteinFusion(example_inputs=inputs).fit([model, twin]).fused_model_
+    fused = WassersteinFusion(example_inputs=inputs, correction=None).fit([model, twin]).fused_model_
     with torch.no_grad():
         expected = leaves(model(*inputs))
         tol = 1e-6 if case.dtype == torch.float64 else 1e-3
@@ -421,7 +421,7 @@ WIDER = {
 def fused_wider(models, draw, widths):
     """A fusion into other widths, its inputs, and what its network computes."""
     inputs = tuple(t.float() if t.is_floating_point() else t for t in draw(np.random.default_rng(0)))
-    fusion = WassersteinFusion(widths, random_state=0, example_inputs=inputs).fit([m.eval() for m in models])
+    fusion = WassersteinFusion(widths, random_state=0, example_inputs=inputs, correction=None).fit([m.eval() for m in models])
     with torch.no_grad():
         return fusion, inputs, leaves(fusion.fused_model_(*inputs))
 

@@ -91,7 +91,7 @@ def test_slices_share_one_discovery(monkeypatch):
     monkeypatch.setattr(base, "discover_all", lambda *a: calls.append(1) or original(*a))
     rows = FusionInput(family(), np.zeros((10, 5)))
     for part in (rows, rows[np.arange(5)], rows[2:7]):
-        WassersteinFusion().fit(part)
+        WassersteinFusion(correction=None).fit(part)
     assert len(calls) == 1
 
 
@@ -132,7 +132,7 @@ def test_every_row_of_a_stream_is_kept_equally_often():
 
 def test_progress_goes_through_logging_and_nothing_is_printed(caplog, capsys):
     with caplog.at_level(logging.INFO, "sklearn_wbfuse"):
-        WassersteinFusion(verbose=1).fit(family())
+        WassersteinFusion(verbose=1, correction=None).fit(family())
     assert any("joint sweep" in m for m in caplog.messages)
     assert capsys.readouterr().out == ""
 
@@ -158,7 +158,7 @@ def test_calls_before_fit_and_transform_of_another_architecture():
 
 
 def test_unseen_models_of_other_widths_come_out_in_the_targets():
-    fusion = WassersteinFusion(random_state=0).fit(family())
+    fusion = WassersteinFusion(random_state=0, correction=None).fit(family())
     (moved,) = fusion.transform([randomised(MLP([5, 4, 3, 3]), np.random.default_rng(5))])
     assert moved.linears[0].out_features == 8
     small = randomised(MLP([5, 4, 3, 3]), np.random.default_rng(5))
@@ -168,13 +168,13 @@ def test_unseen_models_of_other_widths_come_out_in_the_targets():
 def test_fits_on_one_input_do_not_share_their_results():
     models = [randomised(MLP([5, n, 3]), np.random.default_rng(n)) for n in (6, 8)]
     rows = FusionInput(models, np.zeros((4, 5)))
-    first = WassersteinFusion(weights=[0.5, 0.5]).fit(rows)
+    first = WassersteinFusion(weights=[0.5, 0.5], correction=None).fit(rows)
     before = first.fused_model_.linears[0].weight.clone()
-    second = WassersteinFusion(weights=[0.1, 0.9]).fit(rows)
+    second = WassersteinFusion(weights=[0.1, 0.9], correction=None).fit(rows)
     assert first.fused_model_ is not second.fused_model_
     torch.testing.assert_close(first.fused_model_.linears[0].weight, before, rtol=0, atol=0)
     rows.models.append(randomised(MLP([5, 7, 3]), np.random.default_rng(7)))
-    assert len(WassersteinFusion().fit(rows).couplings_) == 3
+    assert len(WassersteinFusion(correction=None).fit(rows).couplings_) == 3
 
 
 @pytest.mark.parametrize("widths", [None, 0.5])
@@ -197,7 +197,7 @@ def test_different_options_at_different_widths_are_different_architectures():
 
     with pytest.raises(ArchitectureMismatchError, match=r"compute different functions.*tanh"):
         WassersteinFusion().fit([Gelu(4, "none"), Gelu(6, "tanh")])
-    assert WassersteinFusion().fit([Gelu(4, "none"), Gelu(6, "none")]).graph_.sizes == {"a": 6}
+    assert WassersteinFusion(correction=None).fit([Gelu(4, "none"), Gelu(6, "none")]).graph_.sizes == {"a": 6}
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
@@ -232,16 +232,16 @@ def test_only_those_inputs_are_floats_that_must_be():
 
 def test_smaller_parents_fill_larger_ones():
     small = randomised(MLP([5, 4, 3, 3]), np.random.default_rng(0))
-    wide = WassersteinFusion(target_widths=2.0).fit([small]).fused_model_
-    fused = WassersteinFusion().fit([wide, small]).fused_model_
+    wide = WassersteinFusion(target_widths=2.0, correction=None).fit([small]).fused_model_
+    fused = WassersteinFusion(correction=None).fit([wide, small]).fused_model_
     torch.testing.assert_close(fused(small.example), small(small.example))
 
 
 class TestPyTorchPolicy:
     def test_wrappers_are_taken_off(self):
         a, b = family()
-        plain = WassersteinFusion().fit([a, b]).fused_model_
-        fusion = WassersteinFusion().fit([nn.DataParallel(a), torch.compile(b)])
+        plain = WassersteinFusion(correction=None).fit([a, b]).fused_model_
+        fusion = WassersteinFusion(correction=None).fit([nn.DataParallel(a), torch.compile(b)])
         wrapped = fusion.fused_model_
         assert type(wrapped) is MLP and list(wrapped.state_dict()) == list(plain.state_dict())
         for x, y in zip(wrapped.state_dict().values(), plain.state_dict().values(), strict=True):
@@ -255,7 +255,7 @@ class TestPyTorchPolicy:
         a.register_forward_hook(lambda *_: calls.append(1))
         a.note = "kept"
         a.linears[0].bias.requires_grad_(False)
-        fused = WassersteinFusion().fit([a, b]).fused_model_
+        fused = WassersteinFusion(correction=None).fit([a, b]).fused_model_
         calls.clear()
         fused(a.example)
         assert calls and fused.note == "kept" and not fused.linears[0].bias.requires_grad
@@ -290,11 +290,11 @@ class TestPyTorchPolicy:
                 return x / 2
 
         models = family()
-        plain = WassersteinFusion().fit(models).fused_model_
+        plain = WassersteinFusion(correction=None).fit(models).fused_model_
         wrapped = copy.deepcopy(models)
         for m in wrapped:
             nn.utils.parametrize.register_parametrization(m.linears[0], "weight", Doubled())
-        fusion = WassersteinFusion().fit(wrapped)
+        fusion = WassersteinFusion(correction=None).fit(wrapped)
         fused = fusion.fused_model_
         assert nn.utils.parametrize.is_parametrized(fused.linears[0])
         x = models[0].example
@@ -310,7 +310,7 @@ class TestPyTorchPolicy:
         for m in models:
             nn.utils.parametrize.register_parametrization(m.linears[0], "weight", OneWay())
         with pytest.raises(DiscoveryError, match=r"'linears.0.weight' has no right_inverse"):
-            WassersteinFusion().fit(models)
+            WassersteinFusion(correction=None).fit(models)
 
     def test_a_model_that_can_not_be_copied(self):
         a, b = family()
@@ -347,7 +347,7 @@ class TestPyTorchPolicy:
                 return self.b(F.relu(self.a(x)).view(-1, 16))
 
         x = torch.randn(2, 1, 4, 4)
-        assert WassersteinFusion(example_inputs=(x,)).fit([HardCoded(), HardCoded()]).graph_.sizes == {"a": 4}
+        assert WassersteinFusion(example_inputs=(x,), correction=None).fit([HardCoded(), HardCoded()]).graph_.sizes == {"a": 4}
         with pytest.raises(WidthError, match=r"groups \['a'\] can't change.*view\(-1, 16\)\)'.*A size may be written"):
             WassersteinFusion(0.5, example_inputs=(x,)).fit([HardCoded(), HardCoded()])
 
@@ -375,7 +375,7 @@ class TestPyTorchPolicy:
 
         torch.manual_seed(0)
         models, inputs = [Two(), Two()], (torch.randn(2, 3), torch.randn(2, 4))
-        fusion = WassersteinFusion(example_inputs=inputs).fit(models)
+        fusion = WassersteinFusion(example_inputs=inputs, correction=None).fit(models)
         assert fusion.graph_.sizes == {"a": 6}
         moved = fusion.transform(models)[1]
         torch.testing.assert_close(moved(*inputs)["class"], models[1](*inputs)["class"])
@@ -388,8 +388,8 @@ class TestPyTorchPolicy:
     def test_computation_on_the_device_gives_the_same_fusion(self, device):
         models = family(lambda: CNN(6, 5, 7), 3)
         x = models[0].example
-        here = WassersteinFusion(example_inputs=(x,)).fit(models)
-        there = WassersteinFusion(example_inputs=(x,), device=device).fit(models)
+        here = WassersteinFusion(example_inputs=(x,), correction=None).fit(models)
+        there = WassersteinFusion(example_inputs=(x,), device=device, correction=None).fit(models)
         assert there.energy_ == pytest.approx(here.energy_)
         torch.testing.assert_close(there.fused_model_(x), here.fused_model_(x))
 
@@ -407,7 +407,7 @@ class TestFrozen:
         torch.manual_seed(0)
         models = [self.Bessel(), self.Bessel()]
         with pytest.warns(FusionWarning, match=r"a.weight: no rule in aten::special_bessel_j0") as caught:
-            fusion = WassersteinFusion().fit(models)
+            fusion = WassersteinFusion(correction=None).fit(models)
         assert len([w for w in caught if issubclass(w.category, FusionWarning)]) == 1
         assert fusion.graph_.sizes == {"b": 4} and "frozen: a.weight (no rule" in str(fusion.graph_)
         torch.testing.assert_close(fusion.fused_model_.a.weight, (models[0].a.weight + models[1].a.weight) / 2)
@@ -430,17 +430,17 @@ def test_a_parameter_that_is_never_used():
     from sklearn_wbfuse import declare
 
     with pytest.raises(DiscoveryError, match=r"never uses \['spare.bias', 'spare.weight'\]"):
-        WassersteinFusion().fit([Spare(), Spare()])
+        WassersteinFusion(correction=None).fit([Spare(), Spare()])
     declare(Spare, unused=("spare.weight", "spare.bias"))
     models = [Spare(), Spare()]
-    fused = WassersteinFusion().fit(models).fused_model_
+    fused = WassersteinFusion(correction=None).fit(models).fused_model_
     torch.testing.assert_close(fused.a.weight, (models[0].a.weight + models[1].a.weight) / 2)
 
 
 def test_a_layer_that_is_the_same_in_all_parents_stays_as_it_is():
     models = family()
     models[1].linears[0].load_state_dict(models[0].linears[0].state_dict())
-    fused = WassersteinFusion().fit(models).fused_model_
+    fused = WassersteinFusion(correction=None).fit(models).fused_model_
     torch.testing.assert_close(fused.linears[0].weight, models[0].linears[0].weight)
 
 
@@ -454,5 +454,5 @@ def test_the_scales_of_permuted_copies_are_seen_only_with_symmetry_auto():
     rng = np.random.default_rng(0)
     model = randomised(MLP([5, 8, 8, 3]), rng)
     twin = disguised(model, rng, scales=True)
-    auto, plain = (WassersteinFusion(symmetry=s).fit([model, twin]) for s in ("auto", "permutation"))
+    auto, plain = (WassersteinFusion(symmetry=s, correction=None).fit([model, twin]) for s in ("auto", "permutation"))
     assert auto.energy_ < 1e-9 < plain.energy_

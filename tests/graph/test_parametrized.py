@@ -38,7 +38,7 @@ def parents(request):
 def test_weight_norm_is_fused_as_its_value_and_kept(parents):
     x = torch.randn(6, 3, dtype=torch.float64)
     names = [list(m.state_dict()) for m in parents]
-    fusion = WassersteinFusion().fit(parents)
+    fusion = WassersteinFusion(correction=None).fit(parents)
     moved = fusion.transform(parents)
     for model, twin in zip(parents, moved, strict=True):
         torch.testing.assert_close(twin(x), model(x))
@@ -75,7 +75,7 @@ def test_spectral_norm_keeps_each_function_and_has_norm_one(kind, steps, tmp_pat
     models = [dense(6, s, lambda m: SPECTRAL[kind](m, n_power_iterations=steps)) for s in (0, 1)]
     x = torch.randn(6, 3, dtype=torch.float64)
     with pytest.warns(FusionWarning, match=r"parametrization of '2.weight' can't hold .* divided by its spectral norm"):
-        fusion = WassersteinFusion(random_state=0).fit(models)
+        fusion = WassersteinFusion(random_state=0, correction=None).fit(models)
     assert not any(group.scalable for group in fusion.graph_.groups.values())
     for model, moved in zip(models, fusion.transform(models), strict=True):
         torch.testing.assert_close(moved(x), model(x), rtol=1e-10, atol=1e-10)
@@ -95,7 +95,7 @@ def test_signs_of_singular_vectors_do_not_matter(kind):
         assert name.endswith(("_u", "_v"))
         buffer.neg_()
     x = torch.randn(6, 3, dtype=torch.float64)
-    torch.testing.assert_close(WassersteinFusion().fit(models).fused_model_(x), models[0](x))
+    torch.testing.assert_close(WassersteinFusion(correction=None).fit(models).fused_model_(x), models[0](x))
 
 
 @pytest.mark.parametrize("kind", SPECTRAL)
@@ -103,7 +103,7 @@ def test_signs_of_singular_vectors_do_not_matter(kind):
 def test_spectral_norm_of_convolutions(kind, dim):
     models = [convolutional(s, SPECTRAL[kind], dim) for s in (0, 1)]
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
-    fusion = WassersteinFusion(random_state=0, example_inputs=(x,)).fit(models)
+    fusion = WassersteinFusion(random_state=0, example_inputs=(x,), correction=None).fit(models)
     for model, moved in zip(models, fusion.transform(models), strict=True):
         torch.testing.assert_close(moved(x), model(x), rtol=1e-10, atol=1e-10)
     matrix = fusion.fused_model_[2].weight.movedim(dim, 0).flatten(1)
@@ -116,7 +116,7 @@ def test_orthogonal_keeps_each_function_and_is_the_nearest(activation, kind):
     models = [dense(4, s, lambda m: parametrizations.orthogonal(m, orthogonal_map=kind), activation) for s in (0, 1)]
     x = torch.randn(6, 3, dtype=torch.float64)
     with pytest.warns(FusionWarning, match="nearest orthogonal matrix"):
-        fusion = WassersteinFusion(random_state=0).fit(models)
+        fusion = WassersteinFusion(random_state=0, correction=None).fit(models)
     moved = fusion.transform(models)
     for model, twin in zip(models, moved, strict=True):
         torch.testing.assert_close(twin(x), model(x), rtol=1e-10, atol=1e-10)
@@ -177,7 +177,7 @@ def test_own_parametrizations_limit_what_neurons_can_do(kind, activation, groups
 
     models = [dense(4, s, change, activation) for s in (0, 1)]
     x = torch.randn(6, 3, dtype=torch.float64)
-    fusion = WassersteinFusion(random_state=0).fit(models)
+    fusion = WassersteinFusion(random_state=0, correction=None).fit(models)
     for model, moved in zip(models, fusion.transform(models), strict=True):
         torch.testing.assert_close(moved(x), model(x), rtol=1e-10, atol=1e-10)
     found = fusion.graph_
@@ -208,7 +208,7 @@ def test_parametrized_recurrent_layers(how):
         how(models[-1].cell, "weight_hh_l0")
         models[-1](torch.randn(2, 3, 3, dtype=torch.float64))
     x = torch.randn(4, 5, 3, dtype=torch.float64)
-    moved = WassersteinFusion(random_state=0).fit(models).transform(models)
+    moved = WassersteinFusion(random_state=0, correction=None).fit(models).transform(models)
     for model, twin in zip(models, moved, strict=True):
         torch.testing.assert_close(twin(x), model.eval()(x), rtol=1e-10, atol=1e-10)
 
@@ -275,8 +275,10 @@ def removed(model):
 def test_pruned_networks_fuse_as_their_values_and_stay_pruned(pruned, widths, tmp_path):
     make, x = pruned
     models = [make(width, seed) for seed, width in enumerate(widths)]
-    fusion = WassersteinFusion(random_state=0, example_inputs=(x,)).fit(models)
-    expected = WassersteinFusion(random_state=0, example_inputs=(x,)).fit([removed(m) for m in models]).fused_model_
+    fusion = WassersteinFusion(random_state=0, example_inputs=(x,), correction=None).fit(models)
+    expected = (
+        WassersteinFusion(random_state=0, example_inputs=(x,), correction=None).fit([removed(m) for m in models]).fused_model_
+    )
     fused = fusion.fused_model_
     before = {n: getattr(m, n) for m in fused.modules() for n in vars(m) if isinstance(getattr(m, n), torch.Tensor)}
     torch.testing.assert_close(fused(x), expected(x), rtol=0, atol=0)
@@ -304,7 +306,7 @@ def test_pruned_and_other_parents_fuse(widths, first):
     prune_twice(models[first][2], "bias")
     plain = [removed(m) for m in models]
     x = torch.randn(4, 3, dtype=torch.float64)
-    fusion, expected = (WassersteinFusion(random_state=0).fit(m) for m in (models, plain))
+    fusion, expected = (WassersteinFusion(random_state=0, correction=None).fit(m) for m in (models, plain))
     torch.testing.assert_close(fusion.fused_model_(x), expected.fused_model_(x))
     if widths[0] == widths[1]:
         back = fusion.inverse_transform(fusion.transform(models), 1)[0]
@@ -320,4 +322,4 @@ def test_a_tensor_without_right_inverse_can_be_looked_at_but_not_fused():
     models = [dense(4, s, lambda m: parametrize.register_parametrization(m, "weight", Doubled())) for s in (0, 1)]
     assert discover(models[0]).sizes == {"0": 4, "2": 4}
     with pytest.raises(ValueError, match=r"'2.weight' has no right_inverse"):
-        WassersteinFusion().fit(models)
+        WassersteinFusion(correction=None).fit(models)

@@ -88,7 +88,7 @@ class TestDeclared:
     def test_copies_fuse_back_and_go_on_from_their_own_states(self, options):
         model = build(**options)
         models = [model, disguised(model, np.random.default_rng(1), scales=True)]
-        fusion = WassersteinFusion(example_inputs=inputs_of(model)).fit(models)
+        fusion = WassersteinFusion(example_inputs=inputs_of(model), correction=None).fit(models)
         assert fusion.graph_.sizes == model.truth.sizes
         assert {n: g.signable for n, g in fusion.graph_.groups.items()} == model.truth.signable
         expected = run(model, model.example)
@@ -98,14 +98,14 @@ class TestDeclared:
     @pytest.mark.parametrize("name", ["lstm of two layers", "lstm cell"])
     def test_twice_the_widths_compute_the_same(self, name):
         model = build(**CASES[name])
-        wide = WassersteinFusion(2.0, example_inputs=inputs_of(model)).fit([model]).fused_model_
+        wide = WassersteinFusion(2.0, example_inputs=inputs_of(model), correction=None).fit([model]).fused_model_
         assert wide.rnn.hidden_size == 10
         torch.testing.assert_close(run(wide, model.example), run(model, model.example))
 
     def test_different_parents_keep_their_functions(self):
         """What returns goes back to where it came from: the neuron order of the fused network, for good."""
         models = [build(kind="gru", seed=seed) for seed in range(2)]
-        fusion = WassersteinFusion(example_inputs=inputs_of(models[0])).fit(models)
+        fusion = WassersteinFusion(example_inputs=inputs_of(models[0]), correction=None).fit(models)
         assert not np.array_equal(fusion.couplings_[1]["rnn.l0"], np.eye(5) / 5)
         moved = fusion.transform(models)[1]
         x = models[1].example
@@ -115,7 +115,7 @@ class TestDeclared:
 
     def test_parents_of_different_sizes(self):
         models = [build(kind="gru", seed=n, hidden=n) for n in (5, 4)]
-        fused = WassersteinFusion(example_inputs=inputs_of(models[0]), random_state=0).fit(models).fused_model_
+        fused = WassersteinFusion(example_inputs=inputs_of(models[0]), random_state=0, correction=None).fit(models).fused_model_
         assert run(fused, models[0].example).shape == (6, 5, 5)
 
     def test_a_hand_written_step(self):
@@ -133,7 +133,7 @@ class TestDeclared:
         declare(Elman, state_inputs=("h",), state_outputs=(1,))
         torch.manual_seed(0)
         models, x, h = [Elman().double() for _ in range(2)], torch.randn(2, 3).double(), torch.zeros(2, 5).double()
-        moved = WassersteinFusion(example_inputs=(x, h)).fit(models).transform(models)[1]
+        moved = WassersteinFusion(example_inputs=(x, h), correction=None).fit(models).transform(models)[1]
         (_, own), (_, theirs) = models[1](x, h), moved(x, h)
         torch.testing.assert_close(moved(x, theirs)[0], models[1](x, own)[0])
 
@@ -178,7 +178,7 @@ class TestUndeclared:
         models = [build(**{**CASES[name], "cls": Undeclared, "seed": seed}) for seed in range(2)]
         parameters = [n for n in models[0].state_dict() if "weight_ih" in n]
         with pytest.warns(FusionWarning) as caught:
-            fusion = WassersteinFusion(example_inputs=inputs_of(models[0])).fit(models)
+            fusion = WassersteinFusion(example_inputs=inputs_of(models[0]), correction=None).fit(models)
         (message,) = {str(w.message) for w in caught}
         for parameter in parameters:
             assert f"{parameter}: an initial state that is given by the caller" in message

@@ -19,7 +19,7 @@ matplotlib = pytest.importorskip("matplotlib")
 def fusion():
     torch.manual_seed(0)
     networks = [nn.Sequential(nn.Linear(5, n), nn.ReLU(), nn.Linear(n, 4), nn.ReLU(), nn.Linear(4, 3)) for n in (9, 6)]
-    return WassersteinFusion(random_state=0).fit(networks)
+    return WassersteinFusion(random_state=0, correction=None).fit(networks)
 
 
 @given(st.integers(1, 300), st.integers(0, 99), st.booleans())

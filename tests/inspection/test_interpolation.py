@@ -45,7 +45,7 @@ def test_a_permuted_copy_has_no_barrier_after_alignment(rows):
     model, X, y = rows
     models = [model, permuted(model)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
-    display = InterpolationDisplay.from_estimator(WassersteinFusion().fit(models), models, X, y, n_points=11)
+    display = InterpolationDisplay.from_estimator(WassersteinFusion(correction=None).fit(models), models, X, y, n_points=11)
     assert display.barrier_after == 0
     assert display.barrier_before > 5
     np.testing.assert_array_equal(display.after, 0)
@@ -83,7 +83,7 @@ def test_buffers_move_too_and_modes_stay():
 def test_different_widths_show_only_the_aligned_line(rows):
     model, X, y = rows
     models = [model, network(1, hidden=30)]
-    fusion = WassersteinFusion().fit(models)
+    fusion = WassersteinFusion(correction=None).fit(models)
     display = InterpolationDisplay.from_estimator(fusion, models, X, y, n_points=3)
     assert display.before is None and len(display.after) == 3
     assert len(display.lines_) == 1
@@ -123,7 +123,7 @@ def test_errors_say_what_is_wrong(rows):
         with pytest.raises(FusionError, match=rf"two networks: aligned=fusion\.transform.* Got {got}"):
             InterpolationDisplay.from_models(model, model, X, y, aligned=aligned)
     with pytest.raises(FusionError, match="two networks"):
-        InterpolationDisplay.from_estimator(WassersteinFusion().fit([model]), [model], X, y)
+        InterpolationDisplay.from_estimator(WassersteinFusion(correction=None).fit([model]), [model], X, y)
 
 
 def test_missing_matplotlib(monkeypatch):

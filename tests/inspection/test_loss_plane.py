@@ -52,7 +52,7 @@ def setting():
     X = torch.randn(80, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         y = models[0](X).argmax(1)
-    return WassersteinFusion(random_state=0).fit(models), models, X, y
+    return WassersteinFusion(random_state=0, correction=None).fit(models), models, X, y
 
 
 @given(st.integers(2, 30), st.integers(0, 999))
@@ -74,7 +74,8 @@ def test_coordinates_keep_distances_and_axes_are_orthonormal(n, seed):
 def test_a_disguised_copy_is_undone(activation, scales, signs):
     model = network(4, activation)
     other = disguised(model, scales, signs)
-    fusion = WassersteinFusion(init=1).fit([model, other])  # the order of the other, so that there is something to undo
+    # the order of the other, so that there is something to undo
+    fusion = WassersteinFusion(init=1, correction=None).fit([model, other])
     torch.testing.assert_close(vector(aligned_to(fusion, model, other)), vector(model), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(vector(aligned_to(fusion, other, model)), vector(other), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(vector(aligned_to(fusion, other, other)), vector(other), rtol=1e-4, atol=1e-5)
@@ -145,7 +146,9 @@ def test_without_a_value_the_plane_is_grey():
     models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval() for _ in range(2)]
     models[1][1].running_var += 100  # negative beyond model 1
     X, y = torch.randn(20, 3), torch.randint(2, (20,))
-    display = LossPlaneDisplay.from_estimator(WassersteinFusion().fit(models), models, X, y, n_points=7, margin=0.5)
+    display = LossPlaneDisplay.from_estimator(
+        WassersteinFusion(correction=None).fit(models), models, X, y, n_points=7, margin=0.5
+    )
     assert np.isnan(display.values).any() and np.isfinite(display.values).any()
     none = np.isnan(display.values)
     row, column = np.argwhere(none[1:, 1:] & none[1:, :-1] & none[:-1, 1:] & none[:-1, :-1])[0]
@@ -203,7 +206,7 @@ def test_what_spans_no_plane_is_named(setting):
         LossPlaneDisplay.from_estimator(VanillaAveraging().fit(models), models, X, y)
     copies = [models[0], disguised(models[0], False, False)]
     with pytest.raises(FusionError, match="span no plane: aligned model 2 is model 1"):
-        LossPlaneDisplay.from_estimator(WassersteinFusion().fit(copies), copies, X, y)
+        LossPlaneDisplay.from_estimator(WassersteinFusion(correction=None).fit(copies), copies, X, y)
     with pytest.raises(FusionError, match="span no plane"):
         LossPlaneDisplay.from_models(models[0], models[0], models[0], X, y)
 
@@ -212,9 +215,9 @@ def test_what_is_missing_is_named(setting):
     fusion, models, X, y = setting
     wider = [models[0], network(1, hidden=12)]
     with pytest.raises(WidthError, match=r"'0\.weight' has shape .*equal widths"):
-        LossPlaneDisplay.from_estimator(WassersteinFusion().fit(wider), wider, X, y)
-    doubled = WassersteinFusion(target_widths=2.0, merge="all", random_state=0).fit(models)
-    for other in (doubled, WassersteinFusion(reg=0.01, init=1, schedule="layerwise").fit(models)):
+        LossPlaneDisplay.from_estimator(WassersteinFusion(correction=None).fit(wider), wider, X, y)
+    doubled = WassersteinFusion(target_widths=2.0, merge="all", random_state=0, correction=None).fit(models)
+    for other in (doubled, WassersteinFusion(reg=0.01, init=1, schedule="layerwise", correction=None).fit(models)):
         with pytest.raises(FusionError, match="no permutation and can't be undone; fit with reg=0"):
             LossPlaneDisplay.from_estimator(other, models, X, y)
     with pytest.raises(FusionError, match="no parent"):

@@ -194,7 +194,7 @@ def test_an_embedding_that_all_parents_share_stays_in_place():
     models = [Tokens(trained=False) for _ in range(2)]
     models[1].table = copy.deepcopy(models[0].table)
     inputs = torch.randint(0, 7, (2, 3))
-    fusion = WassersteinFusion(example_inputs=(inputs,)).fit(models)
+    fusion = WassersteinFusion(example_inputs=(inputs,), correction=None).fit(models)
     np.testing.assert_array_equal(fusion.couplings_[1]["table"], np.eye(5) / 5)
     table = fusion.fused_model_.table.weight
     torch.testing.assert_close(table, models[0].table.weight)
@@ -239,7 +239,11 @@ class TestPacked:
         graph = discover(model, inputs)
         assert graph.sizes == model.truth.sizes
         assert {n: g.signable for n, g in graph.groups.items()} == model.truth.signable
-        fused = WassersteinFusion(example_inputs=inputs).fit([model, disguised(model, rng, scales=True)]).fused_model_
+        fused = (
+            WassersteinFusion(example_inputs=inputs, correction=None)
+            .fit([model, disguised(model, rng, scales=True)])
+            .fused_model_
+        )
         torch.testing.assert_close(fused(*inputs), model(*inputs))
         shorter = model.example, torch.ones_like(lengths)  # real packing: what is padded does not count
         torch.testing.assert_close(fused(*shorter), model(*shorter))
@@ -322,19 +326,21 @@ class TestSymmetry:
         rng = np.random.default_rng(0)
         model = randomised(Recurrent(kind, 6), rng)
         models = FusionInput([model, disguised(model, rng, scales=True)], model.example)
-        fusion = WassersteinFusion().fit(models)
+        fusion = WassersteinFusion(correction=None).fit(models)
         for name, value in model.state_dict().items():
             torch.testing.assert_close(fusion.fused_model_.state_dict()[name], value)
         plan = fusion.couplings_[1]["rnn.l0"]
         assert (plan < 0).any() and fusion.couplings_[1].coupling("rnn.l0").is_permutation
-        plain = WassersteinFusion(symmetry="permutation").fit(models)
+        plain = WassersteinFusion(symmetry="permutation", correction=None).fit(models)
         assert fusion.energy_ < 1e-9 and plain.energy_ > 0.1
 
     @pytest.mark.parametrize("sizes", [(6, 6), (6, 4)])
     def test_permutation_allows_no_negative_entries(self, sizes):
         parents = [randomised(Recurrent("gru", n), np.random.default_rng(seed)) for seed, n in enumerate(sizes)]
         models = FusionInput(parents, parents[0].example)
-        plain, auto = (WassersteinFusion(symmetry=s, random_state=0).fit(models) for s in ("permutation", "auto"))
+        plain, auto = (
+            WassersteinFusion(symmetry=s, random_state=0, correction=None).fit(models) for s in ("permutation", "auto")
+        )
         assert (plain.couplings_[1]["rnn.l0"] >= 0).all() and (auto.couplings_[1]["rnn.l0"] < 0).any()
 
     @pytest.mark.parametrize(("kind", "gate"), [("lstm", 3), ("gru", 0)])
@@ -374,7 +380,7 @@ class TestAlphaH:
             quarter += float(difference.pow(2).sum()) / 4
         models = FusionInput([model, twin], model.example)
         for alpha_h in (0.0, 1.0, 3.0):
-            fusion = WassersteinFusion(alpha_h=alpha_h, symmetry="permutation").fit(models)
+            fusion = WassersteinFusion(alpha_h=alpha_h, symmetry="permutation", correction=None).fit(models)
             assert fusion.energy_ == pytest.approx(alpha_h * quarter, rel=1e-6, abs=1e-12)
             assert [n for n, t in fusion.graph_.tensors.items() if t.recurrent] == names
 
@@ -387,7 +393,9 @@ class TestBiases:
         shifted = self.shifted(models[1], 5 * gates, rng)
         x = models[0].example
         torch.testing.assert_close(shifted(x), models[1](x))
-        before, after = (WassersteinFusion(example_inputs=(x,)).fit([models[0], m]) for m in (models[1], shifted))
+        before, after = (
+            WassersteinFusion(example_inputs=(x,), correction=None).fit([models[0], m]) for m in (models[1], shifted)
+        )
         assert after.energy_ == pytest.approx(before.energy_, rel=1e-9)
         for name, plan in before.couplings_[1].items():
             np.testing.assert_array_equal(after.couplings_[1][name], plan)
@@ -398,7 +406,7 @@ class TestBiases:
         model = randomised(Recurrent("gru", 5), rng)
         shifted = self.shifted(model, 15, rng)
         assert not torch.allclose(shifted(model.example), model(model.example))
-        assert WassersteinFusion(example_inputs=(model.example,)).fit([model, shifted]).energy_ > 0.1
+        assert WassersteinFusion(example_inputs=(model.example,), correction=None).fit([model, shifted]).energy_ > 0.1
 
     @staticmethod
     def shifted(model, rows, rng):
@@ -426,7 +434,7 @@ class TestWidths:
     )
     def test_attributes_follow(self, options, widths, attributes):
         model = randomised(Recurrent(hidden=4, **options), np.random.default_rng(0))
-        fused = WassersteinFusion(widths, example_inputs=(model.example,)).fit([model]).fused_model_
+        fused = WassersteinFusion(widths, example_inputs=(model.example,), correction=None).fit([model]).fused_model_
         rnn = fused.rnn
         assert (rnn.input_size, rnn.hidden_size, getattr(rnn, "proj_size", 0)) == attributes
         if not model.loop:
@@ -437,7 +445,7 @@ class TestWidths:
     @pytest.mark.parametrize(("kind", "loop"), [("lstm", True), ("gru", False)])
     def test_parents_of_different_sizes(self, kind, loop):
         small, large = (randomised(Recurrent(kind, n, loop=loop), np.random.default_rng(n)) for n in (4, 6))
-        fusion = WassersteinFusion(random_state=0).fit(FusionInput([small, large], small.example))
+        fusion = WassersteinFusion(random_state=0, correction=None).fit(FusionInput([small, large], small.example))
         assert fusion.fused_model_.rnn.hidden_size == 6 and fusion.fused_model_(small.example).shape == (6, 5)
         for plan, n in zip(fusion.couplings_, (4, 6), strict=True):
             (mass,) = (plan.coupling(name).mass for name in plan)
@@ -449,8 +457,8 @@ class TestWidths:
     def test_a_wider_copy_fuses_back(self):
         rng = np.random.default_rng(0)
         small = randomised(Recurrent("lstm", 3), rng)
-        wide = WassersteinFusion(2.0, example_inputs=(small.example,)).fit([small]).fused_model_
-        fused = WassersteinFusion(example_inputs=(small.example,)).fit([wide, disguised(small, rng)])
+        wide = WassersteinFusion(2.0, example_inputs=(small.example,), correction=None).fit([small]).fused_model_
+        fused = WassersteinFusion(example_inputs=(small.example,), correction=None).fit([wide, disguised(small, rng)])
         torch.testing.assert_close(fused.fused_model_(small.example), small(small.example))
 
     def test_levels_of_one_layer_have_one_width(self):

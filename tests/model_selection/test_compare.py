@@ -9,18 +9,22 @@ import safetensors.torch
 import torch
 from networks import CNN, MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
 import sklearn_wbfuse.fusion.base as base
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare
+from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError
 from sklearn_wbfuse.model_selection import comparison
 from sklearn_wbfuse.model_selection.table import table_text
 
 ROWS = 80
+PLAIN = WassersteinFusion(correction=None)
+NAME = label_of(PLAIN)
+"""The pure barycenter: scores do not depend on what a probe draws, and no control with the same correction is added."""
 
 
 def family(widths=(5, 8, 6, 3), seeds=(0, 1)):
@@ -95,10 +99,11 @@ class Other(BaseEstimator):
 def test_rows_scores_and_sizes_of_classes():
     models = family(seeds=(0, 1, 2))
     X, y, _ = data(models)
-    table = compare(models, X, y, [WassersteinFusion(), WassersteinFusion(0.5)], verbose=False)
+    narrow = WassersteinFusion(0.5, correction=None)
+    table = compare(models, X, y, [PLAIN, narrow], verbose=False)
     assert [row["name"] for row in table] == [
         *("parent 0", "parent 1", "parent 2", "parents, mean", "best parent", "ensemble", "finding the neuron groups"),
-        *("plain average", "WassersteinFusion()", "WassersteinFusion(target_widths=0.5)"),
+        *("plain average", NAME, label_of(narrow)),
     ]
     rows = by_name(table)
     logits = [m(torch.as_tensor(X)).detach().numpy() for m in models]
@@ -109,7 +114,7 @@ def test_rows_scores_and_sizes_of_classes():
     best = rows["best parent"]
     assert (best["score"], best["note"]) == (max(parents), f"parent {np.argmax(parents)}")
     inputs = (torch.as_tensor(X[:2]),)
-    for name, fusion in (("plain average", VanillaAveraging()), ("WassersteinFusion()", WassersteinFusion())):
+    for name, fusion in (("plain average", VanillaAveraging()), (NAME, clone(PLAIN))):
         assert rows[name]["score"] == fusion.set_params(example_inputs=inputs).fit(models).score(X, y)
     size = 5 * 8 + 8 + 8 * 6 + 6 + 6 * 3 + 3
     sizes = [row["parameters"] for row in table]
@@ -170,12 +175,12 @@ def test_the_ensemble_of_single_logits_is_the_mean_of_logits(flat):
 def test_regression_is_scored_by_r2():
     models = family()
     X, _, y = data(models)
-    rows = silent(models, X, y)
+    rows = silent(models, X, y, PLAIN)
     predicted = [m(torch.as_tensor(X)).detach().numpy() for m in models]
     assert rows["parent 1"]["score"] == pytest.approx(r2_score(y, predicted[1]), abs=1e-5)
     assert rows["ensemble"]["score"] == pytest.approx(r2_score(y, sum(predicted) / 2), abs=1e-5)
-    fusion = WassersteinFusion(example_inputs=(torch.as_tensor(X[:2]),)).fit(models)
-    assert rows["WassersteinFusion()"]["score"] == fusion.score(X, y)
+    fusion = WassersteinFusion(example_inputs=(torch.as_tensor(X[:2]),), correction=None).fit(models)
+    assert rows[NAME]["score"] == fusion.score(X, y)
 
 
 def test_a_fusion_says_so_if_it_loses_to_its_best_parent():
@@ -192,7 +197,7 @@ def test_a_fusion_says_so_if_it_loses_to_its_best_parent():
 def test_the_bar_is_the_best_parent_and_not_the_mean():
     models = family(seeds=(0, 1, 2))
     X, y, _ = data(models[:1], noise=0)
-    rows = silent(models, X, y, [WassersteinFusion(weights=[0.7, 0.2, 0.1])])
+    rows = silent(models, X, y, [WassersteinFusion(weights=[0.7, 0.2, 0.1], correction=None)])
     (fused,) = [row for name, row in rows.items() if name.startswith("Wasserstein")]
     assert rows["parents, mean"]["score"] < fused["score"] < rows["best parent"]["score"]
     assert fused["note"] == "below its best parent"
@@ -213,8 +218,8 @@ def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
 @pytest.mark.parametrize(
     ("fusion", "note"),
     [
-        (WassersteinFusion([8]), "WidthError: target_widths has 1 entries"),
-        (WassersteinFusion(weights=[1.0]), "FusionError: weights must have one entry per model: 2"),
+        (WassersteinFusion([8], correction=None), "WidthError: target_widths has 1 entries"),
+        (WassersteinFusion(weights=[1.0], correction=None), "FusionError: weights must have one entry per model: 2"),
         (Other(NotImplementedError("not built yet")), "NotImplementedError: not built yet"),
         (Other(FusionError("wrong")), "FusionError: wrong"),
     ],
@@ -222,9 +227,9 @@ def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
 def test_an_error_of_one_fusion_keeps_the_table(fusion, note):
     models = family()
     X, y, _ = data(models)
-    table = compare(models, X, y, [fusion, WassersteinFusion()], verbose=False)
+    table = compare(models, X, y, [fusion, PLAIN], verbose=False)
     assert table[-2]["note"].startswith(note) and table[-2]["score"] is None
-    assert table[-1]["name"] == "WassersteinFusion()" and table[-1]["score"] is not None
+    assert table[-1]["name"] == NAME and table[-1]["score"] is not None
 
 
 @pytest.mark.parametrize(
@@ -384,10 +389,10 @@ class TestCorrectionsWithoutAlignment:
         models = family()
         X, y, _ = data(models)
         fusion = Aligned(reg=0.1, correction="repair", probe="noise", weights=[0.9, 0.1])
-        table = compare(models, X, y, [fusion, WassersteinFusion()], verbose=False)
+        table = compare(models, X, y, [fusion, PLAIN], verbose=False)
         name = "Recorder(correction='repair', probe='noise', weights=[0.9, 0.1])"
         names = [row["name"] for row in table[-4:]]
-        assert names[1:] == [f"Aligned(reg=0.1, {name[9:]}", name, "WassersteinFusion()"]
+        assert names[1:] == [f"Aligned(reg=0.1, {name[9:]}", name, NAME]
         assert table[-2]["note"] == "the same correction without alignment" and table[-2]["score"] is not None
         control = recorder.fitted[-1][0]
         assert type(control) is Recorder and (control.correction, control.weights) == ("repair", [0.9, 0.1])
@@ -472,7 +477,8 @@ def test_names_are_unique_short_and_show_what_is_not_default():
         WassersteinFusion(reg=0.0, alpha_h=2.0, schedule="layerwise"),
         WassersteinFusion(init=models[1], example_inputs=(torch.zeros(2, 5, dtype=torch.float64),), random_state=3),
     ]
-    names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)][-4:]
+    names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+    names = [name for name in names if name.startswith("WassersteinFusion")]
     assert names[:3] == [
         "WassersteinFusion()",
         "WassersteinFusion() #2",
@@ -496,11 +502,11 @@ class TestPredictors:
     def test_classes_are_the_labels_of_outputs(self):
         models, names = family(), np.array(["cat", "ant", "bee"])
         X, y, _ = data(models)
-        plain = silent(models, X, y)
-        classifier = FusionClassifier(VanillaAveraging(), classes=names)
-        found = self.scores(models, X, names[y], [FusionClassifier(classes=names.tolist()), WassersteinFusion(), classifier])
+        plain = silent(models, X, y, PLAIN)
+        averaging = FusionClassifier(VanillaAveraging(), classes=names)
+        found = self.scores(models, X, names[y], [FusionClassifier(PLAIN, classes=names.tolist()), PLAIN, averaging])
         for name, score in found.items():
-            same = "plain average" if "Vanilla" in name else "WassersteinFusion()" if "Classifier" in name else name
+            same = "plain average" if "Vanilla" in name else NAME if "Classifier" in name else name
             assert score == plain[same]["score"]
         assert len(found) == 9
 
@@ -546,10 +552,10 @@ class TestPredictors:
         p = np.stack([m(torch.as_tensor(X)).detach().numpy()[:, 0] for m in models])
         y = (p[0] > 0.5).astype(int)
         assert 0 < y.sum() < ROWS
-        found = self.scores(models, X, y, [FusionClassifier(outputs="probabilities"), WassersteinFusion()])
+        found = self.scores(models, X, y, [FusionClassifier(PLAIN, outputs="probabilities"), PLAIN])
         assert found["parent 0"] == 1 and found["parent 1"] == np.mean((p[1] > 0.5) == y)
         assert found["ensemble"] == np.mean((p.mean(0) > 0.5) == y)
-        assert found["WassersteinFusion()"] == found["FusionClassifier(outputs='probabilities')"]
+        assert found[NAME] == found[label_of(FusionClassifier(PLAIN, outputs="probabilities"))]
         assert self.scores(models, X, y, [FusionClassifier()])["parent 0"] == y.mean()  # guessed to be logits
 
     def test_logits_said_of_probabilities(self):
@@ -563,10 +569,10 @@ class TestPredictors:
         X, _, _ = data(family())
         y = np.stack([m(torch.as_tensor(X)).detach().numpy() for m in models]).mean(0)
         y = np.round(100 * y).astype(int)[:, 0] if targets == 1 else np.round(100 * y).astype(int)
-        found = self.scores(models, X, y, [FusionRegressor(batch_size=7), WassersteinFusion()])
+        found = self.scores(models, X, y, [FusionRegressor(PLAIN, batch_size=7), PLAIN])
         predicted = models[1](torch.as_tensor(X)).detach().numpy()
         assert found["parent 1"] == pytest.approx(r2_score(y, predicted))
-        assert found["WassersteinFusion()"] == pytest.approx(found["FusionRegressor(batch_size=7)"])
+        assert found[NAME] == pytest.approx(found[label_of(FusionRegressor(PLAIN, batch_size=7))])
         compare(models, X, y, FusionRegressor())
         assert "R2 on 80 rows" in capsys.readouterr().out
 
@@ -607,10 +613,10 @@ class TestPredictors:
     def test_what_means_the_same_agrees(self):
         models = family()
         X, y, _ = data(models)
-        same = [FusionClassifier(), FusionClassifier(classes=np.arange(3)), FusionClassifier(outputs="logits")]
+        same = [FusionClassifier(PLAIN, **options) for options in ({}, {"classes": np.arange(3)}, {"outputs": "logits"})]
         assert len(self.scores(models, X, y, same)) == 9
         models = [nn.Sequential(m, nn.Softmax(1)) for m in models]
-        assert len(self.scores(models, X, y, [FusionClassifier(), FusionClassifier(outputs="probabilities")])) == 8
+        assert len(self.scores(models, X, y, [FusionClassifier(PLAIN), FusionClassifier(PLAIN, outputs="probabilities")])) == 8
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor", "bfloat16", "tensor and array"])
@@ -634,7 +640,8 @@ def test_rows_for_the_fits_share_no_memory_with_those_scored(kind):
 def test_one_estimator_needs_no_list_and_is_the_default(fusions):
     models = family()
     X, y, _ = data(models)
-    assert [row["name"] for row in compare(models, X, y, fusions, verbose=False)][-2:] == ["plain average", "WassersteinFusion()"]
+    names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
+    assert names[names.index("plain average") + 1] == "WassersteinFusion()"
 
 
 def test_no_fusion_gives_the_controls():
@@ -753,7 +760,7 @@ class TestPrinting:
     def test_long_messages_are_below_in_full_and_once(self, capsys):
         models = [*family(), *family((5, 10, 6, 3))]
         X, y, _ = data(models)
-        table = compare(models, X, y, [VanillaAveraging(), WassersteinFusion()])
+        table = compare(models, X, y, [VanillaAveraging(), PLAIN])
         out = capsys.readouterr().out
         above, below = out.split("\n\n", 2)[1:]
         assert above.count("see below") == 2 and max(map(len, above.splitlines())) < 120
@@ -790,7 +797,7 @@ def test_predictors_run_on_as_many_rows_as_they_say():
             return super().forward(x)
 
     parents = [Counting(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
-    (*_, row) = compare(parents, torch.randn(50, 4), np.arange(50) % 3, FusionClassifier(batch_size=7), verbose=False)
+    (*_, row) = compare(parents, torch.randn(50, 4), np.arange(50) % 3, FusionClassifier(PLAIN, batch_size=7), verbose=False)
     assert row["score"] is not None and seen[-8:] == [*(7 * [7]), 1]
 
 

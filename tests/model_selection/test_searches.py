@@ -37,7 +37,7 @@ from sklearn_wbfuse.exceptions import DiscoveryError
 from sklearn_wbfuse.fusion import base, data, wasserstein
 
 WHICH = [
-    {"fusion": [WassersteinFusion()], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
+    {"fusion": [WassersteinFusion(correction=None)], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
     {"fusion": [VanillaAveraging()]},
 ]
 FOLDS = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -182,21 +182,21 @@ def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
     calls, joint = [], wasserstein.joint
     monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(X.models, X.arrays[0])
-    fits = [WassersteinFusion(reg=reg, random_state=0).fit(shared) for reg in (0, 1e-3, 1e-2)]
+    fits = [WassersteinFusion(reg=reg, random_state=0, correction=None).fit(shared) for reg in (0, 1e-3, 1e-2)]
     assert len(calls) == 1
     for fusion in fits:
-        alone = WassersteinFusion(reg=fusion.reg, random_state=0).fit(X.models)
+        alone = WassersteinFusion(reg=fusion.reg, random_state=0, correction=None).fit(X.models)
         for ours, theirs in zip(fusion.couplings_, alone.couplings_, strict=True):
             assert all((ours[name] == theirs[name]).all() for name in theirs)
         assert fusion.history_ == alone.history_ and fusion.energy_ == alone.energy_
     calls.clear()
     for changed in ({"alpha_h": 2.0}, {"weights": [1, 3]}, {"random_state": 1}, {"symmetry": "permutation"}, {"n_init": 2}):
-        WassersteinFusion(**{"random_state": 0, **changed}).fit(shared)
+        WassersteinFusion(**{"correction": None, "random_state": 0, **changed}).fit(shared)
     assert len(calls) == 6
     with torch.no_grad():
         trained = copy.deepcopy(X.models[1])
         shared.models[1].linears[0].weight.mul_(1.5)
-    WassersteinFusion(random_state=0).fit(shared)
+    WassersteinFusion(random_state=0, correction=None).fit(shared)
     X.models[1].load_state_dict(trained.state_dict())
     assert len(calls) == 7  # weights that have changed are matched again
 
@@ -211,7 +211,7 @@ def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, monkeypa
     monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(task[0].models, task[0].arrays[0])
     for options in ({}, changed):
-        WassersteinFusion(**{"random_state": random_state, **options}).fit(shared)
+        WassersteinFusion(**{"correction": None, "random_state": random_state, **options}).fit(shared)
     assert len(calls) == 1
 
 
@@ -220,7 +220,7 @@ def test_balanced_scales_are_found_once_for_all_fits(task, monkeypatch):
     monkeypatch.setattr(wasserstein, "balance", lambda *arguments: calls.append(1) or balance(*arguments))
     shared = FusionInput(task[0].models, task[0].arrays[0])
     for options in ({}, {"alpha_h": 2.0}, {"schedule": "layerwise"}, {"weights": [1, 3]}, {"cost": 0.5}, {"init": "random"}):
-        WassersteinFusion(**options).fit(shared)
+        WassersteinFusion(correction=None, **options).fit(shared)
     assert len(calls) == len(shared.models)
 
 
@@ -241,7 +241,7 @@ def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows, m
     options += [{"weights": [1, 2, 3]}, {"weights": [3, 2, 1]}, {"max_iter": 1}, {"tol": 0.5}, {"n_init": 3}]
     shared = FusionInput(models, X)
     for o in options:
-        fusion, alone = (WassersteinFusion(**{"random_state": 0, **o}) for _ in range(2))
+        fusion, alone = (WassersteinFusion(**{"correction": None, "random_state": 0, **o}) for _ in range(2))
         fusion.fit(shared[40:]).fit(shared[rows])
         alone.fit(FusionInput(models, X[rows]))
         assert fusion.history_ == alone.history_ and fusion.energy_ == alone.energy_
@@ -253,12 +253,12 @@ def test_the_start_of_least_energy_is_blurred_by_reg_but_for_its_reference(task)
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
     shared = FusionInput(models, task[0].arrays[0])
     options = {"random_state": 1, "init": "random", "n_init": 6, "weights": [2, 1, 3]}
-    exact = WassersteinFusion(**options).fit(shared)
+    exact = WassersteinFusion(correction=None, **options).fit(shared)
     histories, largest = [list(h) for h in exact.history_], 1.0
     best = int(np.argmin([h[-1] for h in histories]))
     assert best > 0 and histories[best][-1] == exact.energy_
     for reg in (1e-3, 1e-2, 0.1):
-        soft = WassersteinFusion(reg=reg, **options).fit(shared)
+        soft = WassersteinFusion(reg=reg, correction=None, **options).fit(shared)
         assert soft.history_ == [[*h, soft.energy_] if k == best else h for k, h in enumerate(histories)]
         coupled = [[own.coupling(name) for name in own] for own in soft.couplings_]
         assert [all(c.is_permutation for c in own) for own in coupled] == [False, False, True]
@@ -277,12 +277,12 @@ EDITS = {
 @pytest.mark.parametrize("copied", [False, True])
 def test_networks_whose_structure_has_changed_are_discovered_again(task, edit, copied):
     shared = FusionInput(copy.deepcopy(task[0].models), task[0].arrays[0])
-    WassersteinFusion().fit(shared)
+    WassersteinFusion(correction=None).fit(shared)
     shared = copy.deepcopy(shared) if copied else shared
     for model in shared.models:
         torch.manual_seed(0)
         EDITS[edit](model)
-    ours, fresh = WassersteinFusion().fit(shared), WassersteinFusion().fit(shared.models)
+    ours, fresh = WassersteinFusion(correction=None).fit(shared), WassersteinFusion(correction=None).fit(shared.models)
     assert str(ours.graph_) == str(fresh.graph_) and ours.energy_ == pytest.approx(fresh.energy_)
 
 
@@ -295,28 +295,30 @@ def test_private_attributes_are_structure():
 
     torch.manual_seed(0)
     shared = FusionInput([Private(nn.Linear(5, 9), nn.Linear(9, 3)) for _ in range(2)], torch.randn(4, 5))
-    before = WassersteinFusion().fit(shared)
+    before = WassersteinFusion(correction=None).fit(shared)
     for model in shared.models:
         model._act = torch.tanh
-    after = WassersteinFusion().fit(shared)
-    assert after.energy_ == WassersteinFusion().fit(shared.models).energy_ != before.energy_
+    after = WassersteinFusion(correction=None).fit(shared)
+    assert after.energy_ == WassersteinFusion(correction=None).fit(shared.models).energy_ != before.energy_
 
 
 def test_rows_of_another_width_are_seen(task):
     shared = FusionInput(task[0].models, task[0].arrays[0])
-    WassersteinFusion().fit(shared)
+    WassersteinFusion(correction=None).fit(shared)
     shared.arrays = (shared.arrays[0][:, :4],)
     with pytest.raises(DiscoveryError, match="does not run on example inputs"):
-        WassersteinFusion().fit(shared)
+        WassersteinFusion(correction=None).fit(shared)
 
 
 def test_what_is_drawn_is_drawn_again_without_a_random_state(task):
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1)]
     shared = FusionInput(models, task[0].arrays[0])
     for options in ({"init": "random"}, {"target_widths": [3, 3]}, {"n_init": 4}):
-        histories = {str(WassersteinFusion(max_iter=1, **options).fit(shared).history_) for _ in range(5)}
+        histories = {str(WassersteinFusion(max_iter=1, correction=None, **options).fit(shared).history_) for _ in range(5)}
         assert len(histories) > 1
-        assert len({str(WassersteinFusion(random_state=0, **options).fit(shared).history_) for _ in range(2)}) == 1
+        assert (
+            len({str(WassersteinFusion(random_state=0, correction=None, **options).fit(shared).history_) for _ in range(2)}) == 1
+        )
 
 
 def test_hard_voting_with_labels(task):
