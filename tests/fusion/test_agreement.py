@@ -258,31 +258,30 @@ def test_what_y_and_predictors_say_of_outputs():
         assert fit().agreement_.measure == measure
 
 
+class Drawing(nn.Module):
+    def forward(self, x):
+        return x + 0 * torch.rand(1)
+
+
 @pytest.mark.parametrize("correction", [None, "regression"])
-def test_nothing_else_changes(correction):
-    models = [nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).train() for _ in range(2)]
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_nothing_else_changes(correction, with_rows, monkeypatch):
+    layers = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Drawing(), nn.Linear(6, 3)]
+    models = [nn.Sequential(*copy.deepcopy(layers)).train() for _ in range(2)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
-    np.random.seed(0)
-    torch.manual_seed(0)
-    fusion = WassersteinFusion(correction=correction, random_state=0).fit(models)
-    state, weights = fusion.fused_model_.training, copy.deepcopy(fusion.fused_model_.state_dict())
-    assert fusion.agreement_ is not None
-    drawn = torch.rand(3), np.random.rand()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    assert torch.equal(drawn[0], torch.rand(3)) and drawn[1] == np.random.rand()
-    assert fusion.fused_model_.training is state and all(m.training for m in models)
-    for model, old in zip([*models, fusion.fused_model_], [*before, weights], strict=True):
-        assert all(torch.equal(model.state_dict()[n], t) for n, t in old.items())
-
-
-def test_a_random_state_that_is_shared_goes_on_as_it_did():
-    """Two fits with one RandomState, of which the first is asked or not."""
-    drawn = []
-    for asks in (False, True):
+    given, drawn, judge = FusionInput(models, rows()) if with_rows else models, [], judging.JudgedMixin._judge
+    for judged in (True, False):
+        monkeypatch.setattr(judging.JudgedMixin, "_judge", judge if judged else lambda *a: None)
+        np.random.seed(0)
+        torch.manual_seed(0)
         rng = np.random.RandomState(0)
-        fusion = WassersteinFusion(init="random", random_state=rng).fit(copies())
-        drawn.append((asks and fusion.agreement_, rng.randint(1 << 30))[1])
+        fusion = WassersteinFusion(correction=correction, random_state=rng).fit(given)
+        weights = copy.deepcopy(fusion.fused_model_.state_dict())
+        assert not judged or fusion.agreement_ is not None
+        drawn.append((torch.rand(1).item(), np.random.rand(), rng.rand()))
+        for model, old in zip([*models, fusion.fused_model_], [*before, weights], strict=True):
+            assert all(torch.equal(model.state_dict()[n], t) for n, t in old.items())
+        assert all(m.training for m in models) and not fusion.fused_model_.training
     assert drawn[0] == drawn[1]
 
 
@@ -329,16 +328,23 @@ class Stepper(nn.Module):
 def test_networks_that_take_their_state(kind):
     model = Stepper(kind)
     inputs = (torch.randn(2, 4, 5), torch.zeros(1, 2, 6))
-    fusion = WassersteinFusion(correction="repair", example_inputs=inputs, random_state=0, probe=Probe(n_samples=60)).fit([model])
+    fusion = WassersteinFusion(correction="repair", example_inputs=inputs, random_state=0, probe=Probe(n_samples=500)).fit(
+        [model]
+    )
     assert fusion.agreement_.with_parents.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("options", [{}, {"correction": "repair"}])
 def test_it_is_saved(options, tmp_path):
     models = copies()
-    fusion = WassersteinFusion(random_state=0, weights=[1, 0], **options).fit(models)
-    fusion.save(tmp_path / "fusion")
-    for again in (load(tmp_path / "fusion", model=models[0]), pickle.loads(pickle.dumps(fusion)), copy.deepcopy(fusion)):
+
+    def saved_and_loaded(fusion):
+        fusion.save(tmp_path / "fusion")
+        return load(tmp_path / "fusion", model=models[0])
+
+    for way in (saved_and_loaded, lambda fusion: pickle.loads(pickle.dumps(fusion)), copy.deepcopy):
+        fusion = WassersteinFusion(random_state=0, weights=[1, 0], **options).fit(models)
+        again = way(fusion)
         assert repr(again.agreement_) == repr(fusion.agreement_) and again.agreement_reason_ is None
         assert again.agreement_.counted == (True, False)
         assert not callable(again._verdict)  # neither parents nor rows went along
