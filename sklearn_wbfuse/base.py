@@ -7,7 +7,7 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .exceptions import did_you_mean
 
-__all__ = ["HelpfulMixin", "did_you_mean", "label_of", "short_text"]
+__all__ = ["HelpfulMixin", "aligned", "did_you_mean", "label_of", "short_text"]
 
 _MOST_ENTRIES = 6  # of a list in a label
 _LONGEST = 40  # characters of other values there
@@ -68,6 +68,25 @@ def label_of(estimator: Any) -> str:
         if name in own and own[name] is not parameter.default and repr(own[name]) != repr(parameter.default):
             shown.append(f"{name}={short_text(own[name])}")
     return f"{type(estimator).__name__}({', '.join(shown)})"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Rows of cells, the first of them the heads, in columns; those named in `left` flush left, the others right.
+
+    Examples
+    --------
+    >>> print(aligned([("name", "size"), ("a", "1,000")]))
+    name   size
+    ----  -----
+    a     1,000
+    """
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(n) if i in left else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * n for n in lengths))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _cut(text: str) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "InvalidModelError",
     "NonFiniteError",
     "PersistenceError",
+    "PoorFusionWarning",
     "SelfCheckError",
     "TransportError",
     "WidthError",
@@ -66,6 +67,10 @@ class PersistenceError(FusionError):
 
 class FusionWarning(UserWarning):
     """Something was left out on purpose, and the result is still valid: frozen units, dropped symmetries."""
+
+
+class PoorFusionWarning(FusionWarning):
+    """The fused network agrees less with its parents than they do among themselves; the message says what helps."""
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
 from sklearn_wbfuse.cli import fuse
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
+from sklearn_wbfuse.persistence.files import _sealed
 
 NETS = """
 import torch
@@ -393,3 +394,21 @@ def test_help_has_an_example(capsys):
     for command in ("fuse", "inspect"):
         code, out, _ = run(capsys, command, "--help")
         assert code == 0 and f"wbfuse {command} " in out.partition("example:")[2]
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "test.npz", "--correction", "repair")])
+def test_the_agreement_is_printed_kept_and_inspected(work, capsys, data):
+    code, out, _ = run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL, *data)
+    fusion = load("out", model=users_net())
+    shown = str(fusion.agreement_)
+    assert code == 0 and shown in out and f"{fusion.agreement_.with_parents[1]:.1%}" in shown
+    card = (work / "out" / "README.md").read_text()
+    assert f"## Agreement\n\n```text\n{shown}\n```" in card and ("| agreement |" in card) == bool(data)
+    assert shown in run(capsys, "inspect", "out")[1]
+    content = json.loads((work / "out" / "fusion.json").read_text())
+    for key in ("agreement", "agreement_reason"):  # as earlier versions saved it
+        del content["fitted"][key]
+    del content["checksum"]
+    (work / "out" / "fusion.json").write_text(json.dumps(_sealed(content)))
+    assert "was not measured: saved before" in run(capsys, "inspect", "out")[1]
+    assert "saved before" in load("out", model=users_net()).agreement_reason_

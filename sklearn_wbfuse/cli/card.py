@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..fusion.agreement import agreement_text
 from ..persistence import CARD_HEAD
 from .checkpoints import Checkpoint
 from .text import notes
@@ -73,6 +74,12 @@ tied tensors are in the file once.
 
 `{label}`: energy {fusion.energy_:.6g} after {fusion.n_iter_} sweeps; weights of the parents: {weights}.
 
+## Agreement
+
+```text
+{agreement_text(fusion.agreement_, fusion.agreement_reason_)}
+```
+
 ## Table
 
 {result.title}{data}
@@ -115,7 +122,8 @@ spec.loader.exec_module(code)"""
 
 def _table(table: Sequence[dict[str, Any]]) -> str:
     """The printed table in Markdown."""
-    keys = [k for k in ("name", "score", "parameters", "energy", "seconds", "note") if any(row.get(k) for row in table)]
+    every = ("name", "score", "agreement", "parameters", "energy", "seconds", "note")
+    keys = [k for k in every if any(row.get(k) for row in table)]
     lines = [f"| {' | '.join(keys)} |", "|---" * len(keys) + "|"]
     for row in table:
         cells = ["" if row.get(k) is None else f"{row[k]:.4g}" if isinstance(row[k], float) else f"{row[k]}" for k in keys]

@@ -14,10 +14,11 @@ from sklearn.utils import Bunch
 from torch import nn
 
 from .. import FusionInput, VanillaAveraging, WassersteinFusion
+from ..base import aligned
 from ..datasets import load_digits, train_mlp
 from ..fusion.scores import outputs, score_outputs
 from ..inspection import InterpolationDisplay
-from ..model_selection.table import aligned, n_parameters
+from ..model_selection.table import n_parameters
 from .parser import PICTURE
 from .text import timed
 

@@ -12,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
+from ..base import aligned
 from ..exceptions import FusionError, WidthError
+from ..fusion.agreement import agreement_text
 from ..fusion.data import FusionInput, noise_like
-from ..model_selection.table import aligned, n_parameters, table_text
+from ..model_selection.table import n_parameters, table_text
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read
@@ -45,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     # All that is printed comes after the save: a reader that went away, as head does, costs no result.
     for position, checkpoint in enumerate(checkpoints):
         print(f"parent {position}: {checkpoint}")
-    print(f"\n{result.text}\n\n{widths}\n\nThe fused network: {folder / FILES[0]}\nHow to load it: {folder / 'README.md'}")
+    agreement = agreement_text(result.fusion.agreement_, result.fusion.agreement_reason_)
+    files = f"The fused network: {folder / FILES[0]}\nHow to load it: {folder / 'README.md'}"
+    print(f"\n{result.text}\n\n{agreement}\n\n{widths}\n\n{files}")
     return 0
 
 

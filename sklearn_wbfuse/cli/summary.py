@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils._pprint import _changed_params
 
+from ..base import aligned
 from ..couplings import Coupling
 from ..exceptions import FusionError
-from ..model_selection.table import aligned
 from ..persistence import decoded, read_folder
 
 __all__ = ["described", "summary"]
@@ -41,6 +41,7 @@ def described(folder: Path) -> dict[str, Any]:
         **fitted,
         "fusion": _label(decoded({"$estimator": options}, tensors)),
         "parents": decoded(fitted["parents"], tensors),
+        "agreement": decoded(fitted.get("agreement"), tensors),
         "values": sum(t.numel() for t in state.values()),
     }
 

@@ -28,7 +28,7 @@ from .recurrent import Cell, Part, Sequences, levels
 
 __all__ = ["Regression"]
 
-_HELD_OUT = 5
+HELD_OUT = 5
 """Every fifth sample tells how far to go towards the solution."""
 
 _ROUNDS = 2
@@ -124,8 +124,8 @@ class Regression(HelpfulMixin, BaseEstimator):
             If there are fewer than 5 samples.
         """
         samples = _samples(fused)
-        if samples is not None and samples < _HELD_OUT:
-            raise FusionError(f"A regression needs at least {_HELD_OUT} samples. Got {samples}.")
+        if samples is not None and samples < HELD_OUT:
+            raise FusionError(f"A regression needs at least {HELD_OUT} samples. Got {samples}.")
 
         def correct(equation: Equation) -> None:
             if equation.cells:
@@ -194,7 +194,7 @@ class _Half:
     def __init__(self, rows: Rows, writers: Sequence[Writer], maps: Mapping[Writer, tuple[Tensor, Tensor]], *, out: bool):
         inputs, targets, owns = [], [], []
         for batch in range(rows.fused.n_batches):
-            taken = (rows.sample[batch] % _HELD_OUT == _HELD_OUT - 1) == out
+            taken = (rows.sample[batch] % HELD_OUT == HELD_OUT - 1) == out
             read = {w: rows.inputs(w, batch, taken) for w in maps}
             target, rest = rows.target(batch, taken)
             own = torch.stack([_outputs(read[w], *maps[w]) for w in maps]).sum(0)
@@ -293,5 +293,5 @@ def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Se
 def _taken(sequences: Sequence[Tensor]) -> list[Tensor]:
     """Which samples of batches of sequences (steps, batch, features) are regressed on; the others are held out."""
     sizes = [x.shape[1] for x in sequences]
-    taken = torch.arange(sum(sizes), device=sequences[0].device) % _HELD_OUT != _HELD_OUT - 1
+    taken = torch.arange(sum(sizes), device=sequences[0].device) % HELD_OUT != HELD_OUT - 1
     return list(taken.split(sizes))

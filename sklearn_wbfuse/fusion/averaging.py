@@ -38,6 +38,11 @@ class VanillaAveraging(BaseFusion):
 
     Attributes
     ----------
+    agreement_ : Agreement or None
+        How often the fused network and its parents predict alike, on held-out samples of the probe. It prints as a table of
+        `with_parents`, one number for each, and `among_parents`. Without a correction it is measured when it is first asked for.
+    agreement_reason_ : str or None
+        Why there is no `agreement_`.
     fused_model_ : Module
     couplings_ : list of Couplings
         Identities.

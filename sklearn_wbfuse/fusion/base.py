@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from ..groups import Graph
 from .alignment import Alignment, Network
 from .configs import follow_widths
 from .data import FusionInput, rows_of
+from .judging import JudgedMixin, a_few, fingerprint, small_probe
 from .masking import compared, fused_masks
 from .probing import Probing
 from .progress import log, tells_progress
@@ -42,7 +42,7 @@ __all__ = ["Alignment", "BaseFusion", "Network"]
 Remember = Callable[[Any, Callable[[], Any]], Any]
 
 
-class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
+class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     """Base of all fusions: subclasses say how neurons are coupled.
 
     A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
@@ -118,7 +118,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         if corrections or self._compares_activations:
             rng = check_random_state(self.random_state)
             probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
-        self._seen = [_fingerprint(m) for m in parents]
+        self._seen = [fingerprint(m) for m in parents]
 
         def remember(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, self._seen), compute)
@@ -143,6 +143,14 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         self._graphs = [a.graph for a in architectures]
         self._run_once()
         follow_widths(self.fused_model_, parents[0], self._inputs)
+        few = None if probing else a_few(data)
+
+        def later() -> Probing:
+            states = [self._network(m, a.graph, dtype).state for m, a in zip(parents, architectures, strict=True)]
+            return Probing(parents, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
+
+        remedies = self._remedies(data, probing.source, len(parents)) if corrections and probing else []
+        self._judge(parents, probing, later, y, remedies)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:
@@ -166,7 +174,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
         result, plain = [], plain_copy(self.fused_model_)
         for model in given:
             dtype = _common_dtype([model, self.fused_model_])
-            mark = _fingerprint(model)
+            mark = fingerprint(model)
             if mark in self._seen:
                 i = self._seen.index(mark)
                 graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
@@ -236,7 +244,7 @@ class BaseFusion(StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
 
     def _position(self, parent: int | nn.Module) -> int:
         if isinstance(parent, nn.Module):
-            mark = _fingerprint(validate_models([parent])[0])
+            mark = fingerprint(validate_models([parent])[0])
             if mark in self._seen:
                 return self._seen.index(mark)
             raise FusionError("That network is no parent of the fusion; give one that it was fitted on, unchanged.")
@@ -379,12 +387,3 @@ def _common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
     """Where to compute: in double precision if a model has any."""
     double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
     return torch.float64 if double else torch.float32
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Hash of names and values of all floating tensors."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in floating_state(model).items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

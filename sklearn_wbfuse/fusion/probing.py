@@ -13,16 +13,20 @@ from torch.utils import _pytree as pytree
 
 from ..barycenter import Feature, carry_map
 from ..correction import Parent, Probe, activation_features, coloured, mixed, repeated, with_tokens
+from ..correction.regression import HELD_OUT
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
 from ..graph import Architecture, Steps, plain_copy, program_of, resized_inputs
 from ..groups import Graph
 from .alignment import Alignment
 from .data import FusionInput
 
-__all__ = ["Probing"]
+__all__ = ["Probing", "rows_in"]
 
 _FEWEST = 5
 """Rows below which no correction makes sense."""
+
+_ENOUGH = 50
+"""Held-out samples that tell a share."""
 
 Activations = tuple[list[Feature], list[Tensor]]
 
@@ -41,6 +45,13 @@ class Probing:
     data : FusionInput or None
     probe : Probe
     rng : RandomState
+
+    Attributes
+    ----------
+    batches : list of tuple
+        The inputs.
+    source : str
+        What they are: "rows" of the data, or "noise".
     """
 
     def __init__(
@@ -57,12 +68,24 @@ class Probing:
         self.states, self.architectures, self.weights = states, architectures, weights
         self.generator = torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
         self.programs: dict[int, Any] = {}
+        self.n_unmixed: float = float("inf")  # samples of a batch before its mixtures
         if probe.kind == "data" and data is None:
             raise FusionError("probe='data' needs data: fit(FusionInput(models, X)).")
         if data is None or probe.kind == "noise":
-            self.batches = self._noise(probe)
+            self.batches, self.source = self._noise(probe), "noise"
         else:
-            self.batches = self._rows(data, probe, rng)
+            self.batches, self.source = self._rows(data, probe, rng), "rows"
+
+    def held_out(self) -> list[tuple[Any, ...]]:
+        """The inputs that no regression is fitted on: of rows without mixtures if these are enough; all, if there are few."""
+        sizes = list(map(rows_in, self.batches))
+        index = torch.arange(sum(sizes)).split(sizes)
+        out = [i % HELD_OUT == HELD_OUT - 1 for i in index]
+        rows = [o & (torch.arange(n) < self.n_unmixed) for o, n in zip(out, sizes, strict=True)]
+        for chosen in (rows, out):
+            if sum(int(c.sum()) for c in chosen) >= _ENOUGH:
+                return [_chosen(b, c) for b, c in zip(self.batches, chosen, strict=True) if c.any()]
+        return self.batches
 
     def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
         """A parent at its start, on the probe's inputs or on others."""
@@ -123,11 +146,12 @@ class Probing:
             parts.append(mixed(parts[0], probe.n_mixed, self.generator))
         count = -(-sum(len(p[0]) for p in parts) // probe.batch_size)
         batches = [_split(p, count) for p in parts]
+        self.n_unmixed = len(batches[0][0][0])
         return [tuple(torch.cat(same) for same in zip(*pieces, strict=True)) for pieces in zip(*batches, strict=True)]
 
     def _noise(self, probe: Probe) -> list[tuple[Any, ...]]:
         examples = self.architectures[0].inputs
-        first = next((len(t) for t in pytree.tree_leaves(examples) if isinstance(t, Tensor) and t.dim()), 1)
+        first = rows_in(examples)
         count = -(-probe.n_samples // probe.batch_size)
         for size in (-(-probe.n_samples // count), first):
             white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
@@ -147,6 +171,17 @@ class Probing:
             )
         networks = [self.steps(i, white) for i in range(len(self.plains))]
         return coloured(networks, self.weights, examples, self.generator)
+
+
+def rows_in(batch: Any) -> int:
+    """How many samples there are in inputs: the first dimension of the first tensor."""
+    return next((len(t) for t in pytree.tree_leaves(batch) if isinstance(t, Tensor) and t.dim()), 1)
+
+
+def _chosen(batch: Any, chosen: Tensor) -> tuple[Any, ...]:
+    """Some samples of inputs."""
+    n = len(chosen)
+    return pytree.tree_map(lambda t: t[chosen.to(t.device)] if isinstance(t, Tensor) and t.dim() and len(t) == n else t, batch)
 
 
 def _repeats(tensor: Tensor, example: Tensor) -> bool:

@@ -14,17 +14,27 @@ from ..exceptions import FusionWarning
 from ..graph.masks import Mask, masked_graph
 from ..groups import Graph
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
+from .agreement import Agreement
 from .alignment import Alignment
 from .configs import follow_widths
 from .data import noise_like
 
-__all__ = ["StorageMixin"]
+__all__ = ["StorageMixin", "stored_verdict"]
+
+
+def stored_verdict(stored: Mapping[str, Any]) -> tuple[Agreement | None, str | None]:
+    """The agreement that a save holds, or why it holds none."""
+    found = stored.get("agreement")
+    return None if found is None else Agreement(**found), stored.get("agreement_reason", "saved before it was measured at all")
 
 
 class StorageMixin(PersistenceMixin):
     """A fitted fusion on disk: couplings and scales of the parents, groups, the fused network, and no rows."""
 
     _alignment: Alignment
+    _verdict: Any
+    agreement_: Any
+    agreement_reason_: Any
     _graphs: Sequence[Graph]
     _inputs: Any
     _masks: Mapping[str, Mask]
@@ -40,6 +50,8 @@ class StorageMixin(PersistenceMixin):
             "energy": self.energy_,
             "n_iter": self.n_iter_,
             "history": self.history_,
+            "agreement": None if self.agreement_ is None else self.agreement_.stored,
+            "agreement_reason": self.agreement_reason_,
             "parents": [
                 {"fingerprint": mark, "graph": graphs.index(graph), "couplings": plans, "scales": own}
                 for mark, graph, plans, own in parents
@@ -77,6 +89,7 @@ class StorageMixin(PersistenceMixin):
         self.graph_, self._graphs, self._inputs = own[0], [own[p["graph"]] for p in parents], inputs
         self._saw_rows = False
         self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
+        self._verdict = stored_verdict(stored)
         plans, scales = [p["couplings"] for p in parents], [p["scales"] for p in parents]
         self._alignment = Alignment(plans, scales, stored["target_scales"], self.energy_, self.n_iter_, self.history_)
         self.couplings_, self.n_models_in_ = [Couplings(own) for own in plans], len(parents)

@@ -16,6 +16,7 @@ from ..base import HelpfulMixin, label_of, short_text
 from ..exceptions import FusionError, InvalidModelError
 from ..fusion import WassersteinFusion
 from ..fusion.data import FusionInput, rows_of
+from ..fusion.judging import JudgedMixin
 from ..fusion.scores import check_labels, outputs, outputs_for
 from ..graph import guess_inputs, validate_models
 from ..persistence import PersistenceMixin
@@ -33,6 +34,7 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
 
     fusion: Any
     batch_size: int
+    _kind: str  # of outputs: "binary" where one column tells two classes, or "targets"
     fusion_: Any
 
     def __sklearn_tags__(self) -> Any:
@@ -76,6 +78,8 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
             raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {label_of(fusion)}.")
+        if isinstance(fusion, JudgedMixin):
+            fusion._kind = self._kind
         self.fusion_ = fusion.fit(X)
         if not hasattr(fusion, "fused_model_"):
             raise TypeError(

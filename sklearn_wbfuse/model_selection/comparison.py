@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from ..base import label_of, short_text
-from ..exceptions import FusionError
+from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
 from ..fusion.data import FusionInput, noise_like, rows_of
@@ -68,12 +69,17 @@ def compare(
         - ``score``: accuracy or R2, as `score` of the fusions gives it; that of the ensemble is of the mean softmax output for
           classes, of the mean output for targets, single logits and probabilities;
         - ``to_parents``: the score less the mean of the parents';
+        - ``agreement``: of a fusion with its parents, the mean of ``agreement_.with_parents`` over parents that have a weight; it
+          needs no label, and is measured on what the fit saw, not on `X`. None for controls, whose estimators have it too;
         - ``parameters``: how many there are; the ensemble has those of all parents;
         - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it and nothing else; a
           fusion with `example_inputs` of its own finds them again;
-        - ``note``: what there is to say, such as "below its best parent". A fusion that raises a FusionError, or that needs
+        - ``note``: what there is to say: "below its best parent", and "alignment did not help", with what to try, where that is
+          no better than the same without alignment. A fusion that raises a FusionError, or that needs
           what is not built yet, keeps its row: no score, and the message here;
         - ``estimator``: the fitted fusion.
+
+        A fusion that would warn of a poor agreement says so by these alone.
 
     Raises
     ------
@@ -99,16 +105,16 @@ def compare(
     >>> rows = compare([a, b], X, a(X).argmax(1))
     2 networks; accuracy on 50 rows. The fits saw no data.
     <BLANKLINE>
-    network                    accuracy  to parents  parameters  seconds  note
-    -------------------------  --------  ----------  ----------  -------  ------------------
-    parent 0                    100.00%       +0.00          43
-    parent 1                    100.00%       +0.00          43
+    network                    accuracy  to parents  agrees  parameters  seconds  note
+    -------------------------  --------  ----------  ------  ----------  -------  ------------------
+    parent 0                    100.00%       +0.00                  43
+    parent 1                    100.00%       +0.00                  43
     parents, mean               100.00%       +0.00
-    best parent                 100.00%       +0.00          43           parent 0
-    ensemble                    100.00%       +0.00          86
-    finding the neuron groups                                        ...  once, for all fits
-    plain average                74.00%      -26.00          43      ...
-    WassersteinFusion()         100.00%       +0.00          43      ...
+    best parent                 100.00%       +0.00                  43           parent 0
+    ensemble                    100.00%       +0.00                  86
+    finding the neuron groups                                               ...  once, for all fits
+    plain average                74.00%      -26.00                  43     ...
+    WassersteinFusion()         100.00%       +0.00  100.0%          43     ...
     >>> rows = compare([a, b], X, a(X).argmax(1), verbose=False)
     >>> [(row["name"], row["score"]) for row in rows[-2:]]
     [('plain average', 0.74), ('WassersteinFusion()', 1.0)]
@@ -124,15 +130,25 @@ def compare(
     score = _Score(y, given, found[0].graph)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
+    controls: list[tuple[list[Any], dict[str, Any]]] = []
+    losers: list[tuple[Any, dict[str, Any]]] = []
     for name, estimator, note in _with_controls(given):
         ready, data = _without_data(estimator, shared) if X_fit is None else (clone(estimator), shared)
         shared.cache.clear()  # of what other fits left there
         shared.cache.update(discovered)
-        row = _of_fusion(name, ready, data, rows, score)
+        row = _of_fusion(name, ready, data, rows, score, judged=note is None)
         if row["score"] is not None:
             row["to_parents"] = row["score"] - mean
             row["note"] = ("below its best parent" if row["score"] < best else "") if note is None else note
         table.append(row)
+        if isinstance(_inside(estimator), VanillaAveraging):
+            controls.append((_identity(_inside(estimator)), row))
+        elif row["score"] is not None and row["score"] < best:
+            losers.append((estimator, row))
+    for estimator, row in losers:
+        alone = _identity(_unaligned(estimator))
+        if any(row["score"] <= other["score"] for key, other in controls if key == alone and other["score"] is not None):
+            row["note"] += f"; alignment did not help{_what_to_try(_inside(estimator), X_fit)}"
     if verbose:
         seen = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
         title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {seen}."
@@ -142,7 +158,7 @@ def compare(
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
     """One row of the table, None where nothing is given."""
-    keys = ("score", "to_parents", "parameters", "seconds")
+    keys = ("score", "to_parents", "agreement", "parameters", "seconds")
     return {"name": name, **dict.fromkeys(keys), "note": "", "estimator": None, **values}
 
 
@@ -223,16 +239,21 @@ def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> t
     return table, mean, scores[best]
 
 
-def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _Score) -> dict[str, Any]:
+def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _Score, *, judged: bool) -> dict[str, Any]:
     """Fit and score; an error of this library goes into the note."""
     row = _row(name)
     try:
+        if isinstance(estimator, BaseFusion):
+            estimator._kind = "targets" if score.metric == "R2" else "binary"
         start = time.perf_counter()
-        estimator.fit(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PoorFusionWarning)  # the row says how good it is
+            estimator.fit(data)
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
         row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
+        row["agreement"] = _agreement(estimator) if judged else None
         batch_size = estimator.batch_size if isinstance(estimator, PREDICTORS) else BATCH_SIZE
         predicted = outputs(estimator.fused_model_, rows, batch_size)
         row["score"] = score(predicted, "the fused network")
@@ -298,16 +319,12 @@ def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
 
     A correction without alignment is fitted once for all fusions that differ in their alignment alone.
     """
-    shared = VanillaAveraging().get_params()
     found: list[tuple[str, Any, str | None]] = [("plain average", VanillaAveraging(), "")]
     corrected = [_identity(f) for f in map(_inside, fusions) if isinstance(f, VanillaAveraging)]
     for fusion in fusions:
         found.append((label_of(fusion), fusion, None))
-        options = {name: value for name, value in _inside(fusion).get_params(deep=False).items() if name in shared}
-        if options.get("correction") is None:  # or plain averages have none
-            continue
-        control = VanillaAveraging(**options)
-        if _identity(control) not in corrected:
+        control = _unaligned(fusion)
+        if getattr(control, "correction", None) is not None and _identity(control) not in corrected:
             corrected.append(_identity(control))
             found.append((label_of(control), control, "the same correction without alignment"))
     seen: Counter[str] = Counter()
@@ -316,6 +333,29 @@ def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
         if seen[name] > 1:
             found[position] = (f"{name} #{seen[name]}", estimator, note)
     return found
+
+
+def _unaligned(fusion: Any) -> Any:
+    """The plain average that differs from a fusion in the alignment alone; without a correction nothing is drawn."""
+    options = _inside(fusion).get_params(deep=False)
+    names = ["weights"] if options.get("correction") is None else list(VanillaAveraging().get_params())
+    return VanillaAveraging(**{name: value for name, value in options.items() if name in names})
+
+
+def _what_to_try(fusion: Any, X_fit: Any) -> str:
+    """What may help the alignment of a fusion, of what it does not do yet."""
+    options = fusion.get_params(deep=False)
+    tries = ["X_fit=..."] if X_fit is None else []
+    if "cost" in options:
+        tries.append("cost=0.5" if options["cost"] in ("weight", "auto") else "cost='weight'")
+    tries += ["n_init=4"] if options.get("n_init") == 1 else []
+    return f", try {', '.join(tries)}" if tries else ""
+
+
+def _agreement(estimator: Any) -> float | None:
+    """How much a fitted fusion, or that of a predictor, agrees with its parents."""
+    found = getattr(getattr(estimator, "fusion_", estimator), "agreement_", None)
+    return None if found is None else found.mean
 
 
 def _inside(estimator: Any) -> Any:

@@ -90,6 +90,8 @@ class FusionClassifier(ClassifierMixin, Predictor):
         "outputs": [StrOptions({"auto", "logits", "probabilities"})],
     }
 
+    _kind = "binary"
+
     def __init__(self, fusion: Any = None, *, classes: ArrayLike | None = None, batch_size: int = 200, outputs: str = "auto"):
         self.fusion = fusion
         self.classes = classes
@@ -289,6 +291,8 @@ class FusionRegressor(RegressorMixin, Predictor):
     >>> regressor.predict(X).shape, regressor.score(X, model(X).detach())
     ((20,), 1.0)
     """
+
+    _kind = "targets"
 
     def __init__(self, fusion: Any = None, *, batch_size: int = 200):
         self.fusion = fusion

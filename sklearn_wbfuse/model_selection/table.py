@@ -1,14 +1,15 @@
-"""Tables in text, and that of a comparison: names of its rows, numbers of parameters."""
+"""The table of a comparison in text, and numbers of things."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["aligned", "counted", "n_parameters", "table_text"]
+from ..base import aligned
+
+__all__ = ["counted", "n_parameters", "table_text"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -23,30 +24,15 @@ def counted(things: Any, name: str) -> str:
     return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Rows of cells, the first of them the heads, in columns; those named in `left` flush left, the others right.
-
-    Examples
-    --------
-    >>> print(aligned([("name", "size"), ("a", "1,000")]))
-    name   size
-    ----  -----
-    a     1,000
-    """
-    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(n) if i in left else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, lengths, strict=True)))
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * n for n in lengths))
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def table_text(table: list[dict[str, Any]], metric: str) -> str:
     """The table in aligned columns, long notes below it."""
     digits = ".2%" if metric == "accuracy" else ".4f"
-    formats = {"score": digits, "to_parents": "+z" + digits, "parameters": ",d", "seconds": ".2f"}
-    cells = [["network", metric, "to parents", "parameters", "seconds", "note"]]
+    share = ".1%" if metric == "accuracy" else ".3f"
+    formats = {"score": digits, "to_parents": "+z" + digits, "agreement": share, "parameters": ",d", "seconds": ".2f"}
+    heads = {"score": metric, "to_parents": "to parents", "agreement": "agrees"}
+    if all(row["agreement"] is None for row in table):
+        del formats["agreement"]
+    cells = [["network", *(heads.get(key, key) for key in formats), "note"]]
     below: dict[str, list[str]] = {}
     for row in table:
         numbers = ["" if row[key] is None else format(row[key], how) for key, how in formats.items()]

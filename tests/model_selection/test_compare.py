@@ -17,7 +17,7 @@ import sklearn_wbfuse.fusion.base as base
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare
 from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import Probe
-from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError
+from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError, PoorFusionWarning
 from sklearn_wbfuse.model_selection import comparison
 from sklearn_wbfuse.model_selection.table import table_text
 
@@ -132,11 +132,11 @@ def test_values_are_plain(kind):
     y = y if "classes" in kind else targets
     y = torch.as_tensor(y).requires_grad_("targets" in kind) if "tensor" in kind else y
     for row in compare(models, X, y, verbose=False):
-        assert list(row) == ["name", "score", "to_parents", "parameters", "seconds", "note", "estimator"]
+        assert list(row) == ["name", "score", "to_parents", "agreement", "parameters", "seconds", "note", "estimator"]
         fused = row.pop("estimator")
         assert (fused is None) == (row["seconds"] is None or row["parameters"] is None)
         assert [type(value) for value in row.values() if value is not None] == [
-            t for t, value in zip((str, float, float, int, float, str), row.values(), strict=True) if value is not None
+            t for t, value in zip((str, float, float, float, int, float, str), row.values(), strict=True) if value is not None
         ]
 
 
@@ -201,6 +201,77 @@ def test_the_bar_is_the_best_parent_and_not_the_mean():
     (fused,) = [row for name, row in rows.items() if name.startswith("Wasserstein")]
     assert rows["parents, mean"]["score"] < fused["score"] < rows["best parent"]["score"]
     assert fused["note"] == "below its best parent"
+
+
+class Lost(WassersteinFusion):
+    """Predicts the first class, whatever it is given."""
+
+    def fit(self, models, y=None):
+        super().fit(models)
+        self.fused_model_.linears[-1].bias.data[0] += 1e3
+        return self
+
+
+@pytest.mark.parametrize("correction", [None, "repair"])
+@pytest.mark.parametrize("copies", ["as they stand", "permuted"])
+def test_a_fusion_says_so_if_alignment_did_not_help(correction, copies):
+    model = family()[0]
+    models = [model, copy.deepcopy(model) if copies == "as they stand" else disguised(model, np.random.default_rng(0))]
+    X, y, _ = data([model], noise=0)
+    y = y if copies == "as they stand" else np.zeros_like(y)  # which the plain average does not predict
+    fusions = [Lost(correction=correction), WassersteinFusion(correction=correction, cost=0.5)]
+    rows = silent(models, X[20:], y[20:], fusions, X_fit=X[:20])
+    lost, good = (next(row for name, row in rows.items() if name.startswith(kind)) for kind in ("Lost", "Wasser"))
+    if copies == "as they stand":
+        assert lost["note"] == "below its best parent; alignment did not help, try cost=0.5, n_init=4"
+        again = silent(models, X, y, [Lost(correction=correction, cost=0.5, n_init=2)])
+        note = next(row for name, row in again.items() if name.startswith("Lost"))["note"]
+        assert note == "below its best parent; alignment did not help, try X_fit=..., cost='weight'"
+    else:
+        assert "alignment" not in lost["note"]
+    assert "alignment" not in good["note"]
+
+
+class Foreign(BaseEstimator):
+    """A fusion that knows no agreement."""
+
+    def fit(self, models, y=None):
+        self.fused_model_ = models.models[0]
+        return self
+
+
+def test_what_fusions_agree_on_with_their_parents():
+    model = family(seeds=[2])[0]
+    models = [model, disguised(model, np.random.default_rng(0))]
+    X, y, _ = data([model])
+    fusions = [
+        WassersteinFusion(),
+        FusionClassifier(),
+        WassersteinFusion(reg=10.0),
+        Foreign(),
+    ]
+    table = compare(models, X[:60], y[:60], fusions, X_fit=X[60:], verbose=False)
+    rows = by_name(table)
+    assert rows["WassersteinFusion()"]["agreement"] == rows["FusionClassifier()"]["agreement"] == 1.0
+    blurred = rows["WassersteinFusion(reg=10.0)"]
+    assert blurred["agreement"] == blurred["estimator"].agreement_.mean < 1
+    assert blurred["estimator"].agreement_.source == "rows"
+    assert all(
+        row["agreement"] is None for row in table if row["estimator"] is None or row["name"] in ("plain average", "Foreign()")
+    )
+    header, *lines = table_text(table, "accuracy").splitlines()
+    assert "  agrees  " in header and any(" 100.0% " in line for line in lines)
+    assert "agrees" not in table_text(compare(models, X, y, [], verbose=False), "accuracy")
+
+
+def test_a_poor_fusion_warns_by_its_row_alone(recwarn):
+    model = family(seeds=[2])[0]
+    models = [model, disguised(model, np.random.default_rng(0))]
+    X, y, _ = data([model], noise=0)
+    compare(models, X, y, [VanillaAveraging(correction="repair")], verbose=False)
+    assert not any(issubclass(w.category, PoorFusionWarning) for w in recwarn)
+    with pytest.warns(PoorFusionWarning):
+        VanillaAveraging(correction="repair", random_state=0).fit(FusionInput(models, X))
 
 
 def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
@@ -729,18 +800,20 @@ class TestPrinting:
         assert empty == "" and header.split("  ")[0] == "network" and set(rule) == {"-", " "}
         assert [name for name in header.split("  ") if name.strip()][-1] == "note"
         ends = [i for i, pair in enumerate(zip(rule, rule[1:] + " ", strict=True)) if pair == ("-", " ")]
-        for row, line in zip(table, lines, strict=True):
+        for row, line in zip(table, lines, strict=False):  # long notes follow
             assert line.startswith(row["name"] + " " * (row["note"] != "")) and line == line.rstrip()
             if row["score"] is not None:
                 score = f"{100 * row['score']:.2f}%"
                 assert line[: ends[1] + 1].endswith(score)
                 assert line[: ends[2] + 1].endswith(f"{100 * row['to_parents']:+z.2f}")
+            if row["agreement"] is not None:
+                assert line[: ends[3] + 1].endswith(f" {row['agreement']:.1%}")
             if row["parameters"] is not None:
-                assert line[: ends[3] + 1].endswith(f" {row['parameters']:,}")
+                assert line[: ends[4] + 1].endswith(f" {row['parameters']:,}")
             if row["seconds"] is not None:
-                assert line[: ends[4] + 1].endswith(f" {row['seconds']:.2f}")
+                assert line[: ends[5] + 1].endswith(f" {row['seconds']:.2f}")
             if row["note"]:
-                assert line[ends[4] + 3 :] == row["note"]
+                assert line[ends[5] + 3 :] == (row["note"] if len(row["note"]) <= 60 else "see below")
 
     def test_no_difference_has_no_minus(self):
         models = family()
