@@ -85,7 +85,8 @@ class JudgedMixin:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):
             return None, "a network has changed since fit, and it was not asked for before"
         try:
-            probing = later()
+            with _own_draws(device_of(self.fused_model_)):  # traces run networks
+                probing = later()
         except Exception as error:  # whatever inputs can't be drawn
             return None, _why(error)
         return self._measured(probing, probing.batches, kind)
@@ -118,6 +119,11 @@ class JudgedMixin:
             helps.append(wider if self.target_widths is None else "a wider target")
         helps += ["fewer models"] if n_models > 2 else []
         return [*helps, "another method, see compare(models, X, y, fusions)", "training on from fused_model_.train()"]
+
+
+def _own_draws(device: torch.device) -> Any:
+    """A context in which networks may draw, and the streams of the caller stay as they are."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def a_few(data: FusionInput | None) -> FusionInput | None:
@@ -162,7 +168,7 @@ def _outputs(model: nn.Module, batches: Batches) -> np.ndarray | None:
     device = device_of(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     pieces = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), untouched_modules(model):
+    with _own_draws(device), untouched_modules(model):
         for batch in batches:
             n = rows_in(batch)
             leaves = pytree.tree_leaves(model(*cast_inputs(batch, device, dtype)))

@@ -269,20 +269,22 @@ def test_nothing_else_changes(correction, with_rows, monkeypatch):
     layers = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Drawing(), nn.Linear(6, 3)]
     models = [nn.Sequential(*copy.deepcopy(layers)).train() for _ in range(2)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
-    given, drawn, judge = FusionInput(models, rows()) if with_rows else models, [], judging.JudgedMixin._judge
+    drawn, judge = [], judging.JudgedMixin._judge
     for judged in (True, False):
         monkeypatch.setattr(judging.JudgedMixin, "_judge", judge if judged else lambda *a: None)
         np.random.seed(0)
         torch.manual_seed(0)
         rng = np.random.RandomState(0)
-        fusion = WassersteinFusion(correction=correction, random_state=rng).fit(given)
+        fusion = WassersteinFusion(correction=correction, random_state=rng).fit(
+            FusionInput(models, rows()) if with_rows else models
+        )
         weights = copy.deepcopy(fusion.fused_model_.state_dict())
         assert not judged or fusion.agreement_ is not None
         drawn.append((torch.rand(1).item(), np.random.rand(), rng.rand()))
         for model, old in zip([*models, fusion.fused_model_], [*before, weights], strict=True):
             assert all(torch.equal(model.state_dict()[n], t) for n, t in old.items())
         assert all(m.training for m in models) and not fusion.fused_model_.training
-    assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1] and drawn[0][1] == np.random.RandomState(0).rand()
 
 
 class TestLater:
