@@ -2,21 +2,27 @@
 
 from .activations import activation_features
 from .alongside import Parent
+from .ascent import ascended
 from .batchnorm import recompute_batchnorm
-from .probe import Probe, coloured, mixed, repeated, with_tokens
+from .probe import PROBES, Probe, coloured, mixed, procedural, repeated, with_tokens
+from .reading import read_as
 from .regression import Regression
 from .statistics import BatchNorm, Repair
 
 __all__ = [
     "CORRECTIONS",
+    "PROBES",
     "BatchNorm",
     "Parent",
     "Probe",
     "Regression",
     "Repair",
     "activation_features",
+    "ascended",
     "coloured",
     "mixed",
+    "procedural",
+    "read_as",
     "recompute_batchnorm",
     "repeated",
     "with_tokens",

@@ -7,7 +7,7 @@ so that it is filtered noise for a convolution; for a recurrent layer z is corre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -20,10 +20,15 @@ from torch.utils import _pytree as pytree
 
 from ..base import HelpfulMixin
 from ..graph import Steps
-from .affine import Norm, operation, writer_of
+from ..probes import dead_leaves, occluding_steps
+from .affine import Norm, writer_of
+from .reading import Reading, vocabularies
 from .recurrent import cells_of
 
-__all__ = ["Probe", "coloured", "mixed", "repeated", "with_tokens"]
+__all__ = ["PROBES", "Probe", "coloured", "mixed", "procedural", "repeated", "with_tokens"]
+
+PROBES = ("images", "signals", "sequences", "tokens")
+"""Kinds of inputs that are drawn from a procedure."""
 
 _MEMORY = 0.9
 """Correlation of the noise of a sequence from step to step."""
@@ -56,14 +61,18 @@ class Probe(HelpfulMixin, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "kind": [StrOptions({"auto", "noise", "data"})],
+        "kind": [StrOptions({"auto", "noise", "data", *PROBES})],
         "n_samples": [Interval(Integral, 2, None, closed="left")],
         "n_mixed": [Interval(Integral, 0, None, closed="left")],
+        "n_steps": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, batch_size: int = 500):
+    def __init__(
+        self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, n_steps: int = 5, batch_size: int = 500
+    ):
         self.kind = kind
+        self.n_steps = n_steps
         self.n_samples = n_samples
         self.n_mixed = n_mixed
         self.batch_size = batch_size
@@ -94,25 +103,55 @@ def mixed(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tu
     return tuple(torch.lerp(t[first], t[second], share.to(t).view(-1, *[1] * (t.dim() - 1))) for t in rows)
 
 
-def with_tokens(steps: Steps, inputs: Sequence[Any], generator: torch.Generator) -> tuple[Any, ...]:
-    """The inputs with random strings in the place of tokens, the integers that an embedding reads."""
+def with_tokens(
+    steps: Steps, inputs: Sequence[Any], generator: torch.Generator, strings: Callable[..., Tensor] | None = None
+) -> tuple[Any, ...]:
+    """The inputs with random strings in the place of tokens, the integers that an embedding reads.
+
+    ``strings(n_samples, length, vocabulary, generator)`` draws them; by default every token is as frequent.
+    """
     leaves, tree = pytree.tree_flatten(tuple(inputs))
     for leaf, node in enumerate(steps.inputs):
-        sizes = _vocabularies(node, steps)
-        if sizes and isinstance(leaves[leaf], Tensor) and not leaves[leaf].is_floating_point():
-            leaves[leaf] = torch.randint(min(sizes), leaves[leaf].shape, generator=generator, dtype=leaves[leaf].dtype)
+        sizes, tokens = vocabularies(node, steps), leaves[leaf]
+        if sizes and isinstance(tokens, Tensor) and not tokens.is_floating_point():
+            if strings is None or not tokens.dim():
+                drawn = torch.randint(min(sizes), tokens.shape, generator=generator)
+            else:
+                flat = tokens.reshape(-1, tokens.shape[-1])
+                drawn = strings(*flat.shape, min(sizes), generator).view(tokens.shape)
+            leaves[leaf] = drawn.to(tokens)
     return pytree.tree_unflatten(leaves, tree)
 
 
-def _vocabularies(node: Node, steps: Steps) -> list[int]:
-    """How many rows the embeddings have that an input goes into, through views and casts."""
-    found = []
-    for user in node.users:
-        if operation(user) in ("embedding", "embedding_bag") and user.args[0] in steps.parameters and user.args[1] is node:
-            found.append(len(steps.state[steps.parameters[user.args[0]]]))  # type: ignore[index]
-        elif operation(user) in ("view", "reshape", "to", "_to_copy", "transpose", "permute", "slice", "clone", "contiguous"):
-            found += _vocabularies(user, steps)
-    return found
+def procedural(
+    found: Mapping[int, Reading], batches: Sequence[tuple[Any, ...]], examples: Sequence[Any], generator: torch.Generator
+) -> list[tuple[Any, ...]]:
+    """Inputs as images, signals or sequences where `found` says that they are read so, in mean, deviation and range like the
+    examples; others stay.
+    """
+    shown = pytree.tree_leaves(tuple(examples))
+    drawn = []
+    for batch in batches:
+        leaves, tree = pytree.tree_flatten(batch)
+        for leaf, reading in found.items():
+            example = shown[leaf].double()
+            content = _content(reading, generator) * (float(example.std(correction=0)) or 1.0) + float(example.mean())
+            if float(example.std(correction=0)):
+                content = content.clamp(float(example.min()), float(example.max()))
+            leaves[leaf] = reading.placed(content, leaves[leaf])
+        drawn.append(pytree.tree_unflatten(leaves, tree))
+    return drawn
+
+
+def _content(reading: Reading, generator: torch.Generator) -> Tensor:
+    if reading.kind == "images":
+        n, channels, height, width = reading.shape
+        return dead_leaves(n, channels, height, width, generator)
+    if reading.kind == "signals":
+        n, channels, length = reading.shape
+        return occluding_steps(n, channels, length, generator)
+    n, length, features = reading.shape
+    return occluding_steps(n, features, length, generator).mT
 
 
 def coloured(

@@ -29,6 +29,7 @@ class Alignment:
     """How networks are carried to the target: one coupling per group, and scales per unit, for each.
 
     `source_scales` put a network into the gauge in which it was matched, `target_scales` lead from there to the target's.
+    `others` are those of further starts, of higher energies; what they are worth is told by what they lead to.
     """
 
     couplings: list[dict[str, Coupling]]
@@ -37,6 +38,7 @@ class Alignment:
     energy: float = float("nan")
     n_iter: int = 0
     history: list[Any] = field(default_factory=list)
+    others: list[Alignment] = field(default_factory=list)
 
 
 def pinned_groups(networks: list[Network], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:

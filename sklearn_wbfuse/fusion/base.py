@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..barycenter import carry_state, mean_state
-from ..base import HelpfulMixin, did_you_mean, short_text
-from ..correction import CORRECTIONS, Probe
+from ..barycenter import carry_state
+from ..base import HelpfulMixin, short_text
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
@@ -29,6 +27,7 @@ from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_whe
 from ..groups import Graph
 from .alignment import Alignment, Network
 from .configs import follow_widths
+from .correcting import CorrectedMixin
 from .data import FusionInput, rows_of
 from .judging import JudgedMixin, a_few, fingerprint, small_probe
 from .masking import compared, fused_masks
@@ -42,7 +41,7 @@ __all__ = ["Alignment", "BaseFusion", "Network"]
 Remember = Callable[[Any, Callable[[], Any]], Any]
 
 
-class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
+class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
     """Base of all fusions: subclasses say how neurons are coupled.
 
     A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
@@ -116,26 +115,20 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
         probing = None
         if corrections or self._compares_activations:
-            rng = check_random_state(self.random_state)
-            probing = Probing(parents, [n.state for n in networks], architectures, lambda_, data, probe, rng)
+            probing = self._probing(parents, networks, architectures, lambda_, data, probe)
+            corrections = corrections if probing else []
         self._seen = [fingerprint(m) for m in parents]
 
         def remember(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, self._seen), compute)
 
         found = self._align(networks, target.graph, lambda_, probing, remember)
-        states = [
-            carry_state(n.state, n.graph, target.graph, plans, own, found.target_scales)
-            for n, plans, own in zip(networks, found.couplings, found.source_scales, strict=True)
-        ]
+        kind = self._kind_of(y)
+        found, states, fused = self._corrected(found, corrections, probing, networks, target, lambda_, kind)
         self.graph_ = target.graph
         self.couplings_ = [Couplings(plans) for plans in found.couplings]
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
         self.n_models_in_ = len(parents)
-        fused = mean_state(states, lambda_)
-        for correction in corrections:
-            assert probing is not None
-            fused = probing.corrected(correction, found, target, fused)
         fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
         self.fused_model_ = write_back(parents[0], fused, sized=target.plain)
         self.fused_model_.to(device_of(parents[0]))
@@ -150,7 +143,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             return Probing(parents, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
 
         remedies = self._remedies(data, probing.source, len(parents)) if corrections and probing else []
-        self._judge(parents, probing, later, y, remedies)
+        self._judge(parents, probing, later, kind, remedies)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:
@@ -294,36 +287,6 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
     @property
     def _compares_activations(self) -> bool:
         return False
-
-    def _probe(self) -> Probe:
-        """The probe that the parameter names or is."""
-        given = getattr(self, "probe", "auto")
-        probe = Probe(given) if isinstance(given, str) else given
-        if not isinstance(probe, Probe):
-            raise TypeError(f"probe must be 'auto', 'noise', 'data' or a Probe. Got {short_text(probe)}.")
-        probe._validate_params()
-        return probe
-
-    def _corrections(self) -> list[Any]:
-        """The corrections that the parameter names or is, in order."""
-        given = self.correction if isinstance(self.correction, (tuple, list)) else [self.correction]
-        found = []
-        for correction in given:
-            if correction is None:
-                continue
-            if isinstance(correction, str):
-                if correction not in CORRECTIONS:
-                    hint = did_you_mean(correction, CORRECTIONS)
-                    raise ValueError(f"correction={correction!r} is unknown; there are {list(CORRECTIONS)}.{hint}")
-                correction = CORRECTIONS[correction]()
-            if isinstance(correction, type) or not hasattr(correction, "correct"):
-                raise TypeError(
-                    f"correction must be None, one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), "
-                    f"or a tuple of these. Got {short_text(correction)}."
-                )
-            correction._validate_params()
-            found.append(correction)
-        return found
 
     def _lambda(self, n_models: int) -> list[float]:
         if self.weights is None:

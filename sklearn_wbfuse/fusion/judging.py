@@ -23,7 +23,7 @@ from .agreement import Agreement, agreement_of, kind_of, tell_values
 from .data import FusionInput
 from .probing import Probing, rows_in
 
-__all__ = ["JudgedMixin", "a_few", "fingerprint", "small_probe"]
+__all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "small_probe", "why"]
 
 _FEW = 200
 """Samples for the agreement of a fusion without correction, which nothing but a question needs."""
@@ -68,15 +68,23 @@ class JudgedMixin:
             self._judged()  # parents and rows stay here
         return super().__getstate__()
 
+    def _kind_of(self, y: Any) -> str | None:
+        """What outputs are: as predictors and comparisons say, else as labels tell."""
+        return kind_of(y) if self._kind is None else self._kind
+
     def _judge(
-        self, parents: Sequence[nn.Module], probing: Probing | None, later: Callable[[], Probing], y: Any, remedies: Sequence[str]
+        self,
+        parents: Sequence[nn.Module],
+        probing: Probing | None,
+        later: Callable[[], Probing],
+        kind: str | None,
+        remedies: Sequence[str],
     ) -> None:
         """Measure the agreement on the inputs of a probe, at once where there is one; `later` makes one."""
-        kind = kind_of(y) if self._kind is None else self._kind
         if probing is None:
             self._verdict = functools.partial(self._judge_later, parents, fingerprint(self.fused_model_), later, kind)
             return
-        self._verdict = self._measured(probing, probing.held_out(), kind)
+        self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind)
         agreement = self._verdict[0]
         if remedies and agreement is not None and agreement.is_poor:
             warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=5)  # at the call of fit
@@ -88,27 +96,8 @@ class JudgedMixin:
             with _own_draws(device_of(self.fused_model_)):  # traces run networks
                 probing = later()
         except Exception as error:  # whatever inputs can't be drawn
-            return None, _why(error)
-        return self._measured(probing, probing.batches, kind)
-
-    def _measured(self, probing: Probing, batches: Batches, kind: str | None) -> Verdict:
-        """The agreement on batches, or on whole batches of the probe where networks take no others."""
-        models, why = [*probing.plains, plain_copy(self.fused_model_)], ""
-        sizes = [*(a.graph.sizes for a in probing.architectures), self.graph_.sizes]
-        probabilities = self.graph_.ends_in_probabilities
-        for given in (batches, probing.batches[4::5] or probing.batches):  # the batch size may be written into the code
-            try:
-                own = [[resized_inputs(b, probing.architectures[0].graph, s) for b in given] for s in sizes]
-                arrays = [_outputs(m, inputs) for m, inputs in zip(models, own, strict=True)]
-                found = incomparable(arrays, kind, probabilities)
-                if found:
-                    return None, found
-                *others, fused = (a for a in arrays if a is not None)
-                said: Any = {"kind": kind, "probabilities": probabilities}
-                return agreement_of(fused, others, probing.weights, probing.source, **said), None
-            except Exception as error:  # a network may do anything on inputs that it does not know
-                why = why or _why(error)
-        return None, why
+            return None, why(error)
+        return agreement_on(probing, self.fused_model_, self.graph_, probing.batches, kind)
 
     def _remedies(self, data: FusionInput | None, source: str, n_models: int) -> list[str]:
         """What helps against a poor fusion, in the order in which it should be tried."""
@@ -124,6 +113,26 @@ class JudgedMixin:
 def _own_draws(device: torch.device) -> Any:
     """A context in which networks may draw, and the streams of the caller stay as they are."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def agreement_on(probing: Probing, fused: nn.Module, graph: Graph, batches: Batches, kind: str | None) -> Verdict:
+    """The agreement on batches, or on whole batches of the probe where networks take no others."""
+    models, reason = [*probing.plains, plain_copy(fused)], ""
+    sizes = [*(a.graph.sizes for a in probing.architectures), graph.sizes]
+    probabilities = graph.ends_in_probabilities
+    for given in (batches, probing.batches[4::5] or probing.batches):  # the batch size may be written into the code
+        try:
+            own = [[resized_inputs(b, probing.architectures[0].graph, s) for b in given] for s in sizes]
+            arrays = [_outputs(m, inputs) for m, inputs in zip(models, own, strict=True)]
+            found = incomparable(arrays, kind, probabilities)
+            if found:
+                return None, found
+            *others, own_output = (a for a in arrays if a is not None)
+            said: Any = {"kind": kind, "probabilities": probabilities}
+            return agreement_of(own_output, others, probing.weights, probing.source, **said), None
+        except Exception as error:  # a network may do anything on inputs that it does not know
+            reason = reason or why(error)
+    return None, reason
 
 
 def a_few(data: FusionInput | None) -> FusionInput | None:
@@ -145,7 +154,7 @@ def _told(agreement: Agreement, remedies: Sequence[str]) -> str:
     return f"{text} (see agreement_). What helps, in this order: {'; '.join(remedies)}."
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 

@@ -12,11 +12,23 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..barycenter import Feature, carry_map
-from ..correction import Parent, Probe, activation_features, coloured, mixed, repeated, with_tokens
+from ..correction import (
+    Parent,
+    Probe,
+    activation_features,
+    ascended,
+    coloured,
+    mixed,
+    procedural,
+    read_as,
+    repeated,
+    with_tokens,
+)
 from ..correction.regression import HELD_OUT
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
 from ..graph import Architecture, Steps, plain_copy, program_of, resized_inputs
 from ..groups import Graph
+from ..probes import zipf_chain
 from .alignment import Alignment
 from .data import FusionInput
 
@@ -71,8 +83,8 @@ class Probing:
         self.n_unmixed: float = float("inf")  # samples of a batch before its mixtures
         if probe.kind == "data" and data is None:
             raise FusionError("probe='data' needs data: fit(FusionInput(models, X)).")
-        if data is None or probe.kind == "noise":
-            self.batches, self.source = self._noise(probe), "noise"
+        if data is None or probe.kind not in ("auto", "data"):
+            self.batches, self.source = self._drawn(probe)
         else:
             self.batches, self.source = self._rows(data, probe, rng), "rows"
 
@@ -149,28 +161,46 @@ class Probing:
         self.n_unmixed = len(batches[0][0][0])
         return [tuple(torch.cat(same) for same in zip(*pieces, strict=True)) for pieces in zip(*batches, strict=True)]
 
-    def _noise(self, probe: Probe) -> list[tuple[Any, ...]]:
+    def _drawn(self, probe: Probe) -> tuple[list[tuple[Any, ...]], str]:
+        """Inputs from a procedure, or noise, and what they are."""
         examples = self.architectures[0].inputs
-        first = rows_in(examples)
-        count = -(-probe.n_samples // probe.batch_size)
-        for size in (-(-probe.n_samples // count), first):
-            white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
-            try:
-                networks = [self.steps(i, white) for i in range(len(self.plains))]
-                break
-            except DiscoveryError:  # the batch size may be written into the code
-                self.programs.clear()
-                if size == first:
-                    raise
-        white = [with_tokens(networks[0], batch, self.generator) for batch in white]
-        leaves = zip(pytree.tree_leaves(white[0]), pytree.tree_leaves(examples), strict=True)
+        white = self._white(probe, examples)
+        first = self.steps(0, white)
+        strings = None if probe.kind == "noise" else zipf_chain
+        with_strings = [with_tokens(first, batch, self.generator, strings) for batch in white]
+        leaves = zip(pytree.tree_leaves(with_strings[0]), pytree.tree_leaves(examples), strict=True)
         if not any(isinstance(t, Tensor) and (t.is_floating_point() or not _repeats(t, e)) for t, e in leaves):
             raise FusionError(
                 "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
                 "fit(FusionInput(models, X))."
             )
-        networks = [self.steps(i, white) for i in range(len(self.plains))]
-        return coloured(networks, self.weights, examples, self.generator)
+        found = {} if probe.kind == "noise" else read_as(probe.kind, self.steps(0, with_strings))
+        floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if isinstance(t, Tensor) and t.is_floating_point()]
+        drawn = with_strings
+        if set(found) != set(floating):
+            networks = [self.steps(i, with_strings) for i in range(len(self.plains))]
+            drawn = coloured(networks, self.weights, examples, self.generator)
+        drawn = procedural(found, drawn, examples, self.generator)
+        if "images" in {r.kind for r in found.values()}:
+            plains = [p for p, w in zip(self.plains, self.weights, strict=True) if w]
+            moving = [k for k, r in found.items() if r.kind == "images"]
+            drawn = [ascended(plains, batch, moving, probe.n_steps, self.generator) for batch in drawn]
+        kinds = [r.kind for r in found.values()] or (["noise"] if floating or probe.kind == "noise" else ["tokens"])
+        return drawn, " and ".join(dict.fromkeys(kinds))
+
+    def _white(self, probe: Probe, examples: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """White noise in batches of a size that the networks take."""
+        count = -(-probe.n_samples // probe.batch_size)
+        for size in (-(-probe.n_samples // count), rows_in(examples)):
+            white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
+            try:
+                self.steps(0, white)
+                break
+            except DiscoveryError:  # the batch size may be written into the code
+                self.programs.clear()
+                if size == rows_in(examples):
+                    raise
+        return white
 
 
 def rows_in(batch: Any) -> int:

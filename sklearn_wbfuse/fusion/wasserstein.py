@@ -43,6 +43,9 @@ from .widths import target_sizes
 
 __all__ = ["WassersteinFusion"]
 
+_SAY_LITTLE = ("noise", "tokens")
+"""Procedural inputs on which activations are no better guide than weights."""
+
 log = logging.getLogger("sklearn_wbfuse")
 
 
@@ -170,7 +173,7 @@ class WassersteinFusion(BaseFusion):
         "alpha_h": [Interval(Real, 0, None, closed="left")],
         "weights": ["array-like", None],
         "schedule": [StrOptions({"joint", "layerwise"})],
-        "cost": [StrOptions({"weight", "activation"}), Interval(Real, 0, 1, closed="both")],
+        "cost": [StrOptions({"auto", "weight", "activation"}), Interval(Real, 0, 1, closed="both")],
         "symmetry": [StrOptions({"auto", "permutation"})],
         "merge": [StrOptions({"auto", "all"})],
         "correction": "no_validation",
@@ -194,10 +197,10 @@ class WassersteinFusion(BaseFusion):
         *,
         weights: Sequence[float] | None = None,
         schedule: str = "joint",
-        cost: str | float = "weight",
+        cost: str | float = "auto",
         symmetry: str = "auto",
         merge: str = "auto",
-        correction: Any = None,
+        correction: Any = "auto",
         probe: Any = "auto",
         init: Any = "auto",
         n_init: int = 1,
@@ -248,10 +251,11 @@ class WassersteinFusion(BaseFusion):
         dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
         given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, None if given else remember)
-        if probing is not None and self._activation_share:
+        share = self._activation_share(probing)
+        if probing is not None and share:
             found = probing.activations([(self.init, n.state, n.graph) for n in given])
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
-            described, arrays = with_activations(described, arrays, own, values, self._activation_share)
+            described, arrays = with_activations(described, arrays, own, values, share)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
         problem = Problem(
             described,
@@ -274,20 +278,26 @@ class WassersteinFusion(BaseFusion):
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
             return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
 
-        repeats = self._is_repeatable([n.graph.sizes for n in networks], target.sizes)
+        repeats = self._is_repeatable(share, [n.graph.sizes for n in networks], target.sizes)
         solutions = remember(self._exact_options(), solve_all) if repeats else solve_all()
-        best = min(solutions, key=lambda s: s.energy)
+        order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
         history = [list(s.history) for s in solutions]
-        if self.schedule == "joint" and self.reg > 0:
-            at = solutions.index(best)
-            best = blurred(replace(problem, reg=self.reg, reference=closest[0]), best)
-            history[at] = best.history
-        gauge = mean_scales(scales, best.plans, weights)
-        return Alignment(best.plans, scales, gauge, best.energy, best.n_iter, history)
 
-    def _is_repeatable(self, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
+        def alignment(k: int) -> Alignment:
+            solution = solutions[k]
+            if self.schedule == "joint" and self.reg > 0:
+                solution = blurred(replace(problem, reg=self.reg, reference=closest[0]), solution)
+                history[k] = solution.history
+            gauge = mean_scales(scales, solution.plans, weights)
+            return Alignment(solution.plans, scales, gauge, solution.energy, solution.n_iter, history)
+
+        judged = order if probing is not None else order[:1]
+        best, *others = map(alignment, judged)
+        return replace(best, others=others)
+
+    def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
         """Whether a fit of the same models does the same before its entropic step, whatever rows it gets."""
-        if self.schedule != "joint" or self._compares_activations or isinstance(self.init, nn.Module):
+        if self.schedule != "joint" or share or isinstance(self.init, nn.Module):
             return False
         draws = self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
         return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
@@ -297,14 +307,16 @@ class WassersteinFusion(BaseFusion):
         without = ("reg", "correction", "probe", "example_inputs", "n_jobs", "verbose")
         return {name: value for name, value in self.get_params(deep=False).items() if name not in without}
 
-    @property
-    def _activation_share(self) -> float:
-        """The share of activations in what is compared."""
+    def _activation_share(self, probing: Probing | None) -> float:
+        """The share of activations in what is compared, on the inputs of a probe."""
+        if self.cost == "auto":
+            return 0.5 if probing is not None and probing.source not in _SAY_LITTLE else 0.0
         return {"weight": 0.0, "activation": 1.0}[self.cost] if isinstance(self.cost, str) else float(self.cost)
 
     @property
     def _compares_activations(self) -> bool:
-        return self._activation_share > 0
+        """Whether activations are compared even without a correction."""
+        return self.cost != "auto" and self._activation_share(None) > 0
 
     def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
         """One start: `init` first, then the other parents' orders, then random couplings.

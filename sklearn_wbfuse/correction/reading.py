@@ -1,0 +1,128 @@
+"""How a network reads its inputs: as images, signals, sequences or tokens, and where the values of these stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..exceptions import FusionError
+from ..graph import Steps
+from .affine import operation
+from .recurrent import cells_of
+
+__all__ = ["Reading", "read_as", "vocabularies"]
+
+_CASTS = {"to", "_to_copy", "clone", "contiguous", "alias", "detach", "type_as", "dropout", "feature_dropout"}
+_SCALINGS = {"add", "sub", "rsub", "mul", "div", "clamp", "neg", "batch_norm", "layer_norm", "instance_norm", "group_norm"}
+"""What changes values where they stand: they stay images or signals."""
+
+_MOVES = {
+    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze"),
+    *("slice", "select", "flip", "movedim", "swapaxes", "narrow", "constant_pad_nd"),
+}
+_WINDOWS = ("pool2d", "bilinear2d", "bicubic2d", "nearest2d", "pad2d", "pool1d", "linear1d", "nearest1d", "pad1d")
+"""How operations on neighbours in space end: what they read is images or signals already."""
+
+
+@dataclass(eq=False)
+class Reading:
+    """What the first layer that reads an input takes it for.
+
+    Attributes
+    ----------
+    kind : {"images", "signals", "sequences", "tokens"}
+    shape : tuple of int
+        Of what the layer reads of one batch: (n, channels, height, width), (n, channels, length), (n, length, features).
+    index : Tensor
+        Of that shape: the position in the flattened input, counted from 1; 0 for what is padded.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    index: Tensor
+
+    def placed(self, content: Tensor, around: Tensor) -> Tensor:
+        """An input that the layer reads as `content`; values of which it reads nothing are those of `around`."""
+        flat, index = around.reshape(-1).clone(), self.index.reshape(-1)
+        read = index > 0
+        flat[index[read] - 1] = content.reshape(-1)[read].to(flat)
+        return flat.view(around.shape)
+
+
+def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
+    """How each floating input is read, where it is images, signals or sequences.
+
+    "auto" looks at the first layer that reads it, a convolution of two or one dimensions or a recurrent layer; it may be moved,
+    cast and scaled on the way. Other layers, such as linear ones, tell nothing. A kind that is named goes for all floating
+    inputs, as they are read or else as they stand: (n, channels, height, width), (n, channels, length), (n, length, features).
+
+    Raises
+    ------
+    FusionError
+        If a kind is named for which no input has the dimensions.
+    """
+    found = {}
+    for leaf, node in enumerate(steps.inputs):
+        value = steps.values[node][0]
+        if isinstance(value, Tensor) and value.is_floating_point() and kind != "tokens":
+            reading = next(_read_first(node, steps), None)
+            if kind != "auto" and (reading is None or reading.kind != kind):
+                index, dims = torch.arange(1, value.numel() + 1).view(value.shape), 4 if kind == "images" else 3
+                reading = Reading(kind, tuple(value.shape), index) if value.dim() == dims else None
+            if reading is not None:
+                found[leaf] = reading
+    if kind in ("images", "signals", "sequences") and not found:
+        shapes = [tuple(steps.values[node][0].shape) for node in steps.inputs if isinstance(steps.values[node][0], Tensor)]
+        needed = {"images": "(n, channels, height, width)", "signals": "(n, channels, length)"}.get(kind, "(n, length, features)")
+        raise FusionError(
+            f"probe={kind!r} needs a floating input of shape {needed}. Got inputs of shapes {shapes}; use probe='auto' or "
+            "'noise'."
+        )
+    if kind == "tokens" and not any(vocabularies(node, steps) for node in steps.inputs):
+        raise FusionError("probe='tokens' needs an input of whole numbers that an embedding reads; use probe='auto' or 'noise'.")
+    return found
+
+
+def _read_first(source: Node, steps: Steps) -> Iterator[Reading]:
+    """The readings of an input, in the order of the operations, until a layer of another kind."""
+    value = steps.values[source][0]
+    positions = {source: torch.arange(1, value.numel() + 1).view(value.shape)}
+    for node in steps.nodes:
+        before = next((a for a in node.all_input_nodes if a in positions), None)
+        if before is None or node.op != "call_function":
+            continue
+        kind, index = operation(node), positions[before]
+        if kind in _CASTS or kind.rstrip("_") in _SCALINGS:
+            if node.meta["val"].shape == index.shape:
+                positions[node] = index
+        elif kind in _MOVES and len(node.all_input_nodes) == 1:
+            arguments: list[Any] = [index if a is before else a for a in node.args]
+            if kind == "constant_pad_nd":
+                arguments[2:] = [0]
+            positions[node] = node.target(*arguments, **node.kwargs)  # type: ignore[operator]
+        elif node.args[0] is before and (kind in ("conv2d", "conv1d") or kind.endswith(_WINDOWS)):
+            dimensions = int(kind[-2])
+            whole = index if index.dim() == dimensions + 2 else index[None]
+            yield Reading("images" if dimensions == 2 else "signals", tuple(whole.shape), whole)
+        elif cells_of(node, steps.parameters) and node.args[0] is before:
+            whole = index if index.dim() == 3 else index[:, None]
+            whole = whole if node.args[-1] and index.dim() == 3 else whole.transpose(0, 1)
+            yield Reading("sequences", tuple(whole.shape), whole)
+        else:
+            return
+
+
+def vocabularies(node: Node, steps: Steps) -> list[int]:
+    """How many rows the embeddings have that an input goes into, through views and casts."""
+    found = []
+    for user in node.users:
+        if operation(user) in ("embedding", "embedding_bag") and user.args[0] in steps.parameters and user.args[1] is node:
+            found.append(len(steps.state[steps.parameters[user.args[0]]]))  # type: ignore[index]
+        elif operation(user) in _CASTS | _MOVES:
+            found += vocabularies(user, steps)
+    return found

@@ -1,0 +1,170 @@
+"""What follows an alignment: the parents' mean, its corrections, and the choice among several starts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..barycenter import carry_state, mean_state
+from ..base import did_you_mean, short_text
+from ..correction import CORRECTIONS, PROBES, Probe
+from ..exceptions import FusionWarning
+from ..graph import Architecture, cast_inputs, device_of, plain_copy, write_back
+from ..graph.contexts import untouched_modules
+from .alignment import Alignment, Network
+from .data import FusionInput
+from .judging import agreement_on, why
+from .probing import Probing, rows_in
+from .progress import log
+
+__all__ = ["CorrectedMixin"]
+
+_CAP = 1e12
+"""Multiply-adds that correction="auto" lets all networks spend on its samples, half a minute of one core."""
+
+_FEWEST = 64
+"""Samples that it takes whatever they cost."""
+
+
+class CorrectedMixin:
+    """Adds corrections to a fusion: by name, as instances, or "auto", which never raises where none would do."""
+
+    correction: Any
+    probe: Any
+    random_state: Any
+    graph_: Any
+
+    @property
+    def _is_lenient(self) -> bool:
+        return isinstance(self.correction, str) and self.correction == "auto"
+
+    def _probe(self) -> Probe:
+        """The probe that the parameter names or is."""
+        given = getattr(self, "probe", "auto")
+        probe = Probe(given) if isinstance(given, str) else given
+        if not isinstance(probe, Probe):
+            raise TypeError(f"probe must be 'auto', 'noise', 'data', one of {list(PROBES)}, or a Probe. Got {short_text(probe)}.")
+        probe._validate_params()
+        return probe
+
+    def _corrections(self) -> list[Any]:
+        """The corrections that the parameter names or is, in order."""
+        if self._is_lenient:
+            return [CORRECTIONS["regression"]()]
+        given = self.correction if isinstance(self.correction, (tuple, list)) else [self.correction]
+        found = []
+        for correction in given:
+            if correction is None:
+                continue
+            if isinstance(correction, str):
+                if correction not in CORRECTIONS:
+                    hint = did_you_mean(correction, ["auto", *CORRECTIONS])
+                    raise ValueError(f"correction={correction!r} is unknown; there are 'auto' and {list(CORRECTIONS)}.{hint}")
+                correction = CORRECTIONS[correction]()
+            if isinstance(correction, type) or not hasattr(correction, "correct"):
+                raise TypeError(
+                    f"correction must be None, 'auto', one of {list(CORRECTIONS)}, a correction such as Regression(ridge=0.1), "
+                    f"or a tuple of these. Got {short_text(correction)}."
+                )
+            correction._validate_params()
+            found.append(correction)
+        return found
+
+    def _probing(
+        self,
+        parents: Sequence[nn.Module],
+        networks: Sequence[Network],
+        architectures: Sequence[Architecture],
+        weights: Sequence[float],
+        data: FusionInput | None,
+        probe: Probe,
+    ) -> Probing | None:
+        """The parents on the inputs of the probe; None, with a warning, where "auto" can't have any."""
+        rng = check_random_state(self.random_state)
+        states = [n.state for n in networks]
+        if not self._is_lenient:
+            return Probing(parents, states, architectures, weights, data, probe, rng)
+        try:
+            probe = _capped(probe, parents, architectures[0].inputs)
+            return Probing(parents, states, architectures, weights, data, probe, rng)
+        except Exception as error:  # whatever networks do on inputs that they do not know
+            _warn_without(error)
+            return None
+
+    def _corrected(
+        self,
+        found: Alignment,
+        corrections: Sequence[Any],
+        probing: Probing | None,
+        networks: Sequence[Network],
+        target: Architecture,
+        weights: Sequence[float],
+        kind: str | None,
+    ) -> tuple[Alignment, list[dict[str, Tensor]], dict[str, Tensor]]:
+        """The alignment of the best start, the networks carried by it, and their mean after the corrections."""
+        starts = []
+        for start in [found, *found.others] if corrections else [found]:
+            states = [
+                carry_state(n.state, n.graph, target.graph, plans, own, start.target_scales)
+                for n, plans, own in zip(networks, start.couplings, start.source_scales, strict=True)
+            ]
+            fused = mean_state(states, weights)
+            for correction in corrections:
+                assert probing is not None
+                try:
+                    fused = probing.corrected(correction, start, target, fused)
+                except Exception as error:
+                    if not self._is_lenient:
+                        raise
+                    _warn_without(error)
+            starts.append((start, states, fused))
+        if len(starts) == 1 or probing is None:
+            return starts[0]
+        shares = []
+        for _, _, fused in starts:
+            model = write_back(probing.plains[0], fused, sized=target.plain)
+            agreement, _ = agreement_on(probing, model, target.graph, probing.held_out(), kind)
+            shares.append(float("-inf") if agreement is None else agreement.mean)
+        best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, where none can be told
+        log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
+        kept, states, fused = starts[best]
+        return replace(kept, history=found.history, others=[]), states, fused
+
+
+def _warn_without(error: Exception) -> None:
+    warnings.warn(
+        f"The fused network is not corrected: {why(error)} Give rows, fit(FusionInput(models, X)), or say correction=None.",
+        FusionWarning,
+        stacklevel=6,  # at the call of fit
+    )
+
+
+def _capped(probe: Probe, parents: Sequence[nn.Module], examples: tuple[Any, ...]) -> Probe:
+    """The probe with so few samples that all networks together spend at most `_CAP` multiply-adds on them."""
+    each = max(multiply_adds(p, examples) for p in parents) / max(rows_in(examples), 1)
+    steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
+    most = _CAP / max(each * (len(parents) * (2 + steps) + 1), 1.0)
+    n_samples = min(probe.n_samples, max(_FEWEST, int(most)))
+    n_mixed = min(probe.n_mixed, max(0, int(most) - n_samples))
+    sizes = {"n_samples": n_samples, "n_mixed": n_mixed, "batch_size": min(probe.batch_size, n_samples)}
+    return clone(probe).set_params(**sizes)
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """How many multiplications and additions a network needs for inputs, as PyTorch counts them."""
+    plain = plain_copy(model)
+    dtype = next((t.dtype for t in pytree.tree_leaves(list(plain.parameters())) if t.is_floating_point()), torch.float32)
+    counter = FlopCounterMode(display=False)
+    with counter, untouched_modules(plain), torch.random.fork_rng(devices=[]):
+        plain(*cast_inputs(inputs, device_of(plain), dtype))
+    return counter.get_total_flops() / 2
