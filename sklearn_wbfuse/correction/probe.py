@@ -69,7 +69,7 @@ class Probe(HelpfulMixin, BaseEstimator):
     }
 
     def __init__(
-        self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, n_steps: int = 5, batch_size: int = 500
+        self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, n_steps: int = 0, batch_size: int = 500
     ):
         self.kind = kind
         self.n_steps = n_steps
@@ -127,7 +127,7 @@ def procedural(
     found: Mapping[int, Reading], batches: Sequence[tuple[Any, ...]], examples: Sequence[Any], generator: torch.Generator
 ) -> list[tuple[Any, ...]]:
     """Inputs as images, signals or sequences where `found` says that they are read so, in mean, deviation and range like the
-    examples; others stay.
+    examples; others stay, and so does every other sequence: noise that the first layer sees tells of its features.
     """
     shown = pytree.tree_leaves(tuple(examples))
     drawn = []
@@ -138,7 +138,7 @@ def procedural(
             content = _content(reading, generator) * (float(example.std(correction=0)) or 1.0) + float(example.mean())
             if float(example.std(correction=0)):
                 content = content.clamp(float(example.min()), float(example.max()))
-            leaves[leaf] = reading.placed(content, leaves[leaf])
+            leaves[leaf] = reading.placed(content, leaves[leaf], every=2 if reading.kind == "sequences" else 1)
         drawn.append(pytree.tree_unflatten(leaves, tree))
     return drawn
 

@@ -46,10 +46,10 @@ class Reading:
     shape: tuple[int, ...]
     index: Tensor
 
-    def placed(self, content: Tensor, around: Tensor) -> Tensor:
-        """An input that the layer reads as `content`; values of which it reads nothing are those of `around`."""
-        flat, index = around.reshape(-1).clone(), self.index.reshape(-1)
-        read = index > 0
+    def placed(self, content: Tensor, around: Tensor, every: int = 1) -> Tensor:
+        """An input of which the layer reads `content` in every so many samples; all other values are those of `around`."""
+        flat, index = around.reshape(-1).clone(), self.index[::every].reshape(-1)
+        content, read = content[::every], index > 0
         flat[index[read] - 1] = content.reshape(-1)[read].to(flat)
         return flat.view(around.shape)
 

@@ -177,7 +177,7 @@ class Probing:
         found = {} if probe.kind == "noise" else read_as(probe.kind, self.steps(0, with_strings))
         floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if isinstance(t, Tensor) and t.is_floating_point()]
         drawn = with_strings
-        if set(found) != set(floating):
+        if set(found) != set(floating) or "sequences" in {r.kind for r in found.values()}:
             networks = [self.steps(i, with_strings) for i in range(len(self.plains))]
             drawn = coloured(networks, self.weights, examples, self.generator)
         drawn = procedural(found, drawn, examples, self.generator)

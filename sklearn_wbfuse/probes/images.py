@@ -7,9 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from .spectra import fractal_noise, standardized
+from .spectra import blurred, fractal_noise, standardized
 
 __all__ = ["dead_leaves"]
+
+_COLOUR = 0.1
+"""Deviation of a channel about the luminance, so that channels correlate by 0.9 as in photographs."""
+
+_BLUR = 1.25
+"""Largest deviation of the blur in pixels of an image of 32; without it edges are sharper than a camera's."""
+
+_FEWEST = 4
+"""Shapes of the emptiest images."""
 
 _PIXELS = 1 << 16
 """So many are painted at once: what fits a cache is several times faster."""
@@ -24,21 +33,22 @@ def dead_leaves(
     *,
     n_leaves: int = 60,
     power: float = 3.0,
-    texture: float = 0.15,
+    texture: float = 0.3,
 ) -> Tensor:
     r"""Images of random ellipses and rectangles on a background, each shape over those before it.
 
     Sizes r have the density :math:`r^{-p}` between a twentieth and a half of the shorter side, which makes the model scale
-    invariant for p = 3 [1]_; in half of the images the largest shapes lie lowest. The colour of a shape is one random luminance
-    and a quarter as much noise of each channel, slightly shaded along a random direction. Noise with a spectrum of 1/f is laid
-    over all.
+    invariant for p = 3 [1]_; in half of the images the largest shapes lie lowest. Images hold from 4 to `n_leaves` shapes, are
+    blurred more or less, and the colour of a shape is one random luminance and a little noise of each channel, slightly shaded
+    along a random direction; noise with a spectrum of 1/f is laid over all. With that their differences between neighbours,
+    correlation of channels and spectrum are close to those of photographs.
 
     Parameters
     ----------
     n_samples, channels, height, width : int
     generator : Generator
     n_leaves : int
-        Number of shapes of an image, at most 255.
+        Largest number of shapes of an image, from 4 to 255.
     power : float
         p, over 1.
     texture : float
@@ -62,10 +72,11 @@ def dead_leaves(
     """
     shapes = _Shapes(n_samples, n_leaves, height, width, power, generator)
     top = shapes.topmost().flatten(1)
-    colours = torch.rand(n_samples, n_leaves + 1, 1, generator=generator)
-    colours = colours + 0.25 * torch.randn(n_samples, n_leaves + 1, channels, generator=generator)
+    luminance = torch.rand(n_samples, n_leaves + 1, 1, generator=generator)
+    colours = luminance + _COLOUR * torch.randn(n_samples, n_leaves + 1, channels, generator=generator)
     pixels = colours.gather(1, top[..., None].expand(-1, -1, channels)) + shapes.shading(top)[..., None]
-    images = standardized(pixels.mT.unflatten(2, (height, width)))
+    images = pixels.mT.unflatten(2, (height, width))
+    images = standardized(blurred(images, torch.rand(n_samples, generator=generator) * _BLUR * max(min(height, width) / 32, 1.0)))
     return standardized(images + texture * fractal_noise(n_samples, channels, (height, width), generator))
 
 
@@ -82,6 +93,8 @@ class _Shapes:
         bounds = [r ** (1 - power) for r in (least, largest)]
         radius = (bounds[0] + (bounds[1] - bounds[0]) * uniform()) ** (1 / (1 - power))
         largest_first = torch.rand(n_samples, 1, generator=generator) < 0.5
+        visible = (_FEWEST * (n_leaves / _FEWEST) ** torch.rand(n_samples, 1, generator=generator)).round()
+        radius = torch.where(torch.arange(n_leaves) < visible, radius, 1e-3)  # the others are smaller than a pixel
         radius = torch.where(largest_first, radius.sort(1, descending=True).values, radius)
         self.x, self.y, angle = uniform() * width, uniform() * height, uniform() * math.pi
         aspect = (0.5 * torch.randn(n_samples, n_leaves, generator=generator)).exp()

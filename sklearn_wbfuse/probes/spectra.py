@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["fractal_noise", "standardized"]
+__all__ = ["blurred", "fractal_noise", "standardized"]
 
 _COMMON = 2.0
 """How much more of the noise all channels share than each has of its own."""
@@ -27,3 +27,15 @@ def fractal_noise(n_samples: int, channels: int, size: Sequence[int], generator:
     white = white + _COMMON * torch.randn(n_samples, 1, *size, generator=generator)
     axes = list(range(2, 2 + len(size)))
     return standardized(torch.fft.ifftn(torch.fft.fftn(white, dim=axes) / frequency, dim=axes).real)
+
+
+def blurred(images: Tensor, deviation: Tensor) -> Tensor:
+    """Images after a Gaussian blur, of a deviation in pixels of its own for each."""
+    height, width = images.shape[2:]
+    pad = [min(4, width - 1)] * 2 + [min(4, height - 1)] * 2
+    padded = torch.nn.functional.pad(images, pad, mode="reflect")
+    rows, columns = (torch.fft.fftfreq(n) for n in padded.shape[2:])
+    squared = rows[:, None].square() + columns.square()
+    gain = (-2 * (torch.pi * deviation).square()[:, None, None] * squared).exp()
+    smooth = torch.fft.ifft2(torch.fft.fft2(padded) * gain[:, None]).real
+    return smooth[..., pad[2] : pad[2] + height, pad[0] : pad[0] + width]
