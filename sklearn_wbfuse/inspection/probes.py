@@ -21,7 +21,7 @@ from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]
 
-_SHOWN = 16  # tokens of a string that fit into a line
+_SHOWN = 12  # tokens of a string that fit into a line
 
 
 class ProbeDisplay:
