@@ -79,8 +79,7 @@ class WassersteinFusion(BaseFusion):
     cost : {"auto", "weight", "activation"} or float, default="auto"
         What is compared: the tensors in which neurons stand; mean squared distances of their activations before the
         nonlinearity, on the inputs of `probe` [2]_ [3]_; or a mix with this share of activations, brought to the tensors' scale.
-        "auto" is 0.5 where a correction runs on rows, images, signals or sequences, and "weight" on noise, on tokens and
-        without a correction.
+        "auto" is 0.5 where a correction runs on rows, images, signals or sequences, else (noise, tokens, no correction) "weight".
     symmetry : {"auto", "permutation"}, default="auto"
         Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
         activations allow it (ReLU; tanh, LSTM and GRU).
@@ -88,21 +87,20 @@ class WassersteinFusion(BaseFusion):
         For targets wider than every parent: "all" is the paper's barycenter.
     correction : None, {"auto", "batchnorm", "repair", "regression"}, a correction or a tuple of them, default="auto"
         What follows the alignment, in order: `BatchNorm`, `Repair` or `Regression` of `sklearn_wbfuse.correction`, by name with
-        their defaults or as instances, ``Regression(ridge=0.1)``. "auto" is the regression; where inputs can't be drawn, or
-        there are fewer than 5 rows, it warns and does nothing, and it takes fewer samples of large networks. None is the pure
-        barycenter: `fused_model_` is then the mean of what `transform` gives. `couplings_` and `energy_` are those of the
-        alignment in any case.
+        their defaults or as instances, ``Regression(ridge=0.1)``. "auto" is the regression, on fewer samples of large networks;
+        where inputs can't be drawn, or there are fewer than 5 rows, it warns and does nothing. None is the pure barycenter:
+        `fused_model_` is then the mean of what `transform` gives. `couplings_` and `energy_` are those of the alignment.
     probe : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"} or Probe, default="auto"
         Inputs for activations and corrections: rows of the data that `fit` is given, without labels, else what is drawn for the
-        layer that reads the input. `sklearn_wbfuse.correction.Probe` says what that is, and sets their number.
+        layer that reads the input; see `sklearn_wbfuse.correction.Probe`.
     init : "auto", int, "random" or Module, default="auto"
         The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
         match to first.
     n_init : int, default=1
-        Number of starts. Kept is the one whose corrected network agrees best with the parents, see `agreement_`, and without a
-        correction that of lowest energy; `history_` holds all, lowest first. Further starts take the other parents' orders, then
-        random couplings; where a recurrent group is coupled: its linear term, the same propagated through the recurrent
-        weights, the uniform plan, then perturbed plans.
+        Number of starts. Kept is the one whose corrected network agrees best with the parents, without a correction that of
+        lowest energy; `history_` holds all. Further starts take the other parents' orders, then random couplings; where a
+        recurrent group is coupled: its linear term, the same propagated through the recurrent weights, the uniform plan, then
+        perturbed plans.
     max_iter : int, default=100
         Largest number of sweeps.
     tol : float, default=1e-6
@@ -160,11 +158,8 @@ class WassersteinFusion(BaseFusion):
     >>> _ = torch.manual_seed(0)
     >>> a = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     >>> b, order = copy.deepcopy(a), torch.tensor([3, 0, 4, 2, 1])
-    >>> b[0].weight.data, b[0].bias.data, b[2].weight.data = (
-    ...     a[0].weight.data[order],
-    ...     a[0].bias.data[order],
-    ...     a[2].weight.data[:, order],
-    ... )
+    >>> b[0].weight.data, b[0].bias.data = a[0].weight.data[order], a[0].bias.data[order]
+    >>> b[2].weight.data = a[2].weight.data[:, order]
     >>> fusion = WassersteinFusion().fit([a, b])
     >>> x = torch.randn(3, 4)
     >>> torch.allclose(fusion.fused_model_(x), a(x), atol=1e-6)

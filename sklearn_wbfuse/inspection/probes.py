@@ -1,4 +1,4 @@
-"""A few of the inputs that corrections are computed on."""
+"""A few of the inputs that corrections run on."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ class ProbeDisplay:
     samples : array-like of shape (n_samples, ...)
         Images (channels, height, width), signals (channels, length), sequences (length, features), tokens, or whatever else.
     kind : {"images", "signals", "sequences", "tokens", "noise", "rows"}
-        What they are; what is none of the first four is shown as it stands in memory.
 
     Attributes
     ----------
     axes_, figure_ : list of Axes, Figure
-        What was drawn last: one Axes per sample, of tokens one for all.
+        What was drawn last: one Axes per sample, one for all tokens.
 
     Examples
     --------
@@ -65,7 +64,6 @@ class ProbeDisplay:
         Parameters
         ----------
         models : list of Module, or FusionInput
-            The parents, and rows of data for a probe that takes them.
         probe, example_inputs, random_state
             As those of `WassersteinFusion`.
         n_samples : int, default=8
@@ -79,13 +77,13 @@ class ProbeDisplay:
         given = models if isinstance(models, FusionInput) else None
         parents = validate_models(models if given is None else given.models)
         data = None if given is None else given.taken_by(parents[0])
-        fusion = WassersteinFusion(probe=probe, example_inputs=example_inputs, random_state=random_state)
+        fusion = WassersteinFusion(probe=probe, example_inputs=example_inputs)
         few = clone(fusion._probe()).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
         few._validate_params()
         architectures = fusion._architectures(parents, data)
         states = [fusion._network(m, a.graph, torch.float32).state for m, a in zip(parents, architectures, strict=True)]
-        weights = fusion._lambda(len(parents))
-        probing = Probing(parents, states, architectures, weights, data, few, check_random_state(random_state))
+        rng = check_random_state(random_state)
+        probing = Probing(parents, states, architectures, fusion._lambda(len(parents)), data, few, rng)
         found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
         leaf, reading = next(iter(found.items()), (0, None))
         samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in probing.batches])[:n_samples].cpu()
@@ -100,16 +98,10 @@ class ProbeDisplay:
         Parameters
         ----------
         axes : list of Axes, optional
-            One per sample, or one for all tokens; those of a new figure by default.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
         """
         strings = not np.issubdtype(self.samples.dtype, np.floating)
+        n = len(self.samples)
         if axes is None:
-            n = len(self.samples)
             axes = new_axes(5.2, 0.3 + 0.22 * n) if strings else new_axes(1.3 * n, 1.4, n)
         self.axes_, self.figure_ = list(axes), axes[0].figure
         if strings:
@@ -121,11 +113,9 @@ class ProbeDisplay:
         for ax, sample in zip(axes, self.samples, strict=True):
             if self.kind == "images":
                 shades = (sample - low) / ((high - low) or 1.0)
-                colours = len(sample) == 3
-                ax.imshow(shades.transpose(1, 2, 0) if colours else shades.mean(0), cmap="gray", vmin=0, vmax=1)
+                ax.imshow(shades.transpose(1, 2, 0) if len(sample) == 3 else shades.mean(0), cmap="gray", vmin=0, vmax=1)
                 ax.set_axis_off()
             else:
                 ax.plot({"signals": sample.T, "sequences": sample}.get(self.kind, sample.reshape(-1)), linewidth=0.8)
-                ax.set_ylim(low, high)
-                ax.set(xticks=[], yticks=[])
+                ax.set(xticks=[], yticks=[], ylim=(low, high))
         return self
