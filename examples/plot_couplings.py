@@ -13,7 +13,8 @@ of them makes up.
 # Two perceptrons 64-64-32-10, trained on scikit-learn's digits from different
 # seeds, are fused into one of their own widths: once with exact couplings, once
 # with blurred ones, ``reg=0.02``. A third perceptron has twice their hidden
-# widths; fused with the first, the target's widths lie between the two.
+# widths; fused with the first, the target's widths lie between the two. The
+# couplings are the subject, so the corrections that would follow are left out.
 
 import matplotlib.pyplot as plt
 import torch
@@ -28,9 +29,9 @@ first, second = (train_mlp(digits.X_train, digits.y_train, (64, 64, 32, 10), see
 wide = train_mlp(digits.X_train, digits.y_train, (64, 128, 64, 10), 2)
 
 fusions = {
-    "exact": WassersteinFusion().fit([first, second]),
-    "blurred, reg=0.02": WassersteinFusion(reg=0.02).fit([first, second]),
-    "widths between": WassersteinFusion(target_widths=[96, 48], random_state=0).fit([wide, first]),
+    "exact": WassersteinFusion(correction=None).fit([first, second]),
+    "blurred, reg=0.02": WassersteinFusion(reg=0.02, correction=None).fit([first, second]),
+    "widths between": WassersteinFusion(target_widths=[96, 48], correction=None, random_state=0).fit([wide, first]),
 }
 print(fusions["widths between"].graph_)
 

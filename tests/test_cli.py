@@ -37,9 +37,10 @@ def test_demo_prints_one_table(demo):
     assert [name[:11] for name in names[:3]] == ["A, a parent", "B, a parent", "C, a parent"]
     assert names[3:7] == ["ensemble of A, B", "plain average of A, B", "fused A, B", "ensemble of A, B, C"]
     assert [row[1] for row in rows[8:]] == ["64-64-32-10", "64-96-48-10", "64-128-64-10"]
-    accuracy = [float(row[3].strip(" %")) for row in rows[1:]]
-    assert accuracy[5] > accuracy[4] + 5  # fused, plain average
-    assert min(accuracy[7:]) > 80
+    a, b, c, _, average, fused, _, *of_three = (float(row[3].strip(" %")) for row in rows[1:])
+    assert fused > average + 5
+    assert fused >= min(a, b) and fused > max(a, b) - 1
+    assert min(of_three) > min(a, b, c) - 1
 
 
 def test_demo_writes_its_picture(demo):

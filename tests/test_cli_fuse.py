@@ -98,15 +98,19 @@ def state(name):
     return torch.load(name, weights_only=True)
 
 
-def test_fuse_without_data(work, nets, capsys):
-    code, out, err = run(capsys, "fuse", "a.pt", "b.safetensors", "-o", "out", *MODEL)
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [((), {}), (("--correction", "none"), {"correction": None}), (("--cost", "auto", "--correction", "auto"), {})],
+)
+def test_fuse_without_data(work, nets, capsys, arguments, options):
+    code, out, err = run(capsys, "fuse", "a.pt", "b.safetensors", "-o", "out", *MODEL, *arguments)
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[5:9]] == ["parent", "parent", "plain", "fused"]
     assert "out/model.safetensors" in out and "out/README.md" in out
     models = [nets.Net(6), nets.Net(6)]
     for model, name in zip(models, "ab", strict=True):
         model.load_state_dict(state(f"{name}.pt"))
-    expected = WassersteinFusion(random_state=0).fit(models).fused_model_.state_dict()
+    expected = WassersteinFusion(random_state=0, **options).fit(models).fused_model_.state_dict()
     found = safetensors.torch.load_file("out/model.safetensors")
     assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
 

@@ -215,6 +215,7 @@ def test_the_card_says_what_was_done(work, nets, capsys, monkeypatch):
     card = (work / "out" / "README.md").read_text()
     title = next(line for line in out.splitlines() if "The fits saw 40 other rows" in line)
     assert f"{title} Data: `test.npz`." in card and "`WassersteinFusion(random_state=0, reg=0.5)`: energy" in card
+    assert "; correction: auto;\nweights of the parents: equal." in card
     note = next(line for line in out.splitlines() if line.startswith("Note: ")).removeprefix("Note: ")
     assert f"- {note}" in card.split("## Notes")[1]
 

@@ -72,7 +72,8 @@ tied tensors are in the file once.
 {widths}
 ```
 
-`{label}`: energy {fusion.energy_:.6g} after {fusion.n_iter_} sweeps; weights of the parents: {weights}.
+`{label}`: energy {fusion.energy_:.6g} after {fusion.n_iter_} sweeps; correction: {fusion.correction or "none"};
+weights of the parents: {weights}.
 
 ## Agreement
 

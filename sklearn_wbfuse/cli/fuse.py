@@ -28,7 +28,10 @@ from .text import plain_errors, timed
 
 __all__ = ["run"]
 
-_ENERGIES = "Energies: of the fusion after all neurons were brought to balanced scales, of the plain average as they stand."
+_ENERGIES = (
+    "Energies: of the fusion after all neurons were brought to balanced scales and before corrections, with activations where "
+    "these are compared; of the plain average as they stand."
+)
 
 # compare names estimators by their parameters; these are noise, or of the shapes that the user gave
 _INPUTS_IN_NAME = re.compile(r"example_inputs=.*?, (?=device=|random_state=)")

@@ -84,10 +84,10 @@ def fractions(text: str) -> list[float]:
     return [float(n) for n in text.split(",")]
 
 
-@_type("weight, activation or a share of activations from 0 to 1")
+@_type("auto, weight, activation or a share of activations from 0 to 1")
 def cost(text: str) -> str | float:
     """The parameter `cost`."""
-    return text if text in ("weight", "activation") else float(text)
+    return text if text in ("auto", "weight", "activation") else float(text)
 
 
 def device(text: str) -> torch.device:

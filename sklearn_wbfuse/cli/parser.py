@@ -73,15 +73,16 @@ _FUSE = """example:
   Two networks that train.py saved by torch.save(model.state_dict(), "a.pt"), of its class Net:
 
     wbfuse fuse a.pt b.pt -o fused --model train.py:Net
-    wbfuse fuse a.pt b.pt -o fused --model train.py:Net --data test.npz --correction regression
+    wbfuse fuse a.pt b.pt -o fused --model train.py:Net --data test.npz
 
   The second prints accuracies beside those of the parents, their ensemble and their plain average; test.npz was written by
   numpy.savez("test.npz", X=images, y=labels). In Python: sklearn_wbfuse.load("fused", model=Net()).fused_model_
 """
 
 _HELP = {
-    "correction": "what follows the alignment; deep networks need regression (default: none)",
-    "cost": "compare weights, activations, or both: 0.5 (default: weight)",
+    "correction": "what follows the alignment; none is the pure barycenter (default: auto, the regression, on X_fit or on inputs "
+    "that are drawn)",
+    "cost": "compare weights, activations, or both: 0.5 (default: auto, as the inputs are)",
 }
 
 
@@ -121,9 +122,12 @@ def _add_fuse(commands: Any) -> None:
         help="proportions of the parents (default: equal); if the first is negative, --weights=-0.5,1.5",
     )
     group.add_argument(
-        "--correction", choices=["none", "batchnorm", "repair", "regression"], default="none", help=_HELP["correction"]
+        "--correction",
+        choices=["auto", "none", "batchnorm", "repair", "regression"],
+        default="auto",
+        help=_HELP["correction"],
     )
-    group.add_argument("--cost", type=cost, default="weight", help=_HELP["cost"])
+    group.add_argument("--cost", type=cost, default="auto", help=_HELP["cost"])
     group.add_argument("--schedule", choices=["joint", "layerwise"], default="joint", help="default: joint")
     group.add_argument("--reg", type=float, default=0.0, help="entropic regularisation (default: 0)")
     group.add_argument("--alpha-h", type=float, default=1.0, help="weight of recurrent tensors (default: 1)")

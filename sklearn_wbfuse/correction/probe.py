@@ -1,4 +1,4 @@
-r"""The inputs that activations are computed on: rows of data, or noise that knows what the parents know of their inputs.
+r"""The inputs that activations are computed on: rows of data, what procedures draw, or noise that knows what parents look at.
 
 Noise has the mean and deviation of the example inputs. Its covariance is that of :math:`W_1^\top z` for white z, summed over the
 parents' first layers :math:`W_1`: directions that no parent looks at do not occur. It is computed as a vector-Jacobian product,
@@ -42,22 +42,35 @@ class Probe(HelpfulMixin, BaseEstimator):
 
     Parameters
     ----------
-    kind : {"auto", "noise", "data"}, default="auto"
-        Rows of the data if `fit` was given some, else noise; noise; or data, without which `fit` raises.
+    kind : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"}, default="auto"
+        "auto" takes rows of the data if `fit` was given some. Else the layer that reads an input decides what is drawn for it:
+
+        - a two-dimensional convolution: "images", dead leaves, which are ellipses and rectangles that occlude each other;
+        - a one-dimensional convolution: "signals", occluding steps, ramps and bursts with 1/f noise, channels correlated;
+        - a recurrent layer: "sequences", the same with steps in the place of positions;
+        - an embedding: "tokens", strings of a Markov chain with frequencies as by Zipf's law;
+        - anything else, such as a linear layer: "noise" that knows what the parents' first layers look at.
+
+        They have the mean, deviation and range of the example inputs. A kind that is named is drawn whatever layer reads the
+        input, if its dimensions allow it: (n, channels, height, width), (n, channels, length) or (n, length, features). With
+        "data" `fit` raises unless it was given rows.
     n_samples : int, default=2000
-        Number of samples of noise, and largest number of rows of data; of more rows so many are drawn. Memory grows with this
-        number, not with that of the rows: of every network the activations of a layer are held for all samples at once, so
+        Number of samples that are drawn, and largest number of rows of data; of more rows so many are drawn. Memory grows with
+        this number, not with that of the rows: of every network the activations of a layer are held for all samples at once, so
         large images want fewer.
     n_mixed : int, default=2000
         To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
         a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.
+    n_steps : int, default=5
+        Every other image takes so many gradient steps towards an output of the parents that is drawn at random, since random
+        images leave deep neurons silent. The networks stay as they are. 0 takes no steps.
     batch_size : int, default=500
         Largest number of samples that a network sees at once.
 
     Examples
     --------
     >>> from sklearn_wbfuse import WassersteinFusion
-    >>> fusion = WassersteinFusion(correction="regression", probe=Probe("noise", n_samples=500))
+    >>> fusion = WassersteinFusion(probe=Probe("images", n_samples=500))
     """
 
     _parameter_constraints: ClassVar[dict] = {

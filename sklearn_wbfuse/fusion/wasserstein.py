@@ -57,7 +57,8 @@ class WassersteinFusion(BaseFusion):
 
     .. math:: E = \sum_i \lambda_i \sum_p \alpha_p \|T_p - \Pi^i(T^i_p)\|^2
 
-    (written for equal widths; eqs. 8 and 10 of [1]_, summed over all tensors). No data is needed and nothing is trained.
+    (written for equal widths; eqs. 8 and 10 of [1]_, summed over all tensors). The fused network is the barycenter T, corrected
+    layer by layer to what the parents compute. No data is needed and nothing is trained.
 
     Parameters
     ----------
@@ -75,28 +76,31 @@ class WassersteinFusion(BaseFusion):
         The proportions :math:`\lambda_i` of the models; equal by default.
     schedule : {"joint", "layerwise"}, default="joint"
         Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
-    cost : {"weight", "activation"} or float, default="weight"
+    cost : {"auto", "weight", "activation"} or float, default="auto"
         What is compared: the tensors in which neurons stand; mean squared distances of their activations before the
         nonlinearity, on the inputs of `probe` [2]_ [3]_; or a mix with this share of activations, brought to the tensors' scale.
+        "auto" is 0.5 where a correction runs on rows, images, signals or sequences, else (noise, tokens, no correction) "weight".
     symmetry : {"auto", "permutation"}, default="auto"
         Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
         activations allow it (ReLU; tanh, LSTM and GRU).
     merge : {"auto", "all"}, default="auto"
         For targets wider than every parent: "all" is the paper's barycenter.
-    correction : None, {"batchnorm", "repair", "regression"}, a correction or a tuple of them, default=None
+    correction : None, {"auto", "batchnorm", "repair", "regression"}, a correction or a tuple of them, default="auto"
         What follows the alignment, in order: `BatchNorm`, `Repair` or `Regression` of `sklearn_wbfuse.correction`, by name with
-        their defaults or as instances, ``Regression(ridge=0.1)``. `fused_model_` is then no longer the mean of what `transform`
-        gives; `couplings_` and `energy_` are those of the alignment.
-    probe : {"auto", "noise", "data"} or Probe, default="auto"
-        Inputs for activations and corrections: rows of the data that `fit` is given, without labels, else noise that knows
-        what the parents' first layers look at. `sklearn_wbfuse.correction.Probe` sets their number.
+        their defaults or as instances, ``Regression(ridge=0.1)``. "auto" is the regression, on fewer samples of large networks;
+        where inputs can't be drawn, or there are fewer than 5 rows, it warns and does nothing. None is the pure barycenter:
+        `fused_model_` is then the mean of what `transform` gives. `couplings_` and `energy_` are those of the alignment.
+    probe : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"} or Probe, default="auto"
+        Inputs for activations and corrections: rows of the data that `fit` is given, without labels, else what is drawn for the
+        layer that reads the input; see `sklearn_wbfuse.correction.Probe`.
     init : "auto", int, "random" or Module, default="auto"
         The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
         match to first.
     n_init : int, default=1
-        Number of starts; the lowest energy is kept, `history_` holds all. Further starts take the other parents' orders, then
-        random couplings; where a recurrent group is coupled: its linear term, the same propagated through the recurrent
-        weights, the uniform plan, then perturbed plans.
+        Number of starts. Kept is the one whose corrected network agrees best with the parents, without a correction that of
+        lowest energy; `history_` holds all. Further starts take the other parents' orders, then random couplings; where a
+        recurrent group is coupled: its linear term, the same propagated through the recurrent weights, the uniform plan, then
+        perturbed plans.
     max_iter : int, default=100
         Largest number of sweeps.
     tol : float, default=1e-6
@@ -154,11 +158,8 @@ class WassersteinFusion(BaseFusion):
     >>> _ = torch.manual_seed(0)
     >>> a = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     >>> b, order = copy.deepcopy(a), torch.tensor([3, 0, 4, 2, 1])
-    >>> b[0].weight.data, b[0].bias.data, b[2].weight.data = (
-    ...     a[0].weight.data[order],
-    ...     a[0].bias.data[order],
-    ...     a[2].weight.data[:, order],
-    ... )
+    >>> b[0].weight.data, b[0].bias.data = a[0].weight.data[order], a[0].bias.data[order]
+    >>> b[2].weight.data = a[2].weight.data[:, order]
     >>> fusion = WassersteinFusion().fit([a, b])
     >>> x = torch.randn(3, 4)
     >>> torch.allclose(fusion.fused_model_(x), a(x), atol=1e-6)

@@ -3,6 +3,7 @@
 from .coupling import CouplingDisplay
 from .interpolation import InterpolationDisplay
 from .plane import LossPlaneDisplay
+from .probes import ProbeDisplay
 from .search import GridSearchDisplay
 
-__all__ = ["CouplingDisplay", "GridSearchDisplay", "InterpolationDisplay", "LossPlaneDisplay"]
+__all__ = ["CouplingDisplay", "GridSearchDisplay", "InterpolationDisplay", "LossPlaneDisplay", "ProbeDisplay"]

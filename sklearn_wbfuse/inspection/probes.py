@@ -1,0 +1,121 @@
+"""A few of the inputs that corrections run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..correction import PROBES, Probe, read_as
+from ..fusion import WassersteinFusion
+from ..fusion.data import FusionInput
+from ..fusion.probing import Probing
+from ..graph import validate_models
+from .figures import new_axes
+
+__all__ = ["ProbeDisplay"]
+
+_SHOWN = 12  # tokens of a string that fit into a line
+
+
+class ProbeDisplay:
+    """A few of the inputs that a probe draws for some networks.
+
+    Parameters
+    ----------
+    samples : array-like of shape (n_samples, ...)
+        Images (channels, height, width), signals (channels, length), sequences (length, features), tokens, or whatever else.
+    kind : {"images", "signals", "sequences", "tokens", "noise", "rows"}
+
+    Attributes
+    ----------
+    axes_, figure_ : list of Axes, Figure
+        What was drawn last: one Axes per sample, one for all tokens.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> display = ProbeDisplay.from_models([nn.Conv2d(3, 4, 3)], example_inputs=torch.zeros(2, 3, 12, 12), n_samples=4)
+    >>> display.kind, display.samples.shape
+    ('images', (4, 3, 12, 12))
+    """
+
+    def __init__(self, samples: Any, kind: str):
+        self.samples, self.kind = np.asarray(samples), kind
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Sequence[nn.Module] | FusionInput,
+        probe: str | Probe = "auto",
+        *,
+        example_inputs: Any = None,
+        n_samples: int = 8,
+        random_state: Any = 0,
+    ) -> ProbeDisplay:
+        """Draw inputs as `WassersteinFusion` does, and show them; of networks with several inputs one of these.
+
+        Parameters
+        ----------
+        models : list of Module, or FusionInput
+        probe, example_inputs, random_state
+            As those of `WassersteinFusion`.
+        n_samples : int, default=8
+            At least 2.
+
+        Raises
+        ------
+        FusionError
+            If the probe can't be drawn for the networks.
+        """
+        given = models if isinstance(models, FusionInput) else None
+        parents = validate_models(models if given is None else given.models)
+        data = None if given is None else given.taken_by(parents[0])
+        fusion = WassersteinFusion(probe=probe, example_inputs=example_inputs)
+        few = clone(fusion._probe()).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
+        few._validate_params()
+        architectures = fusion._architectures(parents, data)
+        states = [fusion._network(m, a.graph, torch.float32).state for m, a in zip(parents, architectures, strict=True)]
+        rng = check_random_state(random_state)
+        probing = Probing(parents, states, architectures, fusion._lambda(len(parents)), data, few, rng)
+        found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
+        leaf, reading = next(iter(found.items()), (0, None))
+        samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in probing.batches])[:n_samples].cpu()
+        if reading is not None:
+            index = reading.index[: len(samples)].cpu()
+            samples = torch.where(index > 0, samples.reshape(-1)[(index - 1).clamp(0)], 0)
+        return cls(samples, probing.source if reading is None else reading.kind).plot()
+
+    def plot(self, axes: Sequence[Any] | None = None) -> ProbeDisplay:
+        """Show images as pictures (by their mean over channels unless these are three), others as lines, tokens as numbers.
+
+        Parameters
+        ----------
+        axes : list of Axes, optional
+        """
+        strings = not np.issubdtype(self.samples.dtype, np.floating)
+        n = len(self.samples)
+        if axes is None:
+            axes = new_axes(5.2, 0.3 + 0.22 * n) if strings else new_axes(1.3 * n, 1.4, n)
+        self.axes_, self.figure_ = list(axes), axes[0].figure
+        if strings:
+            lines = [" ".join(f"{t:5}" for t in row.reshape(-1)[:_SHOWN]) for row in self.samples]
+            axes[0].text(0, 0.5, "\n".join(lines), family="monospace", fontsize="small", va="center")
+            axes[0].set_axis_off()
+            return self
+        low, high = float(self.samples.min()), float(self.samples.max())
+        for ax, sample in zip(axes, self.samples, strict=True):
+            if self.kind == "images":
+                shades = (sample - low) / ((high - low) or 1.0)
+                ax.imshow(shades.transpose(1, 2, 0) if len(sample) == 3 else shades.mean(0), cmap="gray", vmin=0, vmax=1)
+                ax.set_axis_off()
+            else:
+                ax.plot({"signals": sample.T, "sequences": sample}.get(self.kind, sample.reshape(-1)), linewidth=0.8)
+                ax.set(xticks=[], yticks=[], ylim=(low, high))
+        return self
