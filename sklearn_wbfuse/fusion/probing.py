@@ -18,6 +18,7 @@ from ..correction import (
     activation_features,
     ascended,
     coloured,
+    is_drawn,
     mixed,
     procedural,
     read_as,
@@ -169,13 +170,13 @@ class Probing:
         strings = None if probe.kind == "noise" else zipf_chain
         with_strings = [with_tokens(first, batch, self.generator, strings) for batch in white]
         leaves = zip(pytree.tree_leaves(with_strings[0]), pytree.tree_leaves(examples), strict=True)
-        if not any(isinstance(t, Tensor) and (t.is_floating_point() or not _repeats(t, e)) for t, e in leaves):
+        if not any(is_drawn(t) or (isinstance(t, Tensor) and not _repeats(t, e)) for t, e in leaves):
             raise FusionError(
                 "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
                 "fit(FusionInput(models, X))."
             )
         found = {} if probe.kind == "noise" else read_as(probe.kind, self.steps(0, with_strings))
-        floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if isinstance(t, Tensor) and t.is_floating_point()]
+        floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if is_drawn(t)]
         drawn = with_strings
         if set(found) != set(floating):
             networks = [self.steps(i, with_strings) for i in range(len(self.plains))]
