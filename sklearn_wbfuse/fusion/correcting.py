@@ -44,10 +44,16 @@ class CorrectedMixin:
     probe: Any
     random_state: Any
     graph_: Any
+    _align: Any
 
     @property
     def _is_lenient(self) -> bool:
         return isinstance(self.correction, str) and self.correction == "auto"
+
+    @property
+    def _compares_activations(self) -> bool:
+        """Whether activations are compared even without a correction."""
+        return False
 
     def _probe(self) -> Probe:
         """The probe that the parameter names or is."""
@@ -90,7 +96,7 @@ class CorrectedMixin:
         data: FusionInput | None,
         probe: Probe,
     ) -> Probing | None:
-        """The parents on the inputs of the probe; None, with a warning, where "auto" can't have any and nothing else needs them."""
+        """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
         rng = check_random_state(self.random_state)
         states = [n.state for n in networks]
         if not self._is_lenient:
@@ -103,6 +109,17 @@ class CorrectedMixin:
                 raise
             _warn_without(error)
             return None
+
+    def _aligned(self, networks: list[Network], *given: Any, probing: Probing | None, remember: Any) -> Any:
+        """The alignment and what it was made with: no probe, with a warning, where "auto" finds that networks fail on it."""
+        try:
+            return self._align(networks, *given, probing, remember), probing
+        except Exception as error:
+            if probing is None or not self._is_lenient or self._compares_activations:
+                raise
+            found = self._align(networks, *given, None, remember)
+            _warn_without(error)
+            return found, None
 
     def _corrected(
         self,
@@ -181,7 +198,7 @@ def _in_products() -> Iterator[None]:
     """Recurrent layers and attention run as the products that they consist of: fused kernels count as nothing."""
     is_fast, had_mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,13 @@ class Probing:
             if sum(int(c.sum()) for c in chosen) >= _ENOUGH:
                 return [_chosen(b, c) for b, c in zip(self.batches, chosen, strict=True) if c.any()]
         return self.batches
+
+    def mark(self) -> str:
+        """Hash of the inputs and of what is drawn next: activations of the same networks are the same where it is."""
+        digest = hashlib.blake2b(self.generator.get_state().numpy().tobytes(), digest_size=16)
+        for leaf in pytree.tree_leaves(self.batches):
+            digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy() if isinstance(leaf, Tensor) else b"")
+        return digest.hexdigest()
 
     def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
         """A parent at its start, on the probe's inputs or on others."""

@@ -75,7 +75,7 @@ def test_signals_are_smooth_and_their_channels_go_together():
 def test_tokens_are_of_the_vocabulary(n, length, vocabulary, seed):
     found = zipf_chain(n, length, vocabulary, generator(seed))
     assert found.shape == (n, length) and found.dtype == torch.int64
-    assert 0 <= int(found.min()) and int(found.max()) < vocabulary
+    assert int(found.min()) >= 0 and int(found.max()) < vocabulary
     assert torch.equal(found, zipf_chain(n, length, vocabulary, generator(seed)))
 
 
