@@ -105,7 +105,8 @@ class Probing:
         """Hash of the inputs and of what is drawn next: activations of the same networks are the same where it is."""
         digest = hashlib.blake2b(self.generator.get_state().numpy().tobytes(), digest_size=16)
         for leaf in pytree.tree_leaves(self.batches):
-            digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy() if isinstance(leaf, Tensor) else b"")
+            if isinstance(leaf, Tensor):
+                digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
