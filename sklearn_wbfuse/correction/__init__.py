@@ -4,7 +4,7 @@ from .activations import activation_features
 from .alongside import Parent
 from .ascent import ascended
 from .batchnorm import recompute_batchnorm
-from .probe import PROBES, Probe, coloured, mixed, procedural, repeated, with_tokens
+from .probe import PROBES, Probe, coloured, is_drawn, mixed, procedural, repeated, with_tokens
 from .reading import read_as
 from .regression import Regression
 from .statistics import BatchNorm, Repair
@@ -20,6 +20,7 @@ __all__ = [
     "activation_features",
     "ascended",
     "coloured",
+    "is_drawn",
     "mixed",
     "procedural",
     "read_as",

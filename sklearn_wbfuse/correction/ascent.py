@@ -9,6 +9,8 @@ Random images leave most deep neurons silent. Each input x moves towards an outp
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from ..graph import cast_inputs, device_of
+from ..graph.contexts import untouched_modules
+
 __all__ = ["ascended"]
+
+log = logging.getLogger("sklearn_wbfuse")
 
 _STEP = 0.1
 """The root mean square of one step, where the deviation of the inputs is 1."""
@@ -26,7 +33,7 @@ _STEP = 0.1
 def ascended(
     models: Sequence[nn.Module], inputs: tuple[Any, ...], leaves: Sequence[int], n_steps: int, generator: torch.Generator
 ) -> tuple[Any, ...]:
-    """Every other sample after some steps; all as they are where the networks do not return one row of scores per sample.
+    """Every other sample after some steps; all as they are where networks return no row of scores per sample, or no gradient.
 
     Parameters
     ----------
@@ -39,33 +46,57 @@ def ascended(
     n_steps : int
     generator : Generator
     """
+    whole = next((pytree.tree_leaves(inputs)[k] for k in leaves), None)
+    if whole is None or not n_steps:
+        return inputs
+    devices = {d for m in models if (d := device_of(m)).type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices), torch.backends.cudnn.flags(enabled=False), contextlib.ExitStack() as stack:
+            for model in models:
+                stack.enter_context(untouched_modules(model))
+            return _moved(models, inputs, leaves, n_steps, generator)
+    except Exception as error:  # a network may have no gradient, or run on whole batches alone
+        log.info("the inputs of the probe stay as they are, since the networks have no gradient there: %s", error)
+        return inputs
+
+
+def _moved(
+    models: Sequence[nn.Module], inputs: tuple[Any, ...], leaves: Sequence[int], n_steps: int, generator: torch.Generator
+) -> tuple[Any, ...]:
     values, tree = pytree.tree_flatten(inputs)
-    whole = next(iter(values[k] for k in leaves), None)
-    if whole is None or not n_steps or not all(len(values[k]) == len(whole) for k in leaves):
+    n = len(values[leaves[0]])
+    if not all(len(values[k]) == n for k in leaves):
         return inputs
     deviation = {k: float(values[k].std()) for k in leaves}
     bounds = {k: (float(values[k].min()), float(values[k].max())) for k in leaves}
     moved, classes = {k: values[k][::2].clone() for k in leaves}, None
     for _ in range(n_steps):
         own = {k: v.detach().requires_grad_() for k, v in moved.items()}
-        half = [_every_other(v, len(whole)) if k not in own else own[k] for k, v in enumerate(values)]
+        half = [own[k] if k in own else _every_other(v, n) for k, v in enumerate(values)]
         with torch.enable_grad():
-            scores = [_scores(m(*pytree.tree_unflatten(half, tree)), len(whole[::2])) for m in models]
-            if any(s is None for s in scores):
+            scores = [_scores(_run(m, pytree.tree_unflatten(half, tree)), len(half[leaves[0]])) for m in models]
+            if any(s is None or not s.requires_grad for s in scores):
                 return inputs
             if classes is None:
-                classes = torch.randint(scores[0].shape[1], (len(scores[0]),), generator=generator).to(whole.device)
-            loss = torch.stack([F.cross_entropy(s, classes, reduction="sum") for s in scores]).sum()
+                classes = torch.randint(scores[0].shape[1], (len(scores[0]),), generator=generator)
+            loss = torch.stack([F.cross_entropy(s.cpu().float(), classes, reduction="sum") for s in scores]).sum()
             gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
         for k, gradient in zip(own, gradients, strict=True):
             if gradient is not None:
-                step = _smoothed(gradient).flatten(1)
+                step = _smoothed(gradient.nan_to_num(0, 0, 0)).flatten(1)
                 size = step.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
                 moved[k] = (own[k].detach() - _STEP * deviation[k] * (step / size).view(gradient.shape)).clamp(*bounds[k])
     for k, value in moved.items():
         values[k] = values[k].clone()
         values[k][::2] = value.detach()
     return pytree.tree_unflatten(values, tree)
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What a network says; it may write into its inputs."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    copies = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
+    return model(*cast_inputs(copies, device_of(model), dtype))
 
 
 def _every_other(value: Any, n: int) -> Any:

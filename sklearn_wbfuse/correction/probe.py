@@ -25,7 +25,7 @@ from .affine import Norm, writer_of
 from .reading import Reading, vocabularies
 from .recurrent import cells_of
 
-__all__ = ["PROBES", "Probe", "coloured", "mixed", "procedural", "repeated", "with_tokens"]
+__all__ = ["PROBES", "Probe", "coloured", "is_drawn", "mixed", "procedural", "repeated", "with_tokens"]
 
 PROBES = ("images", "signals", "sequences", "tokens")
 """Kinds of inputs that are drawn from a procedure."""
@@ -102,7 +102,7 @@ def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> 
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch and batch:
             leaf = leaf[torch.arange(size) % batch]
-        if _is_floating(leaf):
+        if is_drawn(leaf):
             leaf = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         found.append(leaf)
     return pytree.tree_unflatten(found, tree)
@@ -190,7 +190,7 @@ def coloured(
         found = list(leaves)
         for leaf, values in enumerate(white):
             found[leaf] = value = values[batch]
-            if not _is_floating(value):
+            if not is_drawn(value):
                 continue
             parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if w and leaf in own]
             if parts:
@@ -204,7 +204,7 @@ def coloured(
 
 def _seen(steps: Steps, generator: torch.Generator) -> dict[int, list[Tensor]]:
     """For each floating input that a first layer reads, noise in the directions that the layer sees."""
-    waiting = {leaf: node for leaf, node in enumerate(steps.inputs) if _is_floating(steps.values[node][0])}
+    waiting = {leaf: node for leaf, node in enumerate(steps.inputs) if is_drawn(steps.values[node][0])}
     variables = {leaf: [v.detach().clone().requires_grad_() for v in steps.values[node]] for leaf, node in waiting.items()}
     steps.values.update({node: variables[leaf] for leaf, node in waiting.items()})
     found: dict[int, list[Tensor]] = {}
@@ -251,5 +251,6 @@ def _white(value: Tensor, memory: int | None, generator: torch.Generator) -> Ten
     return torch.stack(steps, memory)
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def is_drawn(value: Any) -> bool:
+    """Whether an input is noise unless something says more: a floating tensor; a single number stays."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from ..exceptions import FusionError
 from ..graph import Steps
@@ -18,12 +19,14 @@ from .recurrent import cells_of
 __all__ = ["Reading", "read_as", "vocabularies"]
 
 _CASTS = {"to", "_to_copy", "clone", "contiguous", "alias", "detach", "type_as", "dropout", "feature_dropout"}
-_SCALINGS = {"add", "sub", "rsub", "mul", "div", "clamp", "neg", "batch_norm", "layer_norm", "instance_norm", "group_norm"}
-"""What changes values where they stand: they stay images or signals."""
+_NORMS = {"batch_norm", "layer_norm", "instance_norm", "group_norm"}
+"""What changes values where they stand, as what works point by point does: they stay images or signals."""
 
 _MOVES = {
-    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze"),
-    *("slice", "select", "flip", "movedim", "swapaxes", "narrow", "constant_pad_nd"),
+    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "mT", "squeeze", "unsqueeze"),
+    *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "index", "index_select", "cat", "stack"),
+    *("flip", "rot90", "roll", "movedim", "swapaxes", "expand", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle"),
+    *("constant_pad_nd", "pad"),
 }
 _WINDOWS = ("pool2d", "bilinear2d", "bicubic2d", "nearest2d", "pad2d", "pool1d", "linear1d", "nearest1d", "pad1d")
 """How operations on neighbours in space end: what they read is images or signals already."""
@@ -70,7 +73,7 @@ def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
     for leaf, node in enumerate(steps.inputs):
         value = steps.values[node][0]
         if isinstance(value, Tensor) and value.is_floating_point() and kind != "tokens":
-            reading = next(_read_first(node, steps), None)
+            reading = _read_first(node, steps)
             if kind != "auto" and (reading is None or reading.kind != kind):
                 index, dims = torch.arange(1, value.numel() + 1).view(value.shape), 4 if kind == "images" else 3
                 reading = Reading(kind, tuple(value.shape), index) if value.dim() == dims else None
@@ -88,33 +91,53 @@ def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
     return found
 
 
-def _read_first(source: Node, steps: Steps) -> Iterator[Reading]:
-    """The readings of an input, in the order of the operations, until a layer of another kind."""
+def _read_first(source: Node, steps: Steps) -> Reading | None:
+    """How the first layer reads an input that tells what it is; what is not only moved, cast or scaled is not followed."""
     value = steps.values[source][0]
-    positions = {source: torch.arange(1, value.numel() + 1).view(value.shape)}
+    start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(value.shape)  # paddings take no whole numbers
+    positions: dict[Node, Any] = {source: start}
     for node in steps.nodes:
         before = next((a for a in node.all_input_nodes if a in positions), None)
         if before is None or node.op != "call_function":
             continue
         kind, index = operation(node), positions[before]
-        if kind in _CASTS or kind.rstrip("_") in _SCALINGS:
-            if node.meta["val"].shape == index.shape:
-                positions[node] = index
-        elif kind in _MOVES and len(node.all_input_nodes) == 1:
-            arguments: list[Any] = [index if a is before else a for a in node.args]
-            if kind == "constant_pad_nd":
-                arguments[2:] = [0]
-            positions[node] = node.target(*arguments, **node.kwargs)  # type: ignore[operator]
-        elif node.args[0] is before and (kind in ("conv2d", "conv1d") or kind.endswith(_WINDOWS)):
+        if node.args[0] is before and (kind in ("conv2d", "conv1d") or kind.endswith(_WINDOWS)):
             dimensions = int(kind[-2])
             whole = index if index.dim() == dimensions + 2 else index[None]
-            yield Reading("images" if dimensions == 2 else "signals", tuple(whole.shape), whole)
-        elif cells_of(node, steps.parameters) and node.args[0] is before:
+            return Reading("images" if dimensions == 2 else "signals", tuple(whole.shape), whole.long())
+        if cells_of(node, steps.parameters) and node.args[0] is before:
             whole = index if index.dim() == 3 else index[:, None]
             whole = whole if node.args[-1] and index.dim() == 3 else whole.transpose(0, 1)
-            yield Reading("sequences", tuple(whole.shape), whole)
-        else:
-            return
+            return Reading("sequences", tuple(whole.shape), whole.long())
+        if node.target is operator.getitem:
+            positions[node] = index[node.args[1]]
+        elif kind in _CASTS | _NORMS or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            shape = node.meta["val"].shape
+            if index.dim() <= len(shape):
+                positions[node] = index.expand(shape)
+        elif kind in _MOVES:
+            positions[node] = _moved(node, positions, steps)
+    return None
+
+
+def _moved(node: Node, positions: dict[Node, Any], steps: Steps) -> Any:
+    """Where the values stand after an operation that moves them; 0 for those of other tensors."""
+
+    def given(other: Node) -> Any:
+        if other in positions:
+            return positions[other]
+        example = other.meta["val"]
+        if example.is_floating_point():
+            return torch.zeros(example.shape, dtype=torch.float64)
+        return steps.values[other][0].cpu() if other in steps.values else torch.zeros(example.shape, dtype=example.dtype)
+
+    arguments: Any = list(map_arg(node.args, given))
+    if operation(node) == "constant_pad_nd":
+        arguments[2:] = [0]
+    elif operation(node) == "pad":
+        arguments[3:] = []
+    options: Any = {name: value for name, value in map_arg(node.kwargs, given).items() if name != "value"}
+    return node.target(*arguments, **options)  # type: ignore[operator]
 
 
 def vocabularies(node: Node, steps: Steps) -> list[int]:

@@ -116,13 +116,13 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         probing = None
         if corrections or self._compares_activations:
             probing = self._probing(parents, networks, architectures, lambda_, data, probe)
-            corrections = corrections if probing else []
         self._seen = [fingerprint(m) for m in parents]
 
         def remember(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, self._seen), compute)
 
-        found = self._align(networks, target.graph, lambda_, probing, remember)
+        found, probing = self._aligned(networks, target.graph, lambda_, probing=probing, remember=remember)
+        corrections = corrections if probing else []
         kind = self._kind_of(y)
         found, states, fused = self._corrected(found, corrections, probing, networks, target, lambda_, kind)
         self.graph_ = target.graph
@@ -283,10 +283,6 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
     @abstractmethod
     def _align_new(self, network: Network, fused: Network) -> Alignment:
         """Couplings of one further network with the fused one."""
-
-    @property
-    def _compares_activations(self) -> bool:
-        return False
 
     def _lambda(self, n_models: int) -> list[float]:
         if self.weights is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,10 +44,16 @@ class CorrectedMixin:
     probe: Any
     random_state: Any
     graph_: Any
+    _align: Any
 
     @property
     def _is_lenient(self) -> bool:
         return isinstance(self.correction, str) and self.correction == "auto"
+
+    @property
+    def _compares_activations(self) -> bool:
+        """Whether activations are compared even without a correction."""
+        return False
 
     def _probe(self) -> Probe:
         """The probe that the parameter names or is."""
@@ -88,7 +96,7 @@ class CorrectedMixin:
         data: FusionInput | None,
         probe: Probe,
     ) -> Probing | None:
-        """The parents on the inputs of the probe; None, with a warning, where "auto" can't have any."""
+        """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
         rng = check_random_state(self.random_state)
         states = [n.state for n in networks]
         if not self._is_lenient:
@@ -97,8 +105,21 @@ class CorrectedMixin:
             probe = _capped(probe, parents, architectures[0].inputs)
             return Probing(parents, states, architectures, weights, data, probe, rng)
         except Exception as error:  # whatever networks do on inputs that they do not know
+            if self._compares_activations:
+                raise
             _warn_without(error)
             return None
+
+    def _aligned(self, networks: list[Network], *given: Any, probing: Probing | None, remember: Any) -> Any:
+        """The alignment and what it was made with: no probe, with a warning, where "auto" finds that networks fail on it."""
+        try:
+            return self._align(networks, *given, probing, remember), probing
+        except Exception as error:
+            if probing is None or not self._is_lenient or self._compares_activations:
+                raise
+            found = self._align(networks, *given, None, remember)
+            _warn_without(error)
+            return found, None
 
     def _corrected(
         self,
@@ -111,7 +132,7 @@ class CorrectedMixin:
         kind: str | None,
     ) -> tuple[Alignment, list[dict[str, Tensor]], dict[str, Tensor]]:
         """The alignment of the best start, the networks carried by it, and their mean after the corrections."""
-        starts = []
+        starts, failure = [], None
         for start in [found, *found.others] if corrections else [found]:
             states = [
                 carry_state(n.state, n.graph, target.graph, plans, own, start.target_scales)
@@ -125,8 +146,10 @@ class CorrectedMixin:
                 except Exception as error:
                     if not self._is_lenient:
                         raise
-                    _warn_without(error)
+                    failure = error
             starts.append((start, states, fused))
+        if failure is not None:
+            _warn_without(failure)
         if len(starts) == 1 or probing is None:
             return starts[0]
         shares = []
@@ -165,6 +188,20 @@ def multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     plain = plain_copy(model)
     dtype = next((t.dtype for t in pytree.tree_leaves(list(plain.parameters())) if t.is_floating_point()), torch.float32)
     counter = FlopCounterMode(display=False)
-    with counter, untouched_modules(plain), torch.random.fork_rng(devices=[]):
+    with _in_products(), counter, untouched_modules(plain), torch.random.fork_rng(devices=[]):
         plain(*cast_inputs(inputs, device_of(plain), dtype))
     return counter.get_total_flops() / 2
+
+
+@contextlib.contextmanager
+def _in_products() -> Iterator[None]:
+    """Recurrent layers and attention run as the products that they consist of: fused kernels count as nothing."""
+    is_fast, had_mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
+        torch.backends.mkldnn.enabled = had_mkldnn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..correction import (
     activation_features,
     ascended,
     coloured,
+    is_drawn,
     mixed,
     procedural,
     read_as,
@@ -99,6 +101,14 @@ class Probing:
                 return [_chosen(b, c) for b, c in zip(self.batches, chosen, strict=True) if c.any()]
         return self.batches
 
+    def mark(self) -> str:
+        """Hash of the inputs and of what is drawn next: activations of the same networks are the same where it is."""
+        digest = hashlib.blake2b(self.generator.get_state().numpy().tobytes(), digest_size=16)
+        for leaf in pytree.tree_leaves(self.batches):
+            if isinstance(leaf, Tensor):
+                digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
         """A parent at its start, on the probe's inputs or on others."""
         given = self.batches if batches is None else batches
@@ -169,13 +179,13 @@ class Probing:
         strings = None if probe.kind == "noise" else zipf_chain
         with_strings = [with_tokens(first, batch, self.generator, strings) for batch in white]
         leaves = zip(pytree.tree_leaves(with_strings[0]), pytree.tree_leaves(examples), strict=True)
-        if not any(isinstance(t, Tensor) and (t.is_floating_point() or not _repeats(t, e)) for t, e in leaves):
+        if not any(is_drawn(t) or (isinstance(t, Tensor) and not _repeats(t, e)) for t, e in leaves):
             raise FusionError(
                 "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
                 "fit(FusionInput(models, X))."
             )
         found = {} if probe.kind == "noise" else read_as(probe.kind, self.steps(0, with_strings))
-        floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if isinstance(t, Tensor) and t.is_floating_point()]
+        floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if is_drawn(t)]
         drawn = with_strings
         if set(found) != set(floating) or "sequences" in {r.kind for r in found.values()}:
             networks = [self.steps(i, with_strings) for i in range(len(self.plains))]

@@ -252,8 +252,9 @@ class WassersteinFusion(BaseFusion):
         dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
         given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
         described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, None if given else remember)
-        share = self._activation_share(probing)
+        share, mark = self._activation_share(probing), None
         if probing is not None and share:
+            mark = probing.mark()
             found = probing.activations([(self.init, n.state, n.graph) for n in given])
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
             described, arrays = with_activations(described, arrays, own, values, share)
@@ -280,7 +281,7 @@ class WassersteinFusion(BaseFusion):
             return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
 
         repeats = self._is_repeatable(share, [n.graph.sizes for n in networks], target.sizes)
-        solutions = remember(self._exact_options(), solve_all) if repeats else solve_all()
+        solutions = remember((self._exact_options(), share, mark), solve_all) if repeats else solve_all()
         order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
         history = [list(s.history) for s in solutions]
 
@@ -292,15 +293,16 @@ class WassersteinFusion(BaseFusion):
             gauge = mean_scales(scales, solution.plans, weights)
             return Alignment(solution.plans, scales, gauge, solution.energy, solution.n_iter, history)
 
-        judged = order if probing is not None else order[:1]
-        best, *others = map(alignment, judged)
+        best, *others = map(alignment, order if probing is not None else order[:1])
         return replace(best, others=others)
 
     def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
-        """Whether a fit of the same models does the same before its entropic step, whatever rows it gets."""
-        if self.schedule != "joint" or share or isinstance(self.init, nn.Module):
+        """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
+        if self.schedule != "joint" or isinstance(self.init, nn.Module):
             return False
-        draws = self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
+        draws = (
+            share > 0 or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
+        )
         return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
 
     def _exact_options(self) -> dict[str, Any]:

@@ -291,7 +291,7 @@ class TestLater:
     def test_a_fusion_without_correction_measures_when_it_is_asked(self, monkeypatch):
         calls, original = [], judging._outputs
         monkeypatch.setattr(judging, "_outputs", lambda *a: calls.append(1) or original(*a))
-        fusion = WassersteinFusion().fit(FusionInput(copies(), rows()))
+        fusion = WassersteinFusion(correction=None).fit(FusionInput(copies(), rows()))
         assert not calls
         first = fusion.agreement_
         assert fusion.agreement_ is first and len(calls) == 3 and first.source == "rows" and first.n_samples == 200
@@ -299,15 +299,15 @@ class TestLater:
     @pytest.mark.parametrize("which", ["fused", "parent"])
     def test_networks_that_were_trained_since(self, which):
         models = copies()
-        fusion = WassersteinFusion().fit(models)
+        fusion = WassersteinFusion(correction=None).fit(models)
         with torch.no_grad():
             next((fusion.fused_model_ if which == "fused" else models[1]).parameters()).add_(1)
         assert fusion.agreement_ is None and "changed since fit" in fusion.agreement_reason_
 
     def test_inputs_that_can_not_be_drawn(self):
-        fusion = WassersteinFusion(probe="data").fit(copies())
+        fusion = WassersteinFusion(correction=None, probe="data").fit(copies())
         assert fusion.agreement_ is None and "probe='data' needs data" in fusion.agreement_reason_
-        fusion = WassersteinFusion().fit(FusionInput(copies(), rows(3)))
+        fusion = WassersteinFusion(correction=None).fit(FusionInput(copies(), rows(3)))
         assert fusion.agreement_ is None and "3 rows" in fusion.agreement_reason_
 
     def test_before_fit(self):
@@ -353,7 +353,7 @@ def test_it_is_saved(options, tmp_path):
 
 
 def test_the_reason_is_saved(tmp_path):
-    fusion = WassersteinFusion(probe="data").fit(copies())
+    fusion = WassersteinFusion(correction=None, probe="data").fit(copies())
     fusion.save(tmp_path / "fusion")
     loaded = load(tmp_path / "fusion", model=copies()[0])
     assert loaded.agreement_ is None and loaded.agreement_reason_ == fusion.agreement_reason_

@@ -33,6 +33,7 @@ from sklearn.model_selection import (
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import DiscoveryError
 from sklearn_wbfuse.fusion import base, data, wasserstein
 
@@ -211,8 +212,21 @@ def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, monkeypa
     monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(task[0].models, task[0].arrays[0])
     for options in ({}, changed):
-        WassersteinFusion(**{"correction": None, "random_state": random_state, **options}).fit(shared)
+        WassersteinFusion(**{"correction": None, "cost": "weight", "random_state": random_state, **options}).fit(shared)
     assert len(calls) == 1
+
+
+def test_couplings_of_activations_are_shared_where_rows_are_the_same(task, monkeypatch):
+    """The defaults compare activations on rows: other rows, probes or random states are other couplings."""
+    calls, joint = [], wasserstein.joint
+    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
+    shared = FusionInput(task[0].models, task[0].arrays[0])
+    fits = [{}, {"reg": 0.1}, {"random_state": 1}, {"probe": Probe(n_samples=30)}, {"correction": None}, {"reg": 0.2}]
+    fused = [WassersteinFusion(**{"random_state": 0, **options}).fit(shared).fused_model_ for options in fits]
+    WassersteinFusion(random_state=0).fit(shared[:40])
+    assert len(calls) == 5
+    alone = WassersteinFusion(random_state=0, reg=0.2).fit(FusionInput(task[0].models, task[0].arrays[0])).fused_model_
+    assert all(torch.equal(a, b) for a, b in zip(fused[-1].parameters(), alone.parameters(), strict=True))
 
 
 def test_balanced_scales_are_found_once_for_all_fits(task, monkeypatch):
@@ -356,7 +370,7 @@ def test_threads_give_the_same_and_compute_once(task, monkeypatch):
     grid = {"reg": [0, 1e-3, 1e-2], "alpha_h": [1, 2]}
     with parallel_config(backend="threading"):
         found = search(GridSearchCV, (shared, y), grid, WassersteinFusion(random_state=0), n_jobs=4)
-    assert len(calls) == 2
+    assert len(calls) == 2 * 3 + 1  # three folds, and the best on all rows
     alone = search(GridSearchCV, task, grid, WassersteinFusion(random_state=0))
     np.testing.assert_array_equal(found.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
 
