@@ -97,10 +97,9 @@ class WassersteinFusion(BaseFusion):
         The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
         match to first.
     n_init : int, default=1
-        Number of starts. Kept is the one whose corrected network agrees best with the parents, without a correction that of
-        lowest energy; `history_` holds all. Further starts take the other parents' orders, then random couplings; where a
-        recurrent group is coupled: its linear term, the same propagated through the recurrent weights, the uniform plan, then
-        perturbed plans.
+        Number of starts. Kept is the one whose corrected network agrees best with the parents, else that of lowest energy;
+        `history_` holds all. Further starts take the other parents' orders, then random couplings; where a recurrent group is
+        coupled: its linear term, the same propagated through the recurrent weights, the uniform plan, then perturbed plans.
     max_iter : int, default=100
         Largest number of sweeps.
     tol : float, default=1e-6

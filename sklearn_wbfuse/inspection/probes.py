@@ -25,7 +25,7 @@ _SHOWN = 12  # tokens of a string that fit into a line
 
 
 class ProbeDisplay:
-    """A few of the inputs that a probe draws for some networks.
+    """A few of the inputs that a probe draws for networks.
 
     Parameters
     ----------
@@ -93,12 +93,7 @@ class ProbeDisplay:
         return cls(samples, probing.source if reading is None else reading.kind).plot()
 
     def plot(self, axes: Sequence[Any] | None = None) -> ProbeDisplay:
-        """Show images as pictures (by their mean over channels unless these are three), others as lines, tokens as numbers.
-
-        Parameters
-        ----------
-        axes : list of Axes, optional
-        """
+        """Show images as pictures (their mean over channels unless these are three), others as lines, tokens as numbers."""
         strings = not np.issubdtype(self.samples.dtype, np.floating)
         n = len(self.samples)
         if axes is None:
