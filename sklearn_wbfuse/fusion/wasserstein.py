@@ -299,9 +299,7 @@ class WassersteinFusion(BaseFusion):
         """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
         if self.schedule != "joint" or isinstance(self.init, nn.Module):
             return False
-        draws = (
-            share > 0 or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
-        )
+        draws = share or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
         return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
 
     def _exact_options(self) -> dict[str, Any]:

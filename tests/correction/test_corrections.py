@@ -131,21 +131,23 @@ class TestRepair(CorrectionConformance):
         assert (statistics(aligned.fused_model_, X, 3)[1] < 0.97 * statistics(fused, X, 3)[1]).any()
 
 
+@pytest.mark.slow  # conformance as of TestRepair
 class TestRescale(CorrectionConformance):
     make = staticmethod(partial(Repair, shift=False))
 
-    def test_deviations_are_the_parents_and_means_stay(self):
-        models, X = [trained(convolutional, seed) for seed in range(2)], torch.randn(300, 1, 6, 6, dtype=torch.float64)
-        options = {"probe": DATA, "random_state": 0, "cost": "weight"}
-        aligned, repaired, rescaled = (
-            WassersteinFusion(correction=c, **options).fit(FusionInput(models, X)) for c in (None, Repair(), self.make())
-        )
-        for layer in (1, 3, 6):
-            deviation = statistics(rescaled.fused_model_, X, layer)[1]
-            torch.testing.assert_close(deviation, aligned_mean(aligned, models, X, layer)[1], rtol=1e-3, atol=1e-3)
-        before, after, wanted = (statistics(f.fused_model_, X, 1)[0] for f in (aligned, rescaled, repaired))
-        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
-        assert (after - wanted).abs().max() > 1e-3
+
+def test_deviations_are_the_parents_and_means_stay():
+    models, X = [trained(convolutional, seed) for seed in range(2)], torch.randn(300, 1, 6, 6, dtype=torch.float64)
+    options = {"probe": DATA, "random_state": 0, "cost": "weight"}
+    aligned, repaired, rescaled = (
+        WassersteinFusion(correction=c, **options).fit(FusionInput(models, X)) for c in (None, Repair(), Repair(shift=False))
+    )
+    for layer in (1, 3, 6):
+        deviation = statistics(rescaled.fused_model_, X, layer)[1]
+        torch.testing.assert_close(deviation, aligned_mean(aligned, models, X, layer)[1], rtol=1e-3, atol=1e-3)
+    before, after, wanted = (statistics(f.fused_model_, X, 1)[0] for f in (aligned, rescaled, repaired))
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    assert (after - wanted).abs().max() > 1e-3
 
 
 class TestClosedRepair(CorrectionConformance):

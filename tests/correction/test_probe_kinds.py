@@ -280,6 +280,7 @@ def test_ascent_where_networks_are_unlike_others(make, moves):
 def test_other_precisions(dtype, own, device):
     models = [m.to(device, dtype) for m in pair(IMAGES["as they stand"][0])]
     x = torch.rand(2, 3, 6, 6).to(dtype if own else torch.float32)
+    assert not torch.equal(ascend(models, (x,))[0], x)
     with warnings.catch_warnings(action="error"):
         fusion = WassersteinFusion(example_inputs=x, random_state=0, probe=Probe(n_samples=64, batch_size=32)).fit(models)
     assert fusion.agreement_.source == "images"
