@@ -45,9 +45,10 @@ class Probe(HelpfulMixin, BaseEstimator):
     kind : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"}, default="auto"
         "auto" takes rows of the data if `fit` was given some. Else the layer that reads an input decides what is drawn for it:
 
-        - a two-dimensional convolution: "images", dead leaves, which are ellipses and rectangles that occlude each other;
+        - a two-dimensional convolution: "images", dead leaves, which are ellipses and rectangles that occlude each other, with
+          the contrast between neighbours, the correlation of channels and the spectrum of photographs;
         - a one-dimensional convolution: "signals", occluding steps, ramps and bursts with 1/f noise, channels correlated;
-        - a recurrent layer: "sequences", the same with steps in the place of positions;
+        - a recurrent layer: "sequences", half of them the same with steps in the place of positions, half of them noise;
         - an embedding: "tokens", strings of a Markov chain with frequencies as by Zipf's law;
         - anything else, such as a linear layer: "noise" that knows what the parents' first layers look at.
 
@@ -61,9 +62,9 @@ class Probe(HelpfulMixin, BaseEstimator):
     n_mixed : int, default=2000
         To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
         a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.
-    n_steps : int, default=5
+    n_steps : int, default=0
         Every other image takes so many gradient steps towards an output of the parents that is drawn at random, since random
-        images leave deep neurons silent. The networks stay as they are. 0 takes no steps.
+        images leave deep neurons silent. The networks stay as they are. More than 5 were worse than none where tried.
     batch_size : int, default=500
         Largest number of samples that a network sees at once.
 
