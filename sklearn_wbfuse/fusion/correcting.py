@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +33,9 @@ __all__ = ["CorrectedMixin"]
 
 _CAP = 1e12
 """Multiply-adds that correction="auto" lets all networks spend on its samples, half a minute of one core."""
+
+_LOCK = threading.Lock()
+"""Held while settings of PyTorch that all threads share are others."""
 
 _FEWEST = 64
 """Samples that it takes whatever they cost."""
@@ -196,12 +200,17 @@ def multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
 @contextlib.contextmanager
 def _in_products() -> Iterator[None]:
     """Recurrent layers and attention run as the products that they consist of: fused kernels count as nothing."""
+    with _LOCK, _without_fused_kernels(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def _without_fused_kernels() -> Iterator[None]:
     is_fast, had_mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
         torch.backends.mkldnn.enabled = had_mkldnn
