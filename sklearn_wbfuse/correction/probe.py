@@ -149,10 +149,10 @@ def procedural(
         leaves, tree = pytree.tree_flatten(batch)
         for leaf, reading in found.items():
             example = shown[leaf].double()
-            content = _content(reading, generator) * (float(example.std(correction=0)) or 1.0) + float(example.mean())
-            if float(example.std(correction=0)):
-                content = content.clamp(float(example.min()), float(example.max()))
-            leaves[leaf] = reading.placed(content, leaves[leaf], every=2 if reading.kind == "sequences" else 1)
+            deviation = float(example.std(correction=0))
+            content = _content(reading, generator) * (deviation or 1.0) + float(example.mean())
+            value = reading.placed(content, leaves[leaf], every=2 if reading.kind == "sequences" else 1)
+            leaves[leaf] = value.clamp(float(example.min()), float(example.max())) if deviation else value
         drawn.append(pytree.tree_unflatten(leaves, tree))
     return drawn
 
