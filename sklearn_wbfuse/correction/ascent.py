@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..graph import cast_inputs, device_of
-from ..graph.contexts import untouched_modules
+from ..graph.contexts import own_draws, untouched_modules
 
 __all__ = ["ascended"]
 
@@ -49,9 +49,8 @@ def ascended(
     whole = next((pytree.tree_leaves(inputs)[k] for k in leaves), None)
     if whole is None or not n_steps:
         return inputs
-    devices = {d for m in models if (d := device_of(m)).type == "cuda"}
     try:
-        with torch.random.fork_rng(devices), torch.backends.cudnn.flags(enabled=False), contextlib.ExitStack() as stack:
+        with own_draws(*map(device_of, models)), torch.backends.cudnn.flags(enabled=False), contextlib.ExitStack() as stack:
             for model in models:
                 stack.enter_context(untouched_modules(model))
             return _moved(models, inputs, leaves, n_steps, generator)
@@ -94,9 +93,8 @@ def _moved(
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """What a network says; it may write into its inputs."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     copies = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
-    return model(*cast_inputs(copies, device_of(model), dtype))
+    return model(*cast_inputs(copies, model))
 
 
 def _every_other(value: Any, n: int) -> Any:

@@ -86,9 +86,9 @@ class Probe(HelpfulMixin, BaseEstimator):
         self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, n_steps: int = 0, batch_size: int = 500
     ):
         self.kind = kind
-        self.n_steps = n_steps
         self.n_samples = n_samples
         self.n_mixed = n_mixed
+        self.n_steps = n_steps
         self.batch_size = batch_size
 
 

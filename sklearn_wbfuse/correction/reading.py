@@ -38,16 +38,19 @@ class Reading:
 
     Attributes
     ----------
-    kind : {"images", "signals", "sequences", "tokens"}
-    shape : tuple of int
-        Of what the layer reads of one batch: (n, channels, height, width), (n, channels, length), (n, length, features).
+    kind : {"images", "signals", "sequences"}
     index : Tensor
-        Of that shape: the position in the flattened input, counted from 1; 0 for what is padded.
+        For all that the layer reads of one batch, of shape (n, channels, height, width), (n, channels, length) or (n, length,
+        features), the position in the flattened input, counted from 1; 0 for what is padded.
     """
 
     kind: str
-    shape: tuple[int, ...]
     index: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the layer reads of one batch."""
+        return tuple(self.index.shape)
 
     def placed(self, content: Tensor, around: Tensor, every: int = 1) -> Tensor:
         """An input of which the layer reads `content` in every so many samples; all other values are those of `around`."""
@@ -76,7 +79,7 @@ def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
             reading = _read_first(node, steps)
             if kind != "auto" and (reading is None or reading.kind != kind):
                 index, dims = torch.arange(1, value.numel() + 1).view(value.shape), 4 if kind == "images" else 3
-                reading = Reading(kind, tuple(value.shape), index) if value.dim() == dims else None
+                reading = Reading(kind, index) if value.dim() == dims else None
             if reading is not None:
                 found[leaf] = reading
     if kind in ("images", "signals", "sequences") and not found:
@@ -104,11 +107,11 @@ def _read_first(source: Node, steps: Steps) -> Reading | None:
         if node.args[0] is before and (kind in ("conv2d", "conv1d") or kind.endswith(_WINDOWS)):
             dimensions = int(kind[-2])
             whole = index if index.dim() == dimensions + 2 else index[None]
-            return Reading("images" if dimensions == 2 else "signals", tuple(whole.shape), whole.long())
+            return Reading("images" if dimensions == 2 else "signals", whole.long())
         if cells_of(node, steps.parameters) and node.args[0] is before:
             whole = index if index.dim() == 3 else index[:, None]
             whole = whole if node.args[-1] and index.dim() == 3 else whole.transpose(0, 1)
-            return Reading("sequences", tuple(whole.shape), whole.long())
+            return Reading("sequences", whole.long())
         if node.target is operator.getitem:
             positions[node] = index[node.args[1]]
         elif kind in _CASTS | _NORMS or torch.Tag.pointwise in getattr(node.target, "tags", ()):

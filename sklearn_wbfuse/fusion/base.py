@@ -326,11 +326,9 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         return architecture if graph is architecture.graph else replace(architecture, graph=graph)
 
     def _run_once(self) -> None:
-        device = device_of(self.fused_model_)
-        dtype = next((p.dtype for p in self.fused_model_.parameters() if p.is_floating_point()), torch.float32)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched_modules(self.fused_model_):
-                self.fused_model_(*cast_inputs(self._inputs, device, dtype))
+                self.fused_model_(*cast_inputs(self._inputs, self.fused_model_))
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WidthError(

@@ -14,14 +14,13 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..barycenter import carry_state, mean_state
 from ..base import did_you_mean, short_text
 from ..correction import CORRECTIONS, PROBES, Probe
 from ..exceptions import FusionWarning
-from ..graph import Architecture, cast_inputs, device_of, plain_copy, write_back
+from ..graph import Architecture, cast_inputs, plain_copy, write_back
 from ..graph.contexts import untouched_modules
 from .alignment import Alignment, Network
 from .data import FusionInput
@@ -47,7 +46,6 @@ class CorrectedMixin:
     correction: Any
     probe: Any
     random_state: Any
-    graph_: Any
     _align: Any
 
     @property
@@ -106,7 +104,7 @@ class CorrectedMixin:
         if not self._is_lenient:
             return Probing(parents, states, architectures, weights, data, probe, rng)
         try:
-            probe = _capped(probe, parents, architectures[0].inputs)
+            probe = _capped(probe, architectures)
             return Probing(parents, states, architectures, weights, data, probe, rng)
         except Exception as error:  # whatever networks do on inputs that they do not know
             if self._compares_activations:
@@ -175,11 +173,11 @@ def _warn_without(error: Exception) -> None:
     )
 
 
-def _capped(probe: Probe, parents: Sequence[nn.Module], examples: tuple[Any, ...]) -> Probe:
+def _capped(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
     """The probe with so few samples that all networks together spend at most `_CAP` multiply-adds on them."""
-    each = max(multiply_adds(p, examples) for p in parents) / max(rows_in(examples), 1)
+    each = max(multiply_adds(a.plain, a.inputs) / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
     steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
-    most = _CAP / max(each * (len(parents) * (2 + steps) + 1), 1.0)
+    most = _CAP / max(each * (len(architectures) * (2 + steps) + 1), 1.0)
     n_samples = min(probe.n_samples, max(_FEWEST, int(most)))
     n_mixed = min(probe.n_mixed, max(0, int(most) - n_samples))
     sizes = {"n_samples": n_samples, "n_mixed": n_mixed, "batch_size": min(probe.batch_size, n_samples)}
@@ -190,10 +188,9 @@ def _capped(probe: Probe, parents: Sequence[nn.Module], examples: tuple[Any, ...
 def multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """How many multiplications and additions a network needs for inputs, as PyTorch counts them."""
     plain = plain_copy(model)
-    dtype = next((t.dtype for t in pytree.tree_leaves(list(plain.parameters())) if t.is_floating_point()), torch.float32)
     counter = FlopCounterMode(display=False)
     with _in_products(), counter, untouched_modules(plain), torch.random.fork_rng(devices=[]):
-        plain(*cast_inputs(inputs, device_of(plain), dtype))
+        plain(*cast_inputs(inputs, plain))
     return counter.get_total_flops() / 2
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..exceptions import PoorFusionWarning
 from ..graph import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
-from ..graph.contexts import untouched_modules
+from ..graph.contexts import own_draws, untouched_modules
 from ..groups import Graph
 from .agreement import Agreement, agreement_of, kind_of, tell_values
 from .data import FusionInput
@@ -93,7 +93,7 @@ class JudgedMixin:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):
             return None, "a network has changed since fit, and it was not asked for before"
         try:
-            with _own_draws(device_of(self.fused_model_)):  # traces run networks
+            with own_draws(device_of(self.fused_model_)):  # traces run networks
                 probing = later()
         except Exception as error:  # whatever inputs can't be drawn
             return None, why(error)
@@ -108,11 +108,6 @@ class JudgedMixin:
             helps.append(wider if self.target_widths is None else "a wider target")
         helps += ["fewer models"] if n_models > 2 else []
         return [*helps, "another method, see compare(models, X, y, fusions)", "training on from fused_model_.train()"]
-
-
-def _own_draws(device: torch.device) -> Any:
-    """A context in which networks may draw, and the streams of the caller stay as they are."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def agreement_on(probing: Probing, fused: nn.Module, graph: Graph, batches: Batches, kind: str | None) -> Verdict:
@@ -174,13 +169,11 @@ def _outputs(model: nn.Module, batches: Batches) -> np.ndarray | None:
     Exception
         Whatever the network raises.
     """
-    device = device_of(model)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     pieces = []
-    with _own_draws(device), untouched_modules(model):
+    with own_draws(device_of(model)), untouched_modules(model):
         for batch in batches:
             n = rows_in(batch)
-            leaves = pytree.tree_leaves(model(*cast_inputs(batch, device, dtype)))
+            leaves = pytree.tree_leaves(model(*cast_inputs(batch, model)))
             found = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim() and len(t) == n), None)
             if found is None:
                 return None

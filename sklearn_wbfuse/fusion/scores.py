@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from ..exceptions import FusionError, NonFiniteError
-from ..graph import cast_inputs, device_of
+from ..graph import cast_inputs
 from ..groups import Graph
 from .data import FusionInput, floats
 
@@ -33,9 +33,8 @@ __all__ = [
 @torch.no_grad()
 def outputs_for(model: nn.Module, inputs: Sequence[Any]) -> np.ndarray:
     """Outputs of a network in eval mode for one batch of positional arguments, which need not be tensors."""
-    floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with _eval_mode(model):
-        return _one_array([model(*cast_inputs(inputs, device_of(model), floating))])
+        return _one_array([model(*cast_inputs(inputs, model))])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,12 @@ from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 
-__all__ = ["traced", "untouched_modules"]
+__all__ = ["own_draws", "traced", "untouched_modules"]
+
+
+def own_draws(*devices: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Networks may draw on the CPU and on some devices, and the streams of the caller stay as they are."""
+    return torch.random.fork_rng([d for d in set(devices) if d.type == "cuda"])
 
 
 @contextlib.contextmanager

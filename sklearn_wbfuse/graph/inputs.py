@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
+from .modules import device_of
 
 __all__ = ["as_inputs", "cast_inputs", "guess_inputs", "shapes_of", "why_guess_failed"]
 
@@ -136,8 +137,10 @@ def _call(model: nn.Module) -> str:
     return f"WassersteinFusion(example_inputs={shown})"
 
 
-def cast_inputs(inputs: Sequence[Any], device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Inputs on a device, those that float in a dtype."""
+def cast_inputs(inputs: Sequence[Any], model: nn.Module) -> tuple[Any, ...]:
+    """Inputs on the device of a model, floating ones in the dtype of its floating parameters."""
+    device = device_of(model)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
     def ready(leaf: Any) -> Any:
         return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype) if isinstance(leaf, Tensor) else leaf

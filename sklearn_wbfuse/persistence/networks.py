@@ -18,7 +18,7 @@ from ..exceptions import (
     PersistenceError,
     SelfCheckError,
 )
-from ..graph import Architecture, device_of, plain_copy, validate_models, write_back
+from ..graph import Architecture, cast_inputs, device_of, plain_copy, validate_models, write_back
 from ..graph.parametrized import recompute
 from ..graph.restricted import without
 from ..groups import Graph
@@ -236,14 +236,9 @@ def _check_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def example_outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
     """First values of what a network computes of its example inputs on the CPU; None if it does not run there."""
     twin = plain_copy(model, plain=False).to("cpu")
-    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-
-    def ready(leaf: Any) -> Any:
-        return leaf.cpu().to(dtype if leaf.is_floating_point() else leaf.dtype) if isinstance(leaf, Tensor) else leaf
-
     try:
         with torch.random.fork_rng(devices=[]):
-            found = twin(*pytree.tree_map(ready, tuple(inputs)))
+            found = twin(*cast_inputs(inputs, twin))
     except RuntimeError:  # half precision without a kernel
         return None
     return [leaf.flatten()[:_SHOWN] for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]

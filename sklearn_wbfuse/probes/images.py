@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .spectra import blurred, fractal_noise, standardized
+from .parts import blurred, fractal_noise, power_law, standardized
 
 __all__ = ["dead_leaves"]
 
@@ -90,8 +90,7 @@ class _Shapes:
         self.height, self.width = height, width
         side = min(height, width)
         least, largest = max(1.5, 1.5 / 32 * side), max(side / 2, 2.0)
-        bounds = [r ** (1 - power) for r in (least, largest)]
-        radius = (bounds[0] + (bounds[1] - bounds[0]) * uniform()) ** (1 / (1 - power))
+        radius = power_law(uniform(), least, largest, power)
         largest_first = torch.rand(n_samples, 1, generator=generator) < 0.5
         visible = (_FEWEST * (n_leaves / _FEWEST) ** torch.rand(n_samples, 1, generator=generator)).round()
         radius = torch.where(torch.arange(n_leaves) < visible, radius, 1e-3)  # the others are smaller than a pixel

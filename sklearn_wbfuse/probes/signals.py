@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .spectra import fractal_noise, standardized
+from .parts import fractal_noise, power_law, standardized
 
 __all__ = ["occluding_steps"]
 
@@ -56,8 +56,7 @@ def occluding_steps(
     def normal(*size: int) -> Tensor:
         return torch.randn(n_samples, n_pieces + 1, *size, generator=generator)
 
-    longest = max(float(length), 2.0)
-    duration = (1 + (longest ** (1 - power) - 1) * uniform()) ** (1 / (1 - power))
+    duration = power_law(uniform(), 1.0, max(float(length), 2.0), power)
     centre = uniform() * length
     step = torch.arange(length).float()
     top = torch.zeros(n_samples, length, dtype=torch.long)

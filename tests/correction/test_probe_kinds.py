@@ -286,4 +286,4 @@ def test_other_precisions(dtype, own, device):
     assert fusion.agreement_.source == "images"
     assert all(torch.isfinite(v).all() and v.dtype == dtype for v in fusion.fused_model_.state_dict().values())
     fused = plain_copy(fusion.fused_model_)
-    assert torch.isfinite(fused(*cast_inputs((x,), torch.device(device), dtype))).all()
+    assert torch.isfinite(fused(*cast_inputs((x,), fused))).all()

@@ -158,7 +158,7 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
 def test_samples_are_capped_by_what_they_cost(cost, expected):
     probe = Probe(n_samples=2000, n_steps=4)
     with mock.patch.object(correcting, "multiply_adds", lambda model, inputs: cost * len(inputs[0])):
-        found = correcting._capped(probe, [None, None], (torch.zeros(3, 5),))
+        found = correcting._capped(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))])
     if expected is None:  # each parent twice, 4 steps of half of the samples at three times the cost, and the fused network
         expected = int(correcting._CAP / (cost * (2 * (2 + 4 * 3 / 2) + 1))), 0
     assert (found.n_samples, found.n_mixed) == expected and found.batch_size <= found.n_samples

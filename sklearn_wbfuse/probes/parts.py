@@ -1,4 +1,4 @@
-"""Noise of a spectrum, in one dimension of space or two."""
+"""What images and signals are made of: sizes of a power law, noise of a spectrum, blur."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["blurred", "fractal_noise", "standardized"]
+__all__ = ["blurred", "fractal_noise", "power_law", "standardized"]
 
 _COMMON = 2.0
 """How much more of the noise all channels share than each has of its own."""
@@ -16,6 +16,12 @@ _COMMON = 2.0
 def standardized(values: Tensor) -> Tensor:
     """Values of mean 0 and deviation 1 over everything; constant ones become 0."""
     return (values - values.mean()) / values.std(correction=0).clamp_min(1e-12)
+
+
+def power_law(uniform: Tensor, least: float, largest: float, power: float) -> Tensor:
+    """Sizes of a density that falls with a power over 1, from numbers that are uniform between 0 and 1."""
+    start, stop = (size ** (1 - power) for size in (least, largest))
+    return (start + (stop - start) * uniform) ** (1 / (1 - power))
 
 
 def fractal_noise(n_samples: int, channels: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
