@@ -58,3 +58,8 @@ def traced(name, device):
     network, _, first = TRACED[name].build()
     like = next(iter(floating_state(network).values())).to(device)
     return network, [first, TRACED[name].build(seed=1)[2]], program_of(network, first, like)
+
+
+def channels_last(y, channel):
+    """Activations as rows, shape (positions, channels)."""
+    return y.movedim(channel, -1).reshape(-1, y.shape[channel])

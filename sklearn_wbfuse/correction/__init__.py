@@ -4,7 +4,7 @@ from .activations import activation_features
 from .alongside import Parent
 from .ascent import ascended
 from .batchnorm import recompute_batchnorm
-from .probe import PROBES, Probe, coloured, is_drawn, mixed, procedural, repeated, with_tokens
+from .probe import PROBES, Probe, between, coloured, is_drawn, mixed, procedural, repeated, shares, with_tokens
 from .reading import read_as
 from .regression import Regression
 from .statistics import BatchNorm, Repair
@@ -19,6 +19,7 @@ __all__ = [
     "Repair",
     "activation_features",
     "ascended",
+    "between",
     "coloured",
     "is_drawn",
     "mixed",
@@ -26,6 +27,7 @@ __all__ = [
     "read_as",
     "recompute_batchnorm",
     "repeated",
+    "shares",
     "with_tokens",
 ]
 

@@ -1,9 +1,12 @@
 r"""Activations as features of neurons, for costs of matching.
 
-The cost of coupling two neurons is the mean squared distance of their activations before the nonlinearity, on the same inputs:
-:math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`. This is the activation cost of Singh and Jaggi ("Model Fusion via Optimal
-Transport", NeurIPS 2020) and, for permutations, activation matching of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR
-2023), which maximises the inner products of activations.
+"correlation": the cost of coupling two neurons falls with the correlation of what they put out, activations after the
+nonlinearity, on the same inputs. Rows are centred and brought to length 1, so that squared distances are
+:math:`2 (1 - \rho_{jq})`; a neuron that does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016) and
+of Stoica et al. ("ZipIt!", ICLR 2024), and of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
+
+"distance": the mean squared distance of activations before the nonlinearity,
+:math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`, as in Singh and Jaggi ("Model Fusion via Optimal Transport", NeurIPS 2020).
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..barycenter import Feature
-from ..graph import Steps
 from ..groups import Graph
-from .affine import channels_last
+from ..layers.elementwise import NONLINEAR
+from .affine import operation
+from .alongside import read_by
 from .equations import Equation, equations
+from .recording import Recording
 from .recurrent import Sequences, levels
 
 __all__ = ["activation_features"]
@@ -25,51 +31,70 @@ __all__ = ["activation_features"]
 _ROWS = 5000
 
 
-def activation_features(steps: Steps, graph: Graph, seed: int) -> tuple[list[Feature], list[Tensor]]:
+def activation_features(recording: Recording, graph: Graph, measure: str) -> tuple[list[Feature], list[Tensor]]:
     """One feature for each value that computes neurons, of arrays (neurons, rows).
 
     Parameters
     ----------
-    steps : Steps
-        A parent at its start; it is consumed.
+    recording : Recording
+        Of a parent.
     graph : Graph
-        Of the parent.
-    seed : int
-        Draws positions, the same for every parent.
+        Its own.
+    measure : {"correlation", "distance"}
     """
-    generator = torch.Generator().manual_seed(seed)
-    found = equations(steps.nodes, steps.parameters)
+    found = equations(recording.nodes, recording.parameters)
+    recording.record(*read_by(found.values(), recording.position))
+    correlates = measure == "correlation"
     described, arrays = [], []
-    for k, node in enumerate(steps.nodes):
-        steps.run(node)
-        if node in found:
-            for (name, axis), batches in _rows(found[node], steps, generator):
-                rows = torch.cat(batches)
-                for span in graph.tensors[name].spans[axis]:
-                    index = torch.as_tensor(span.index, device=rows.device)
-                    described.append(Feature(str(node), (span.group,), ("out",), (span.exponent,), (span.odd,)))
-                    arrays.append(rows.T[index].flatten(1) / len(rows) ** 0.5)
-        steps.forget(k)
+    for node, equation in found.items():
+        for (name, axis), batches in _rows(equation, recording, after=correlates):
+            rows = torch.cat(batches)
+            if correlates:
+                rows = _standardised(rows)
+            for span in graph.tensors[name].spans[axis]:
+                index = torch.as_tensor(span.index, device=rows.device)
+                exponent = 0.0 if correlates else span.exponent
+                described.append(Feature(str(node), (span.group,), ("out",), (exponent,), (span.odd,)))
+                arrays.append(rows.T[index].flatten(1) / len(rows) ** 0.5)
     return described, arrays
 
 
-def _rows(equation: Equation, steps: Steps, generator: torch.Generator) -> Iterator[tuple[tuple[str, int], list[Tensor]]]:
+def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], list[Tensor]]]:
     """The activations of an equation's neurons at some positions of each batch."""
+    n_batches = recording.n_batches
     if equation.cells:
-        sequences = Sequences(equation.at, steps)
+        sequences = Sequences(equation.at, recording)
         for level in levels(equation.cells):
             for cell in level:
-                batches = [sum(cell.halves(steps.state, x, h)).flatten(0, 1) for x, h in sequences.forced(cell)]  # type: ignore
-                yield (cell.w_ih, 0), [_drawn(b, len(batches), generator) for b in batches]
+                batches = [sum(cell.halves(recording.state, x, h)).flatten(0, 1) for x, h in sequences.forced(cell)]  # type: ignore
+                yield (cell.w_ih, 0), [_some(b, n_batches) for b in batches]
             sequences.advance(level)
     else:
-        writer = equation.writers[0]
-        values = [channels_last(v, writer.channel) for v in steps.values[equation.at]]
-        yield writer.labelled, [_drawn(v, len(values), generator) for v in values]
+        writer, at = equation.writers[0], recording.position[equation.at]
+        values = [_some(recording.rows(at, writer.channel, batch), n_batches) for batch in range(n_batches)]
+        yield writer.labelled, [_through(v, equation.at) for v in values] if after else values
 
 
-def _drawn(rows: Tensor, n_batches: int, generator: torch.Generator) -> Tensor:
+def _some(rows: Tensor, n_batches: int) -> Tensor:
+    """So many rows of each batch that all are at most `_ROWS`, evenly spread."""
     most = -(-_ROWS // n_batches)
-    if len(rows) <= most:
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long().to(rows.device)]
+
+
+def _through(rows: Tensor, node: Node) -> Tensor:
+    """Rows of a value after the nonlinearity, if all that reads the value is one and the same."""
+    users = list(node.users)
+    if not users or any(operation(u).removesuffix("_") not in NONLINEAR or u.all_input_nodes != [node] for u in users):
         return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
+    first = users[0]
+    if any((u.target, u.args, u.kwargs) != (first.target, first.args, first.kwargs) for u in users):
+        return rows
+    return first.target(rows, *first.args[1:], **first.kwargs)  # type: ignore[operator]
+
+
+def _standardised(rows: Tensor) -> Tensor:
+    """Columns with mean 0 and mean square 1; those that hardly move are 0."""
+    centred = rows - rows.mean(0)
+    deviation = centred.square().mean(0).sqrt()
+    alive = deviation > 1e-6 * rows.abs().amax(0)
+    return torch.where(alive, centred / torch.where(alive, deviation, 1.0), 0.0)

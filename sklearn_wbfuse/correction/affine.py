@@ -7,7 +7,6 @@ map, so that corrections speak of what comes after it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch.fx import Node
 from ..graph import Steps
 from ..layers.conv import is_depthwise
 
-__all__ = ["Conv", "Linear", "Norm", "Writer", "channels_last", "operation", "writer_of"]
+__all__ = ["Conv", "Linear", "Norm", "Writer", "operation", "rows_at", "writer_of"]
 
 
 def operation(node: Any) -> str:
@@ -29,9 +28,12 @@ def operation(node: Any) -> str:
     return schema.name.removeprefix("aten::") if schema is not None else ""
 
 
-def channels_last(y: Tensor, channel: int) -> Tensor:
-    """Activations as rows, shape (positions, channels)."""
-    return y.movedim(channel, -1).reshape(-1, y.shape[channel])
+def rows_at(y: Tensor, channel: int, chosen: Tensor) -> Tensor:
+    """Activations at positions among samples and space or time, shape (positions, channels)."""
+    channel %= y.dim()
+    whole = y.reshape(math.prod(y.shape[:channel]), y.shape[channel], -1)  # no copy of what no position asks for
+    inner = whole.shape[2]
+    return whole[chosen // inner, :, chosen % inner]
 
 
 @dataclass(eq=False)
@@ -236,29 +238,26 @@ class Conv(Writer):
         """See `Writer`."""
         space, kernel = self.space, self.node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
         stride, ends, dilation, groups, spread = self._options(kernel)
-        x = x.reshape(-1, *x.shape[-space - 1 :]).movedim(1, -1)  # batch, space, channels
-        before = list(x.shape[1:-1])
-        size = [(n - 1) * s + 1 + a + b for n, s, (a, b) in zip(before, spread, ends, strict=True)]
-        if any(s > 1 for s in spread) or any(e != (0, 0) for e in ends):
-            whole = (n + max(-a, 0) + max(-b, 0) for n, (a, b) in zip(size, ends, strict=True))
-            padded = x.new_zeros(len(x), *whole, x.shape[-1])
-            at = [slice(max(a, 0), max(a, 0) + (n - 1) * s + 1, s) for n, s, (a, _) in zip(before, spread, ends, strict=True)]
-            padded[(slice(None), *at)] = x
-            cut = [slice(max(-a, 0), max(-a, 0) + n) for n, (a, _) in zip(size, ends, strict=True)]
-            x = padded[(slice(None), *cut)]
-        out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(size, dilation, kernel, stride, strict=True)]
-        flat, rest, corner = x.reshape(-1, x.shape[-1]), chosen, list[Tensor]()
+        x = x.reshape(-1, x.shape[-space - 1], *x.shape[-space:])
+        whole = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], spread, strict=True)]  # with the zeros that lie between
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        out = [(n + a + b - r - 1) // s + 1 for n, (a, b), r, s in zip(whole, ends, reach, stride, strict=True)]
+        rest, corner = chosen, list[Tensor]()
         for n in reversed(out):
             corner.insert(0, rest % n)
             rest = rest // n
-        taps = []
-        for offsets in itertools.product(*(range(k) for k in kernel)):
-            position = rest
-            for c, s, o, d, n in zip(corner, stride, offsets, dilation, size, strict=True):
-                position = position * n + c * s + o * d
-            taps.append(flat[position])
-        rows = torch.stack(taps, 1).unflatten(2, (groups, -1))  # positions, taps, groups, channels
-        return rows.permute(2, 0, 1, 3).flatten(2)
+        index, inside = torch.zeros_like(chosen)[:, None], torch.ones_like(chosen, dtype=torch.bool)[:, None]
+        for k, c in enumerate(corner):  # of every tap, first dimension slowest
+            tap = torch.arange(kernel[k], device=chosen.device) * dilation[k]
+            at = (c * stride[k] - ends[k][0])[:, None] + tap
+            within = (at >= 0) & (at < whole[k]) & (at % spread[k] == 0)
+            at = (at // spread[k]).clamp(0, x.shape[2 + k] - 1)
+            index = (index[:, :, None] * x.shape[2 + k] + at[:, None]).flatten(1)
+            inside = (inside[:, :, None] & within[:, None]).flatten(1)
+        taps = x.flatten(2)[rest[:, None], :, index]  # positions, taps, channels
+        if not inside.all():
+            taps = taps.masked_fill_(~inside[..., None], 0.0)
+        return taps.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """See `Writer`."""
@@ -297,7 +296,7 @@ class Norm(Writer):
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
         """See `Writer`."""
-        return channels_last(x, self.channel)[chosen].T[..., None]
+        return rows_at(x, self.channel, chosen).T[..., None]
 
     def matrix(self, weight: Tensor) -> Tensor:
         """See `Writer`."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from ..graph import Steps
-from .affine import Writer, channels_last, operation
+from .affine import Writer, operation, rows_at
 from .equations import Equation
+from .recording import Recording
 
 __all__ = ["Parent", "Rows", "run_alongside"]
 
@@ -29,16 +31,20 @@ class Parent:
 
     Attributes
     ----------
-    steps : Steps
+    recording : Recording
+        What it computes.
     weight : float
         Its proportion.
     carry_map : callable
         From the name of a tensor and an axis to the matrix that carries activations along that axis.
+    on_data : bool
+        Whether it runs on rows of data, which its running statistics are taken to describe.
     """
 
-    steps: Steps
+    recording: Recording
     weight: float
     carry_map: Callable[[str, int], Tensor]
+    on_data: bool = False
     maps: dict[Labelled, Any] = field(default_factory=dict)
 
     def carried(self, rows: Tensor, labelled: Labelled, *, magnitude: bool = False) -> Tensor:
@@ -71,41 +77,36 @@ class Rows:
     equation : Equation
     fused : Steps
     parents : list of Parent
-    cap : int
-        Largest number of rows over all batches; positions are drawn at random where there are more.
-    generator : Generator
 
     Attributes
     ----------
     chosen : list of Tensor
-        For each batch the positions taken, among samples and space or time.
+        For each batch the positions taken, among samples and space or time: those that the parents are recorded at.
     sample : list of Tensor
         The sample that each belongs to, counted over all batches; where the first dimension of the value holds but a few, each
         row is one.
     """
 
-    def __init__(self, equation: Equation, fused: Steps, parents: Sequence[Parent], cap: int, generator: torch.Generator):
+    def __init__(self, equation: Equation, fused: Steps, parents: Sequence[Parent]):
         self.equation, self.fused, self.parents = equation, fused, parents
         self.channel = equation.writers[0].channel
         self.others = [n for n in _terms(equation) if n not in equation.between]
-        self.chosen: list[Tensor] = []
-        self.sample: list[Tensor] = []
-        first = parents[0].steps
-        values = first.values[first.nodes[fused.position[equation.at]]]
-        for value in values:
-            n = value.numel() // value.shape[self.channel]
-            chosen = torch.arange(n)
-            if n * len(values) > cap:
-                chosen = torch.randperm(n, generator=generator)[: -(-cap // len(values))].sort().values
-            self.chosen.append(chosen.to(value.device))
-            self.sample.append(chosen.to(value.device) * len(value) // n + len(self.sample) * len(value))
-        if sum(len(value) for value in values) < _FEW:
-            self.sample = list(torch.arange(sum(map(len, self.chosen))).to(self.chosen[0]).split([len(c) for c in self.chosen]))
+        value = equation.at.meta["val"]
+        n, size = value.numel() // value.shape[self.channel], len(value)
+        chosen = parents[0].recording.positions.of(value, self.channel, fused.n_batches)
+        device = next(iter(fused.state.values())).device
+        self.chosen = [c.to(device) for c in chosen]
+        self.sample = [c * size // n + batch * size for batch, c in enumerate(self.chosen)]
+        if size * fused.n_batches < _FEW:
+            self.sample = list(torch.arange(sum(map(len, chosen)), device=device).split([len(c) for c in chosen]))
 
-    def of(self, steps: Steps, node: Node, batch: int, taken: Any = ...) -> Tensor:
-        """A network's value at the positions taken, shape (positions, channels); `node` is the fused network's."""
-        value = steps.read(steps.nodes[self.fused.position[node]], batch)
-        return channels_last(value, self.channel)[self.chosen[batch][taken]]
+    def of(self, node: Node, batch: int, taken: Any = ...) -> Tensor:
+        """The fused network's value at the positions taken, shape (positions, channels)."""
+        return rows_at(self.fused.read(node, batch), self.channel, self.chosen[batch][taken])
+
+    def of_parent(self, parent: Parent, node: Node, batch: int, taken: Any = ...) -> Tensor:
+        """A parent's; `node` is the fused network's."""
+        return parent.recording.rows(self.fused.position[node], self.channel, batch)[taken]
 
     @property
     def rectified(self) -> bool:
@@ -121,9 +122,9 @@ class Rows:
         labelled, rest = self.equation.writers[0].labelled, 0.0
         total: Any = 0.0
         for parent in self.parents:
-            total = total + parent.weight * parent.carried(self.of(parent.steps, self.equation.at, batch, taken), labelled)
+            total = total + parent.weight * parent.carried(self.of_parent(parent, self.equation.at, batch, taken), labelled)
         for node in self.others:
-            rest = rest + self.of(self.fused, node, batch, taken)  # type: ignore[assignment]
+            rest = rest + self.of(node, batch, taken)  # type: ignore[assignment]
         return total - rest, rest
 
     def inputs(self, writer: Writer, batch: int, taken: Any = ...) -> Tensor:
@@ -143,33 +144,53 @@ def _terms(equation: Equation) -> list[Node]:
     return found
 
 
+def read_by(
+    found: Iterable[Equation], position: Mapping[Node, int], reads: Callable[[Equation], Iterable[Node]] | None = None
+) -> tuple[dict[int, int], list[int]]:
+    """The values that equations want of a network, the layers' at some positions, with the dimension of channels, those that
+    recurrent cells read in whole; by default the values that the equations are about.
+    """
+    rows, whole = {}, []
+    for equation in found:
+        if equation.cells:
+            whole += [position[n] for n in pytree.tree_leaves(equation.at.args[:2]) if isinstance(n, Node)]
+        else:
+            nodes = [equation.at] if reads is None else reads(equation)
+            rows.update({position[n]: equation.writers[0].channel for n in nodes})
+    return rows, whole
+
+
 def run_alongside(
     fused: Steps,
     parents: Sequence[Parent],
     found: Mapping[Node, Equation],
     correct: Callable[[Equation], None],
     *,
+    reads: Callable[[Equation], Iterable[Node]] | None = None,
     runs_fused: bool = True,
 ) -> None:
-    """Run all networks operation by operation.
+    """Record the parents, then run the fused network operation by operation.
 
-    `correct` may change the fused one's tensors, before it computes the operations of an equation. The parents may run alone.
+    `correct` may change the fused network's tensors, before it computes the operations of an equation. `reads` are the values of
+    an equation that it wants of the parents; see `read_by`.
     """
+    wanted = read_by(found.values(), fused.position, reads)
+    for parent in parents:
+        parent.recording.record(*wanted)
+    if not runs_fused:
+        for node in sorted(found, key=fused.position.__getitem__):
+            correct(found[node])
+        return
     waiting = {node for e in found.values() for node in e.between}
     for equation in found.values():
         at = fused.position[equation.at]
         fused.keep((r for n in equation.between for r in n.all_input_nodes), at)
-        written = {n for w in equation.writers for n in ((w.end,) if runs_fused else (w.node, w.end))}
-        for parent in parents:
-            parent.steps.keep((parent.steps.nodes[fused.position[n]] for n in written), at)
+        fused.keep((w.end for w in equation.writers), at)
     for k, node in enumerate(fused.nodes):
-        for parent in parents:
-            parent.steps.run(parent.steps.nodes[k])
         if node in found:
             correct(found[node])
-            for n in found[node].between if runs_fused else ():
+            for n in found[node].between:
                 fused.run(n)
-        elif runs_fused and node not in waiting:
+        elif node not in waiting:
             fused.run(node)
-        for steps in (fused, *(p.steps for p in parents)):
-            steps.forget(k)
+        fused.forget(k)

@@ -8,10 +8,11 @@ so that it is filtered noise for a convolution; for a recurrent layer z is corre
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
@@ -25,7 +26,7 @@ from .affine import Norm, writer_of
 from .reading import Reading, vocabularies
 from .recurrent import cells_of
 
-__all__ = ["PROBES", "Probe", "coloured", "is_drawn", "mixed", "procedural", "repeated", "with_tokens"]
+__all__ = ["PROBES", "Probe", "between", "coloured", "is_drawn", "mixed", "procedural", "repeated", "shares", "with_tokens"]
 
 PROBES = ("images", "signals", "sequences", "tokens")
 """Kinds of inputs that are drawn from a procedure."""
@@ -60,13 +61,16 @@ class Probe(HelpfulMixin, BaseEstimator):
         this number, not with that of the rows: of every network the activations of a layer are held for all samples at once, so
         large images want fewer.
     n_mixed : int, default=2000
-        To fewer rows of data than `n_samples` so many convex combinations of two rows are added, if all inputs are floating:
-        a layer may have thousands of inputs. Samples are then at most `n_samples` + `n_mixed`.
+        Largest number of mixtures that make up for rows where a regression has fewer than `n_samples` and all inputs are
+        floating: of a row and drawn dead leaves where images are read, else of two rows.
     n_steps : int, default=0
         Every other image takes so many gradient steps towards an output of the parents that is drawn at random, since random
         images leave deep neurons silent. The networks stay as they are. More than 5 were worse than none where tried.
     batch_size : int, default=500
         Largest number of samples that a network sees at once.
+    working_memory : float, optional
+        Mebibytes that activations may take; what is over that waits in temporary files. By default that of
+        `sklearn.set_config`, 1024 unless it was changed.
 
     Examples
     --------
@@ -80,16 +84,30 @@ class Probe(HelpfulMixin, BaseEstimator):
         "n_mixed": [Interval(Integral, 0, None, closed="left")],
         "n_steps": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "working_memory": [Interval(Real, 0, None, closed="left"), None],
     }
 
     def __init__(
-        self, kind: str = "auto", *, n_samples: int = 2000, n_mixed: int = 2000, n_steps: int = 0, batch_size: int = 500
+        self,
+        kind: str = "auto",
+        *,
+        n_samples: int = 2000,
+        n_mixed: int = 2000,
+        n_steps: int = 0,
+        batch_size: int = 500,
+        working_memory: float | None = None,
     ):
         self.kind = kind
         self.n_samples = n_samples
         self.n_mixed = n_mixed
         self.n_steps = n_steps
         self.batch_size = batch_size
+        self.working_memory = working_memory
+
+    @property
+    def budget(self) -> float:
+        """Bytes that activations may take."""
+        return 2**20 * float(get_config()["working_memory"] if self.working_memory is None else self.working_memory)
 
 
 def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> tuple[Any, ...]:
@@ -113,8 +131,18 @@ def mixed(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tu
     """A number of convex combinations of two rows."""
     n = len(rows[0])
     first, second = (torch.randint(n, (number,), generator=generator) for _ in range(2))
-    share = 0.5 * torch.rand(number, generator=generator)
-    return tuple(torch.lerp(t[first], t[second], share.to(t).view(-1, *[1] * (t.dim() - 1))) for t in rows)
+    share = shares(number, generator)
+    return tuple(between(t[first], t[second], share) for t in rows)
+
+
+def shares(number: int, generator: torch.Generator) -> Tensor:
+    """The shares of second samples in mixtures, at most a half."""
+    return 0.5 * torch.rand(number, generator=generator)
+
+
+def between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Mixtures of samples with these shares of the second ones."""
+    return torch.lerp(first, second.to(first), share.to(first).view(-1, *[1] * (first.dim() - 1)))
 
 
 def with_tokens(
@@ -225,7 +253,8 @@ def _seen(steps: Steps, generator: torch.Generator) -> dict[int, list[Tensor]]:
                         if g is not None and float(g.std()) > 0:
                             found.setdefault(leaf, []).append(g)
             if read is not None and node in steps.values:
-                steps.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, steps.values[node])
+                values = list(steps.values[node])
+                steps.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, values)
             steps.forget(k)
     return {leaf: parts for leaf, parts in found.items() if len(parts) == steps.n_batches}
 

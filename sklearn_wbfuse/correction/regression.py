@@ -97,6 +97,9 @@ class Regression(HelpfulMixin, BaseEstimator):
     >>> fusion = WassersteinFusion(correction=Regression(ridge=0.1), probe="noise", random_state=0).fit(parents)
     """
 
+    uses_mixtures = True
+    """Few rows leave weights undetermined."""
+
     _parameter_constraints: ClassVar[dict] = {
         "ridge": [Interval(Real, 0, None, closed="neither")],
         "max_rows": [Interval(Integral, 10, None, closed="left")],
@@ -106,7 +109,7 @@ class Regression(HelpfulMixin, BaseEstimator):
         self.ridge = ridge
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent], generator: torch.Generator) -> None:
+    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
         """Change the tensors of the fused network.
 
         Parameters
@@ -114,9 +117,7 @@ class Regression(HelpfulMixin, BaseEstimator):
         fused : Steps
             At its start; `state` is changed.
         parents : list of Parent
-            At their start.
-        generator : Generator
-            Draws positions.
+            They record at most `max_rows` positions of a value.
 
         Raises
         ------
@@ -131,8 +132,7 @@ class Regression(HelpfulMixin, BaseEstimator):
             if equation.cells:
                 _regress_layer(equation, fused, parents, self)
             if equation.writers:
-                rows = Rows(equation, fused, parents, self.max_rows, generator)
-                _regress(rows, self.ridge)
+                _regress(Rows(equation, fused, parents), self.ridge)
 
         run_alongside(fused, parents, equations(fused.nodes, fused.parameters), correct)
 
@@ -243,7 +243,7 @@ def _step(residuals: Tensor, change: Tensor) -> float:
 def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], options: Regression) -> None:
     """Regress the cells of a recurrent layer, level by level."""
     at = fused.position[equation.at]
-    own, theirs = Sequences(equation.at, fused), [Sequences(p.steps.nodes[at], p.steps) for p in parents]
+    own, theirs = Sequences(equation.at, fused), [Sequences(p.recording.nodes[at], p.recording) for p in parents]
     for level in levels(equation.cells):
         few, others = own.cut(options.max_rows), [s.cut(options.max_rows) for s in theirs]
         for cell in level:

@@ -90,19 +90,20 @@ class Repair(HelpfulMixin, BaseEstimator):
         self.shift = shift
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent], generator: torch.Generator) -> None:
+    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
         """Change the tensors of the fused network; see `Regression.correct`."""
         statistics = _measured if self.method == "forward" else _expected
 
         def correct(equation: Equation) -> None:
-            rows = Rows(equation, fused, parents, self.max_rows, generator)
+            rows = Rows(equation, fused, parents)
             for writer in equation.writers:
                 found = statistics(writer, rows)
                 if found is not None:
                     _repair(writer, fused.state, *found, shift=self.shift)
 
         found = {node: e for node, e in equations(fused.nodes, fused.parameters).items() if e.writers}
-        run_alongside(fused, parents, found, correct, runs_fused=self.method == "forward")
+        forward = self.method == "forward"
+        run_alongside(fused, parents, found, correct, reads=_ends if forward else _ends_and_before, runs_fused=forward)
 
 
 def _measured(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
@@ -130,10 +131,9 @@ def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tu
     It reads the mean of what the parents' layers compute, or without a layer in front of it what others compute, repaired.
     """
     parents, read = rows.parents, (names["mean"], 0)
-    tensors = [{key: p.steps.state[name].double() for key, name in names.items()} for p in parents]
+    tensors = [{key: p.recording.state[name].double() for key, name in names.items()} for p in parents]
     known = [t["var"].sqrt() for t in tensors]
-    mean = _mean(parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
-    written = [k * _gain(t, writer.eps) for k, t in zip(known, tensors, strict=True)]
+    wanted = _described(names, writer.eps, rows, writer.labelled)
     inputs = _mean(parents, known, read, magnitude=True)
     if writer.norm is not None:
         seen = [_moments_of(rows, p, writer.node).deviation for p in parents]
@@ -142,7 +142,7 @@ def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tu
         # nothing tells how channels go together of which one is constant on these inputs
         inputs = torch.where(_mean(parents, blind, read, magnitude=True) > 0, inputs, joint.deviation)
     own = {key: rows.fused.state[name].double() for key, name in names.items()}
-    return (mean, inputs * _gain(own, writer.eps)), (mean, _mean(parents, written, writer.labelled, magnitude=True))
+    return (wanted[0], inputs * _gain(own, writer.eps)), wanted
 
 
 def _gain(norm: Mapping[str, Tensor], eps: float) -> Tensor:
@@ -165,9 +165,12 @@ def _repair(writer: Writer, state: dict[str, Tensor], own: Statistics, wanted: S
 class BatchNorm(HelpfulMixin, BaseEstimator):
     r"""Running statistics of batch norms such that what they compute has the parents' statistics.
 
+    On rows of data these are what the parents' own norms were fitted to, means :math:`\beta` and deviations
+    :math:`|\gamma|`, and only the fused network runs; on other inputs the parents run and are measured.
+
     The running variance becomes :math:`(\gamma \sigma(x) / \sigma^*)^2` and the running mean
     :math:`\mu(x) - (\mu^* - \beta) \sqrt{\sigma^2} / \gamma`. On data that is close to the statistics of the fused network's own
-    activations (`recompute_batchnorm`), since the parents' norms are fitted to theirs; on noise only this makes sense.
+    activations (`recompute_batchnorm`).
 
     Parameters
     ----------
@@ -188,7 +191,7 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
     def __init__(self, *, max_rows: int = 20000):
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent], generator: torch.Generator) -> None:
+    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
         """Change the running statistics of the fused network; see `Regression.correct`."""
         found = batch_norms(fused.nodes, fused.parameters)
         if not found:
@@ -200,16 +203,19 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
             )
 
         def correct(equation: Equation) -> None:
-            _recompute(equation.writers[0], Rows(equation, fused, parents, self.max_rows, generator))
+            _recompute(equation.writers[0], Rows(equation, fused, parents))
 
-        run_alongside(fused, parents, found, correct)
+        known = all(p.on_data for p in parents)
+        run_alongside(fused, [] if known else parents, found, correct, reads=_ends)
 
 
 def _recompute(writer: Writer, rows: Rows) -> None:
     """Choose the running statistics of one batch norm."""
     state, names = rows.fused.state, writer.norm_names
-    own = _moments(rows.of(rows.fused, writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
-    mean, deviation = _wanted(writer, rows)
+    own = _moments(rows.of(writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
+    mean, deviation = (
+        _described(names, writer.eps, rows, writer.labelled) if all(p.on_data for p in rows.parents) else _wanted(writer, rows)
+    )
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
@@ -228,6 +234,23 @@ def _wanted(writer: Writer, rows: Rows) -> Statistics:
     found = [_moments_of(rows, p, writer.end) for p in rows.parents]
     mean = _mean(rows.parents, [f.mean for f in found], writer.labelled)
     return mean, _mean(rows.parents, [f.deviation for f in found], writer.labelled, magnitude=True)
+
+
+def _described(names: Mapping[str, str], eps: float, rows: Rows, labelled: tuple[str, int]) -> Statistics:
+    """The same by what the parents' batch norms say of the data that they were fitted to."""
+    tensors = [{key: p.recording.state[name].double() for key, name in names.items()} for p in rows.parents]
+    mean = _mean(rows.parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], labelled)
+    return mean, _mean(rows.parents, [t["var"].sqrt() * _gain(t, eps) for t in tensors], labelled, magnitude=True)
+
+
+def _ends(equation: Equation) -> list[Node]:
+    """What layers compute."""
+    return [w.end for w in equation.writers]
+
+
+def _ends_and_before(equation: Equation) -> list[Node]:
+    """What layers compute, and before their norms."""
+    return [n for w in equation.writers for n in (w.node, w.end)]
 
 
 def _mean(parents: Sequence[Parent], given: Sequence[Tensor], labelled: tuple[str, int], *, magnitude: bool = False) -> Tensor:
@@ -266,7 +289,7 @@ def _moments(batches: Iterable[Tensor]) -> _Moments:
 
 def _moments_of(rows: Rows, parent: Parent, node: Node) -> _Moments:
     """Of a parent's value, in its own neurons."""
-    return _moments(rows.of(parent.steps, node, batch) for batch in range(rows.fused.n_batches))
+    return _moments(rows.of_parent(parent, node, batch) for batch in range(rows.fused.n_batches))
 
 
 def _moments_of_mean(rows: Rows, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
@@ -274,7 +297,7 @@ def _moments_of_mean(rows: Rows, node: Node, labelled: tuple[str, int], factors:
 
     def mean(batch: int) -> Tensor:
         given = zip(rows.parents, factors, strict=True)
-        return _mean(rows.parents, [rows.of(p.steps, node, batch) * f for p, f in given], labelled)
+        return _mean(rows.parents, [rows.of_parent(p, node, batch) * f for p, f in given], labelled)
 
     return _moments(mean(batch) for batch in range(rows.fused.n_batches))
 

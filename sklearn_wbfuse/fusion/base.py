@@ -124,7 +124,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         found, probing = self._aligned(networks, target.graph, lambda_, probing=probing, remember=remember)
         corrections = corrections if probing else []
         kind = self._kind_of(y)
-        found, states, fused = self._corrected(found, corrections, probing, networks, target, lambda_, kind)
+        found, states, fused, said = self._corrected(found, corrections, probing, networks, target, lambda_, kind)
         self.graph_ = target.graph
         self.couplings_ = [Couplings(plans) for plans in found.couplings]
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
@@ -143,7 +143,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             return Probing(parents, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
 
         remedies = self._remedies(data, probing.source, len(parents)) if corrections and probing else []
-        self._judge(parents, probing, later, kind, remedies)
+        self._judge(parents, probing, later, kind, remedies, [] if self._masks else said)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:

@@ -100,12 +100,12 @@ class CorrectedMixin:
     ) -> Probing | None:
         """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
         rng = check_random_state(self.random_state)
-        states = [n.state for n in networks]
+        mixes = any(getattr(c, "uses_mixtures", False) for c in self._corrections())
+        given = parents, [n.state for n in networks], architectures, weights, data
         if not self._is_lenient:
-            return Probing(parents, states, architectures, weights, data, probe, rng)
+            return Probing(*given, probe, rng, mixes=mixes)
         try:
-            probe = _capped(probe, architectures)
-            return Probing(parents, states, architectures, weights, data, probe, rng)
+            return Probing(*given, _capped(probe, architectures), rng, mixes=mixes)
         except Exception as error:  # whatever networks do on inputs that they do not know
             if self._compares_activations:
                 raise
@@ -132,37 +132,39 @@ class CorrectedMixin:
         target: Architecture,
         weights: Sequence[float],
         kind: str | None,
-    ) -> tuple[Alignment, list[dict[str, Tensor]], dict[str, Tensor]]:
-        """The alignment of the best start, the networks carried by it, and their mean after the corrections."""
+    ) -> tuple[Alignment, list[dict[str, Tensor]], dict[str, Tensor], list[Any]]:
+        """The alignment of the best start, the networks carried by it, their mean after the corrections, and what that returns
+        for held-out samples of the probe, where it is known.
+        """
         starts, failure = [], None
         for start in [found, *found.others] if corrections else [found]:
             states = [
                 carry_state(n.state, n.graph, target.graph, plans, own, start.target_scales)
                 for n, plans, own in zip(networks, start.couplings, start.source_scales, strict=True)
             ]
-            fused = mean_state(states, weights)
+            fused, said = mean_state(states, weights), list[Any]()
             for correction in corrections:
                 assert probing is not None
                 try:
-                    fused = probing.corrected(correction, start, target, fused)
+                    fused, said = probing.corrected(correction, start, target, fused)
                 except Exception as error:
                     if not self._is_lenient:
                         raise
                     failure = error
-            starts.append((start, states, fused))
+            starts.append((start, states, fused, said))
         if failure is not None:
             _warn_without(failure)
         if len(starts) == 1 or probing is None:
             return starts[0]
         shares = []
-        for _, _, fused in starts:
+        for _, _, fused, said in starts:
             model = write_back(probing.plains[0], fused, sized=target.plain)
-            agreement, _ = agreement_on(probing, model, target.graph, probing.held_out(), kind)
+            agreement, _ = agreement_on(probing, model, target.graph, probing.held_out(), kind, said)
             shares.append(float("-inf") if agreement is None else agreement.mean)
         best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, where none can be told
         log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
-        kept, states, fused = starts[best]
-        return replace(kept, history=found.history, others=[]), states, fused
+        kept, *rest = starts[best]
+        return replace(kept, history=found.history, others=[]), *rest
 
 
 def _warn_without(error: Exception) -> None:
@@ -177,10 +179,9 @@ def _capped(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
     """The probe with so few samples that all networks together spend at most `_CAP` multiply-adds on them."""
     each = max(multiply_adds(a.plain, a.inputs) / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
     steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
-    most = _CAP / max(each * (len(architectures) * (2 + steps) + 1), 1.0)
+    most = _CAP / max(each * (len(architectures) * (1 + steps) + 1), 1.0)
     n_samples = min(probe.n_samples, max(_FEWEST, int(most)))
-    n_mixed = min(probe.n_mixed, max(0, int(most) - n_samples))
-    sizes = {"n_samples": n_samples, "n_mixed": n_mixed, "batch_size": min(probe.batch_size, n_samples)}
+    sizes = {"n_samples": n_samples, "batch_size": min(probe.batch_size, n_samples)}
     return clone(probe).set_params(**sizes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..graph.contexts import own_draws, untouched_modules
 from ..groups import Graph
 from .agreement import Agreement, agreement_of, kind_of, tell_values
 from .data import FusionInput
-from .probing import Probing, rows_in
+from .probing import Probing, chosen_of, rows_in
 
 __all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "small_probe", "why"]
 
@@ -79,12 +79,13 @@ class JudgedMixin:
         later: Callable[[], Probing],
         kind: str | None,
         remedies: Sequence[str],
+        said: Sequence[Any],
     ) -> None:
         """Measure the agreement on the inputs of a probe, at once where there is one; `later` makes one."""
         if probing is None:
             self._verdict = functools.partial(self._judge_later, parents, fingerprint(self.fused_model_), later, kind)
             return
-        self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind)
+        self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind, said)
         agreement = self._verdict[0]
         if remedies and agreement is not None and agreement.is_poor:
             warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=5)  # at the call of fit
@@ -97,7 +98,8 @@ class JudgedMixin:
                 probing = later()
         except Exception as error:  # whatever inputs can't be drawn
             return None, why(error)
-        return agreement_on(probing, self.fused_model_, self.graph_, probing.batches, kind)
+        every = [torch.ones(rows_in(b), dtype=torch.bool) for b in probing.batches]
+        return agreement_on(probing, self.fused_model_, self.graph_, every, kind)
 
     def _remedies(self, data: FusionInput | None, source: str, n_models: int) -> list[str]:
         """What helps against a poor fusion, in the order in which it should be tried."""
@@ -110,21 +112,36 @@ class JudgedMixin:
         return [*helps, "another method, see compare(models, X, y, fusions)", "training on from fused_model_.train()"]
 
 
-def agreement_on(probing: Probing, fused: nn.Module, graph: Graph, batches: Batches, kind: str | None) -> Verdict:
-    """The agreement on batches, or on whole batches of the probe where networks take no others."""
+def agreement_on(
+    probing: Probing, fused: nn.Module, graph: Graph, chosen: Sequence[Tensor], kind: str | None, said: Sequence[Any] = ()
+) -> Verdict:
+    """The agreement on some samples of each batch, or on whole batches of the probe where networks take no others.
+
+    `said` is what the fused network returns for these samples, where that is known; what is not known is run.
+    """
     models, reason = [*probing.plains, plain_copy(fused)], ""
     sizes = [*(a.graph.sizes for a in probing.architectures), graph.sizes]
-    probabilities = graph.ends_in_probabilities
-    for given in (batches, probing.batches[4::5] or probing.batches):  # the batch size may be written into the code
+    some = list(zip(probing.batches, chosen, strict=True))
+    recorded = map(probing.outputs, range(len(probing.plains)))
+    known = [
+        *([chosen_of(list(o), c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded),
+        said,
+    ]
+    for whole in (False, True):  # the batch size may be written into the code
+        given = (probing.batches[4::5] or probing.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
         try:
-            own = [[resized_inputs(b, probing.architectures[0].graph, s) for b in given] for s in sizes]
-            arrays = [_outputs(m, inputs) for m, inputs in zip(models, own, strict=True)]
-            found = incomparable(arrays, kind, probabilities)
+            arrays = []
+            for model, own, size in zip(models, known, sizes, strict=True):
+                if own and not whole:
+                    arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
+                else:
+                    arrays.append(_outputs(model, [resized_inputs(b, probing.architectures[0].graph, size) for b in given]))
+            found = incomparable(arrays, kind, graph.ends_in_probabilities)
             if found:
                 return None, found
             *others, own_output = (a for a in arrays if a is not None)
-            said: Any = {"kind": kind, "probabilities": probabilities}
-            return agreement_of(own_output, others, probing.weights, probing.source, **said), None
+            options: Any = {"kind": kind, "probabilities": graph.ends_in_probabilities}
+            return agreement_of(own_output, others, probing.weights, probing.source, **options), None
         except Exception as error:  # a network may do anything on inputs that it does not know
             reason = reason or why(error)
     return None, reason
@@ -169,15 +186,18 @@ def _outputs(model: nn.Module, batches: Batches) -> np.ndarray | None:
     Exception
         Whatever the network raises.
     """
-    pieces = []
     with own_draws(device_of(model)), untouched_modules(model):
-        for batch in batches:
-            n = rows_in(batch)
-            leaves = pytree.tree_leaves(model(*cast_inputs(batch, model)))
-            found = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim() and len(t) == n), None)
-            if found is None:
-                return None
-            pieces.append(found.cpu() if found.dtype == torch.float64 else found.cpu().float())
+        return _in_one((pytree.tree_leaves(model(*cast_inputs(batch, model))), rows_in(batch)) for batch in batches)
+
+
+def _in_one(outputs: Iterable[tuple[list[Any], int]]) -> np.ndarray | None:
+    """Of what a network returns for batches of so many samples, the first floating tensor with a row for each."""
+    pieces = []
+    for leaves, n in outputs:
+        found = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim() and len(t) == n), None)
+        if found is None:
+            return None
+        pieces.append(found.cpu() if found.dtype == torch.float64 else found.cpu().float())
     return torch.cat(pieces).numpy()
 
 

@@ -77,9 +77,11 @@ class WassersteinFusion(BaseFusion):
     schedule : {"joint", "layerwise"}, default="joint"
         Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
     cost : {"auto", "weight", "activation"} or float, default="auto"
-        What is compared: the tensors in which neurons stand; mean squared distances of their activations before the
-        nonlinearity, on the inputs of `probe` [2]_ [3]_; or a mix with this share of activations, brought to the tensors' scale.
+        What is compared: the tensors in which neurons stand; their activations on the inputs of `probe` [2]_ [3]_; or a mix
+        with this share of activations, brought to the tensors' scale.
         "auto" is 0.5 where a correction runs on rows, images, signals or sequences, else (noise, tokens, no correction) "weight".
+    measure : {"correlation", "distance"}, default="correlation"
+        How activations are compared: correlations after the nonlinearity [4]_, or squared distances before it [2]_.
     symmetry : {"auto", "permutation"}, default="auto"
         Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
         activations allow it (ReLU; tanh, LSTM and GRU).
@@ -147,6 +149,7 @@ class WassersteinFusion(BaseFusion):
        Neural Networks", arXiv:2210.06671.
     .. [2] S. P. Singh, M. Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020 (activation-based alignment).
     .. [3] S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023 (section 3.1, matching activations).
+    .. [4] G. Stoica et al., "ZipIt! Merging Models from Different Tasks without Training", ICLR 2024.
 
     Examples
     --------
@@ -174,6 +177,7 @@ class WassersteinFusion(BaseFusion):
         "weights": ["array-like", None],
         "schedule": [StrOptions({"joint", "layerwise"})],
         "cost": [StrOptions({"auto", "weight", "activation"}), Interval(Real, 0, 1, closed="both")],
+        "measure": [StrOptions({"correlation", "distance"})],
         "symmetry": [StrOptions({"auto", "permutation"})],
         "merge": [StrOptions({"auto", "all"})],
         "correction": "no_validation",
@@ -198,6 +202,7 @@ class WassersteinFusion(BaseFusion):
         weights: Sequence[float] | None = None,
         schedule: str = "joint",
         cost: str | float = "auto",
+        measure: str = "correlation",
         symmetry: str = "auto",
         merge: str = "auto",
         correction: Any = "auto",
@@ -218,6 +223,7 @@ class WassersteinFusion(BaseFusion):
         self.weights = weights
         self.schedule = schedule
         self.cost = cost
+        self.measure = measure
         self.symmetry = symmetry
         self.merge = merge
         self.correction = correction
@@ -254,7 +260,7 @@ class WassersteinFusion(BaseFusion):
         share, mark = self._activation_share(probing), None
         if probing is not None and share:
             mark = probing.mark()
-            found = probing.activations([(self.init, n.state, n.graph) for n in given])
+            found = probing.activations(self.measure, [(self.init, n.state, n.graph) for n in given])
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
             described, arrays = with_activations(described, arrays, own, values, share)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]

@@ -2,6 +2,7 @@
 
 from .discovery import Architecture, discover, discover_all
 from .inputs import as_inputs, cast_inputs, guess_inputs
+from .memory import Held, Memory
 from .modules import device_of, floating_state, plain_copy, sizes_in, unwrap, validate_models, write_back
 from .ranges import seems_probable
 from .states import resized_inputs
@@ -9,6 +10,8 @@ from .steps import Steps, program_of
 
 __all__ = [
     "Architecture",
+    "Held",
+    "Memory",
     "Steps",
     "as_inputs",
     "cast_inputs",

@@ -24,22 +24,24 @@ __all__ = ["export"]
 _LOCK = threading.Lock()  # torch.export is not re-entrant
 
 
-def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
+def export(model: nn.Module, inputs: Sequence[Any], *, runs: bool = True) -> torch.export.ExportedProgram:
     """Trace a plain eval-mode model into a functional graph of ATen operations.
+
+    Parameters
+    ----------
+    model : Module
+    inputs : sequence
+    runs : bool, default=True
+        Whether the model is run first. A trace computes no values, so that it costs the same for inputs of any size; without a
+        run errors that only values raise come later.
 
     Raises
     ------
     DiscoveryError
         If the model does not run on the inputs or can't be exported.
     """
-    try:
-        with torch.no_grad(), untouched_modules(model):
-            model(*inputs)
-    except Exception as error:
-        raise DiscoveryError(
-            f"{type(model).__name__} does not run on example inputs of shapes {shapes_of(tuple(inputs))}: "
-            f"{_first_line(error)}{_line_of(error)}. Give inputs that it takes: example_inputs=(tensor, ...)."
-        ) from error
+    if runs:
+        _run(model, inputs)
     try:
         with _LOCK, traced(model), torch.random.fork_rng(devices=[]), declared_forwards(model):
             program = torch.export.export(_Root(model), tuple(inputs), strict=False)
@@ -48,6 +50,8 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             hold_declared(program)
             return program
     except Exception as error:
+        if not runs:
+            _run(model, inputs)  # tells better what is wrong
         if "not a known type" in str(error):
             raise DiscoveryError(
                 f"{type(model).__name__} returns something else than tensors in tuples, lists and dicts: "
@@ -58,6 +62,17 @@ def export(model: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProg
             f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}{_line_of(error)}. Branches that "
             "depend on values must be taken out of forward, or the module that holds them declared "
             "(sklearn_wbfuse.layers.declare)."
+        ) from error
+
+
+def _run(model: nn.Module, inputs: Sequence[Any]) -> None:
+    try:
+        with torch.no_grad(), untouched_modules(model):
+            model(*inputs)
+    except Exception as error:
+        raise DiscoveryError(
+            f"{type(model).__name__} does not run on example inputs of shapes {shapes_of(tuple(inputs))}: "
+            f"{_first_line(error)}{_line_of(error)}. Give inputs that it takes: example_inputs=(tensor, ...)."
         ) from error
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.export.passes import move_to_device_pass
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .export import export
+from .memory import Held, Memory
 from .modules import aliases, plain_copy
 
 __all__ = ["Steps", "program_of"]
@@ -37,7 +38,7 @@ def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.e
         If the network does not run on the inputs, or can't be exported.
     """
     inputs = pytree.tree_map(lambda t: _like(t, torch.zeros((), dtype=like.dtype)), tuple(inputs))
-    program = export(plain_copy(plain).to("cpu", like.dtype), inputs)
+    program = export(plain_copy(plain).to("cpu", like.dtype), inputs, runs=False)
     program = program if like.device.type == "cpu" else move_to_device_pass(program, like.device)
     _tidy(program.graph)
     return program
@@ -80,6 +81,8 @@ class Steps:
         Its floating tensors, in the dtype and on the device of computation.
     batches : sequence of tuple
         Inputs, all of the shapes of the program.
+    memory : Memory, optional
+        What values may take; by default they all stay in memory.
 
     Attributes
     ----------
@@ -87,24 +90,35 @@ class Steps:
     position : dict of Node to int
     parameters : dict of Node to str
         The name of each floating tensor.
-    inputs : list of Node
+    inputs, returned : list of Node
+        What the network is given and returns; among the latter may be constants.
     state : dict of str to Tensor
         May be changed between operations.
-    values : dict of Node to list
+    values : dict of Node to sequence
         What is held, a value for each batch.
     """
 
-    def __init__(self, program: Any, plain: nn.Module, state: Mapping[str, Tensor], batches: Sequence[tuple[Any, ...]]):
+    def __init__(
+        self,
+        program: Any,
+        plain: nn.Module,
+        state: Mapping[str, Tensor],
+        batches: Sequence[tuple[Any, ...]],
+        memory: Memory | None = None,
+    ):
+        self.memory = Memory() if memory is None else memory
         like = next(iter(state.values()), torch.zeros(()))
         self.nodes: list[Node] = list(program.graph.nodes)
         self.position = {node: k for k, node in enumerate(self.nodes)}
         self.state = dict(state)
         self.parameters: dict[Node, str] = {}
         self.inputs: list[Node] = []
-        self.values: dict[Node, list[Any]] = {}
+        self.values: dict[Node, Sequence[Any]] = {}
         self.n_batches = len(batches)
         self.last = {read: self.position[node] for node in self.nodes for read in node.all_input_nodes}
         self.keep(self.nodes[-1].all_input_nodes, len(self.nodes))
+        outputs = zip(program.graph_signature.output_specs, self.nodes[-1].args[0], strict=True)
+        self.returned = [node for spec, node in outputs if spec.kind == OutputKind.USER_OUTPUT]
         names, specs, leaves = aliases(plain), program.graph_signature.input_specs, itertools.count()
         given = [pytree.tree_leaves(tuple(batch)) for batch in batches]
         for node, spec in zip(program.graph.find_nodes(op="placeholder"), specs, strict=True):
@@ -123,10 +137,14 @@ class Steps:
         name = self.parameters.get(node)
         return self.values[node][batch] if name is None else self.state[name]
 
+    def outputs(self, batch: int) -> list[Any]:
+        """What the network returns for a batch, flat."""
+        return [self.read(node, batch) if isinstance(node, Node) else node for node in self.returned]
+
     def run(self, node: Node) -> None:
         """Compute one operation on all batches; what it reads must have been computed."""
         if node.op == "call_function":
-            self.values[node] = [self.compute(node, batch) for batch in range(self.n_batches)]
+            self.values[node] = Held(self.memory, (self.compute(node, batch) for batch in range(self.n_batches)))
 
     def compute(self, node: Node, batch: int, arguments: Any = None) -> Any:
         """The value of an operation on one batch, of other arguments if given."""
@@ -142,7 +160,9 @@ class Steps:
     def forget(self, position: int) -> None:
         """Let go of all that nothing after a position reads; outputs stay."""
         for node in [n for n in self.values if self.last.get(n, -1) <= position]:
-            del self.values[node]
+            held = self.values.pop(node)
+            if isinstance(held, Held):
+                held.release()
 
 
 def _constant(name: str, plain: nn.Module, program: Any) -> Any:

@@ -14,7 +14,7 @@ from ..groups import along
 from .labels import Layer, Record, Value
 from .registry import register_rule, register_sizes
 
-__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
+__all__ = ["NONLINEAR", "TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
 
 register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
@@ -31,6 +31,9 @@ logical_not bitwise_not isnan isfinite isinf sinc threshold rrelu ne eq lt gt le
 atan2 fmod remainder bitwise_and bitwise_or bitwise_xor floor_divide nan_to_num logit xlogy acosh erfc exp2 log2 log10 lgamma
 digamma i0 signbit copysign logaddexp logaddexp2 heaviside special_erfcx special_i0e special_i1 special_i1e special_ndtri
 special_log_ndtr special_entr""".split()
+
+NONLINEAR = frozenset((*HOMOGENEOUS, *ODD, *GENERAL))
+"""What a unit's value may go through on its own, if there is no second operand."""
 
 
 def combine(record: Record, operation: str, values: Sequence[Value], kind: str) -> Value:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from stepping import at_end, expected, outputs
+from stepping import at_end, channels_last, expected, outputs
 from torch import nn
 
 from sklearn_wbfuse import discover
-from sklearn_wbfuse.correction.affine import channels_last, operation, writer_of
+from sklearn_wbfuse.correction.affine import operation, writer_of
 from sklearn_wbfuse.correction.equations import equations
 
 seeds = st.integers(0, 2**31 - 1)

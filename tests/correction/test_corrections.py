@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import FIXTURES
-from conformance.corrections import NOISE, CorrectionConformance
+from conformance.corrections import NOISE, CorrectionConformance, with_norms_of
 from conformance.fusers import assert_same, family, values
 from sklearn.linear_model import Ridge
 from torch import nn
@@ -222,11 +222,12 @@ def _hidden(model, X):
 @pytest.mark.filterwarnings("ignore:correction='batchnorm' does nothing")
 class TestBatchNorm(CorrectionConformance):
     make = staticmethod(BatchNorm)
+    at_home = staticmethod(with_norms_of)
 
     @pytest.mark.parametrize("affine", [True, False])
     def test_statistics_behind_norms_are_the_parents_weighted_mean(self, affine):
-        models = [trained(lambda: convolutional(affine), seed) for seed in range(2)]
         X = torch.randn(300, 1, 6, 6, dtype=torch.float64)
+        models = [with_norms_of(trained(lambda: convolutional(affine), seed), X) for seed in range(2)]
         options = {"probe": DATA, "random_state": 0, "cost": "weight"}
         aligned = WassersteinFusion(correction=None, **options).fit(FusionInput(models, X))
         fused = WassersteinFusion(correction="batchnorm", **options).fit(FusionInput(models, X)).fused_model_

@@ -9,10 +9,10 @@ from architectures.convnets import VGG11, DenseLayer, ResNet18, Transition, UNet
 from architectures.several import Siamese
 from hypothesis import given
 from networks import CNN, MLP, Encoder, Recurrent, ResNet, networks
-from stepping import TRACED, at_end, expected, outputs, steps_of, traced
+from stepping import TRACED, at_end, channels_last, expected, outputs, steps_of, traced
 from torch import nn
 
-from sklearn_wbfuse.correction.affine import channels_last, operation
+from sklearn_wbfuse.correction.affine import operation
 from sklearn_wbfuse.correction.alongside import run_alongside
 from sklearn_wbfuse.correction.equations import batch_norms, equations
 from sklearn_wbfuse.graph import program_of

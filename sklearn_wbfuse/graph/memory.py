@@ -1,0 +1,92 @@
+"""Values of many batches under a budget of memory: what is over it waits in files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["Held", "Memory"]
+
+
+class Memory:
+    """A budget for values that several networks hold together.
+
+    Parameters
+    ----------
+    limit : float
+        Bytes.
+
+    Attributes
+    ----------
+    used : int
+        Bytes of the values that are in memory; views count like tensors of their own.
+    n_filed : int
+        How many values have gone into files so far.
+    """
+
+    def __init__(self, limit: float = float("inf")):
+        self.limit, self.used, self.n_filed = limit, 0, 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def path(self) -> Path:
+        """A new file, which goes when the budget goes."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="wbfuse-", ignore_cleanup_errors=True)
+        self.n_filed += 1
+        return Path(self._folder.name) / f"{self.n_filed}.pt"
+
+
+class Held(Sequence[Any]):
+    """A value for each batch, read as it was written.
+
+    Parameters
+    ----------
+    memory : Memory
+    values : iterable
+        Tensors, or tuples and lists of them. Each is computed when those before it are held.
+    """
+
+    def __init__(self, memory: Memory, values: Iterable[Any]):
+        self.memory, self.size = memory, 0
+        self.values: list[Any] = []
+        for value in values:
+            size = _bytes(value)
+            if size and memory.used + size > memory.limit:
+                path = memory.path()
+                torch.save(pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value), path)  # no whole storages
+                self.values.append(path)
+            else:
+                self.values.append(value)
+                self.size += size
+                memory.used += size
+
+    @overload
+    def __getitem__(self, batch: int) -> Any: ...
+    @overload
+    def __getitem__(self, batch: slice) -> list[Any]: ...
+    def __getitem__(self, batch: int | slice) -> Any:
+        if isinstance(batch, slice):
+            return [self[k] for k in range(*batch.indices(len(self)))]
+        value = self.values[batch]
+        return torch.load(value, weights_only=True) if isinstance(value, Path) else value
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def release(self) -> None:
+        """Give the memory back; the values are gone."""
+        for value in self.values:
+            if isinstance(value, Path):
+                value.unlink()
+        self.memory.used -= self.size
+        self.values, self.size = [], 0
+
+
+def _bytes(value: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
