@@ -1,9 +1,9 @@
 r"""Activations as features of neurons, for costs of matching.
 
 "correlation": the cost of coupling two neurons falls with the correlation of what they put out, activations after the
-nonlinearity, on the same inputs. Rows are centred and brought to length 1, so that squared distances are
-:math:`2 (1 - \rho_{jq})`; a neuron that does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016) and
-of Stoica et al. ("ZipIt!", ICLR 2024), and of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
+nonlinearity, on the same inputs. Centred and brought to length 1, squared distances are :math:`2 (1 - \rho_{jq})`; a neuron that
+does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", ICLR 2024) and
+of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
 
 "distance": the mean squared distance of activations before the nonlinearity,
 :math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`, as in Singh and Jaggi ("Model Fusion via Optimal Transport", NeurIPS 2020).

@@ -1,4 +1,4 @@
-"""What a network computes on many inputs, kept at some positions: it runs batch by batch, once for everything that looks at it."""
+"""What a network computes on many inputs, kept at some positions: it runs batch by batch, once for all that look at it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..graph import Held, Memory, Steps
@@ -113,7 +112,7 @@ class Recording:
         self.outputs = Held(self.memory, outputs)
         self.kept.update((key, Held(self.memory, values)) for key, values in found.items())
 
-    def read(self, node: Node, batch: int) -> Any:
+    def read(self, node: Any, batch: int) -> Any:
         """A value that was recorded in whole, or a parameter."""
         name = self.parameters.get(node)
         return self.kept[self.position[node], None][batch] if name is None else self.state[name]

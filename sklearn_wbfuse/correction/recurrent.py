@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from ..graph import Steps
 from ..layers.recurrent import KINDS
 from .affine import operation
+from .recording import Recording
 
 __all__ = ["Cell", "Part", "Sequences", "cells_of", "levels"]
 
@@ -171,10 +172,11 @@ class Sequences:
     Parameters
     ----------
     node : Node
-    steps : Steps
+    steps : Steps or Recording
+        One that holds what the operation reads.
     """
 
-    def __init__(self, node: Node, steps: Steps):
+    def __init__(self, node: Node, steps: Steps | Recording):
         self.state, batch_first = steps.state, bool(node.args[-1])
         given = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
         self.inputs: list[Tensor] = []

@@ -213,9 +213,8 @@ def _recompute(writer: Writer, rows: Rows) -> None:
     """Choose the running statistics of one batch norm."""
     state, names = rows.fused.state, writer.norm_names
     own = _moments(rows.of(writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
-    mean, deviation = (
-        _described(names, writer.eps, rows, writer.labelled) if all(p.on_data for p in rows.parents) else _wanted(writer, rows)
-    )
+    known = all(p.on_data for p in rows.parents)
+    mean, deviation = _described(names, writer.eps, rows, writer.labelled) if known else _wanted(writer, rows)
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))

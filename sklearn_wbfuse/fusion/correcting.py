@@ -14,6 +14,8 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..barycenter import carry_state, mean_state
@@ -32,6 +34,9 @@ __all__ = ["CorrectedMixin"]
 
 _CAP = 1e12
 """Multiply-adds that correction="auto" lets all networks spend on its samples, half a minute of one core."""
+
+_AT_ONCE = 6
+"""So many values of the size of its largest one a network may hold at once."""
 
 _LOCK = threading.Lock()
 """Held while settings of PyTorch that all threads share are others."""
@@ -103,9 +108,9 @@ class CorrectedMixin:
         mixes = any(getattr(c, "uses_mixtures", False) for c in self._corrections())
         given = parents, [n.state for n in networks], architectures, weights, data
         if not self._is_lenient:
-            return Probing(*given, probe, rng, mixes=mixes)
+            return Probing(*given, _in_memory(probe, architectures), rng, mixes=mixes)
         try:
-            return Probing(*given, _capped(probe, architectures), rng, mixes=mixes)
+            return Probing(*given, _in_memory(_capped(probe, architectures), architectures), rng, mixes=mixes)
         except Exception as error:  # whatever networks do on inputs that they do not know
             if self._compares_activations:
                 raise
@@ -163,8 +168,8 @@ class CorrectedMixin:
             shares.append(float("-inf") if agreement is None else agreement.mean)
         best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, where none can be told
         log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
-        kept, *rest = starts[best]
-        return replace(kept, history=found.history, others=[]), *rest
+        kept, states, fused, said = starts[best]
+        return replace(kept, history=found.history, others=[]), states, fused, said
 
 
 def _warn_without(error: Exception) -> None:
@@ -177,22 +182,42 @@ def _warn_without(error: Exception) -> None:
 
 def _capped(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
     """The probe with so few samples that all networks together spend at most `_CAP` multiply-adds on them."""
-    each = max(multiply_adds(a.plain, a.inputs) / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
+    each = max(work_of(a.plain, a.inputs)[0] / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
     steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
     most = _CAP / max(each * (len(architectures) * (1 + steps) + 1), 1.0)
     n_samples = min(probe.n_samples, max(_FEWEST, int(most)))
-    sizes = {"n_samples": n_samples, "batch_size": min(probe.batch_size, n_samples)}
-    return clone(probe).set_params(**sizes)
+    return clone(probe).set_params(n_samples=n_samples)
+
+
+def _in_memory(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
+    """The probe with batches so small that what a network holds on the way takes no more than activations may."""
+    each = max(work_of(a.plain, a.inputs)[1] / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
+    most = int(probe.budget / max(_AT_ONCE * each, 1.0))
+    return clone(probe).set_params(batch_size=max(1, min(probe.batch_size, probe.n_samples, most)))
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """How many multiplications and additions a network needs for inputs, as PyTorch counts them."""
+def work_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
+    """How many multiplications and additions a network needs for inputs, as PyTorch counts them, and the bytes of its largest
+    value.
+    """
     plain = plain_copy(model)
-    counter = FlopCounterMode(display=False)
-    with _in_products(), counter, untouched_modules(plain), torch.random.fork_rng(devices=[]):
+    counter, largest = FlopCounterMode(display=False), _Largest()
+    with _in_products(), counter, largest, untouched_modules(plain), torch.random.fork_rng(devices=[]):
         plain(*cast_inputs(inputs, plain))
-    return counter.get_total_flops() / 2
+    return counter.get_total_flops() / 2, largest.size
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the bytes of the largest value that an operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        sizes = [t.numel() * t.element_size() for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
+        self.size = max([self.size, *sizes])
+        return returned
 
 
 @contextlib.contextmanager

@@ -122,16 +122,13 @@ def agreement_on(
     models, reason = [*probing.plains, plain_copy(fused)], ""
     sizes = [*(a.graph.sizes for a in probing.architectures), graph.sizes]
     some = list(zip(probing.batches, chosen, strict=True))
-    recorded = map(probing.outputs, range(len(probing.plains)))
-    known = [
-        *([chosen_of(list(o), c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded),
-        said,
-    ]
+    recorded = [probing.outputs(i) for i in range(len(probing.plains))]
+    known = [[chosen_of(o, c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded]
     for whole in (False, True):  # the batch size may be written into the code
         given = (probing.batches[4::5] or probing.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
         try:
             arrays = []
-            for model, own, size in zip(models, known, sizes, strict=True):
+            for model, own, size in zip(models, [*known, said], sizes, strict=True):
                 if own and not whole:
                     arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
                 else:

@@ -149,6 +149,9 @@ class Probing:
     def _recording(self, steps: Callable[[int], Steps], positions: Positions) -> Recording:
         return Recording(steps, len(self.batches), positions, self.memory)
 
+    def _of_batch(self, program: Any, plain: nn.Module, state: Mapping[str, Tensor]) -> Callable[[int], Steps]:
+        return lambda batch: Steps(program, plain, state, [self.batches[batch]])
+
     @torch.no_grad()
     def activations(
         self, measure: str, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()
@@ -158,8 +161,7 @@ class Probing:
         for model, state, graph in further:
             plain = plain_copy(model)
             program = program_of(plain, self.batches[0], next(iter(state.values())))
-            make = functools.partial(Steps, program, plain, state)
-            own = self._recording(lambda batch, make=make: make([self.batches[batch]]), self.recording(0).positions)
+            own = self._recording(self._of_batch(program, plain, state), self.recording(0).positions)
             found.append(activation_features(own, graph, measure))
         return found
 

@@ -117,7 +117,7 @@ class Steps:
         self.n_batches = len(batches)
         self.last = {read: self.position[node] for node in self.nodes for read in node.all_input_nodes}
         self.keep(self.nodes[-1].all_input_nodes, len(self.nodes))
-        outputs = zip(program.graph_signature.output_specs, self.nodes[-1].args[0], strict=True)
+        outputs: Any = zip(program.graph_signature.output_specs, self.nodes[-1].args[0], strict=True)  # type: ignore[arg-type]
         self.returned = [node for spec, node in outputs if spec.kind == OutputKind.USER_OUTPUT]
         names, specs, leaves = aliases(plain), program.graph_signature.input_specs, itertools.count()
         given = [pytree.tree_leaves(tuple(batch)) for batch in batches]

@@ -150,20 +150,35 @@ def test_permuted_copies_agree_wholly_and_nobody_is_warned(options, with_rows):
 
 def test_rows_that_are_held_out_are_those_that_no_regression_sees(monkeypatch):
     seen = []
-    original = judging._outputs
-    monkeypatch.setattr(judging, "_outputs", lambda model, batches: seen.append(batches) or original(model, batches))
+    original = judging.agreement_on
+
+    def agreement_on(probing, fused, graph, chosen, *options):
+        seen.extend(x[c] for (x,), c in zip(probing.batches, chosen, strict=True))
+        return original(probing, fused, graph, chosen, *options)
+
+    monkeypatch.setattr(judging, "agreement_on", agreement_on)
     X = rows()
-    WassersteinFusion(correction="regression", probe=Probe(n_samples=400, batch_size=100), random_state=0).fit(
-        FusionInput(copies(), X)
-    )
-    held = torch.cat([x for (x,) in seen[0]])
-    assert len(seen) == 3 and 58 <= len(held) <= 66  # every fifth row, and no mixture of rows
+    probe = Probe(n_samples=400, batch_size=100)
+    fusion = WassersteinFusion(correction="regression", probe=probe, random_state=0).fit(FusionInput(copies(), X))
+    held = torch.cat(seen)
+    assert 58 <= len(held) <= 66 and len(held) == fusion.agreement_.n_samples  # every fifth row, and no mixture of rows
     assert (held[:, None] == torch.as_tensor(X)).all(2).any(1).all()
 
 
-@pytest.mark.parametrize(("n", "count"), [(40, 8 + 400), (300, 60)])
+@pytest.mark.parametrize("correction", ["repair", "regression"])
+def test_what_networks_said_on_the_way_is_what_they_say(correction, monkeypatch):
+    """Outputs are taken from the passes of the correction; run anew they are the same."""
+    models, given = copies(), rows()
+    found = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
+    monkeypatch.setattr(judging.Probing, "outputs", lambda self, i: [])
+    monkeypatch.setattr(judging.Probing, "corrected", lambda *args, old=judging.Probing.corrected: (old(*args)[0], []))
+    again = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
+    assert found.stored == again.stored
+
+
+@pytest.mark.parametrize(("n", "count"), [(40, 400), (300, 60)])
 def test_few_rows_are_judged_with_their_mixtures(n, count):
-    fusion = WassersteinFusion(correction="repair", random_state=0).fit(FusionInput(copies(), rows(n)))
+    fusion = WassersteinFusion(correction="regression", random_state=0).fit(FusionInput(copies(), rows(n)))
     assert abs(fusion.agreement_.n_samples - count) <= 1 and fusion.agreement_.source == "rows"
 
 
