@@ -2,7 +2,7 @@ r"""Activations as features of neurons, for costs of matching.
 
 "correlation": the cost of coupling two neurons falls with the correlation of what they put out, activations after the
 nonlinearity, on the same inputs. Centred and brought to length 1, squared distances are :math:`2 (1 - \rho_{jq})`; a neuron that
-does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", ICLR 2024) and
+does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", 2024) and
 of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
 
 "distance": the mean squared distance of activations before the nonlinearity,
@@ -66,6 +66,9 @@ def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[
         sequences = Sequences(equation.at, recording)
         for level in levels(equation.cells):
             for cell in level:
+                if after and cell.w_hr is None:
+                    yield (cell.w_hh, 1), [_some(h.flatten(0, 1), n_batches) for h in sequences.run(cell)]
+                    continue
                 batches = [sum(cell.halves(recording.state, x, h)).flatten(0, 1) for x, h in sequences.forced(cell)]  # type: ignore
                 yield (cell.w_ih, 0), [_some(b, n_batches) for b in batches]
             sequences.advance(level)
