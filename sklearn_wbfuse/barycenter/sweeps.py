@@ -29,7 +29,7 @@ __all__ = ["Sweeps", "blurred", "joint"]
 log = logging.getLogger("sklearn_wbfuse")
 
 _FEW = 0.25
-"""Products are updated, not computed anew, when at most this share of a group's neurons has changed."""
+"""Products of several models are updated, not computed anew, when at most this share of a group's neurons has changed."""
 
 
 def joint(problem: Problem, start: Solution) -> Solution:
@@ -145,9 +145,10 @@ class Sweeps:
         self.plans[i] = {**self.plans[i], group: _after(self.plans[i][group], found)}
         moved = found.index != np.arange(len(found.index))
         units = torch.as_tensor(np.flatnonzero(moved if found.signs is None else moved | (found.signs < 0)))
-        few = len(units) <= _FEW * len(moved)
-        for matrix, changes_sign in self.products.columns(i, group):
-            _exchanged(matrix, 1, found, units, changes_sign)
+        few = len(self.plans) == 2 or len(units) <= _FEW * len(moved)
+        for matrix, changes_sign in ((even, False), (odd, True)):
+            if matrix is not None:
+                _exchanged(matrix, 1, found, units, changes_sign)
         changes: dict[int, Tensor] = {}
         for p in self.problem.touching([group]):
             feature = self.problem.described[p]
