@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..groups import along
+from ..transport import Prices
 from .energy import carried, carried_along, mean_target
 from .matching import assigned
 from .problem import Plans, Problem, Solution
@@ -82,6 +83,7 @@ class Sweeps:
         self.steps = steps
         self.pending = _Pending(problem, self.steps)
         self.products = Products(problem, self.moved)
+        self.prices: dict[tuple[int, str], Prices] = {}
 
     def energy(self) -> float:
         """At the best target."""
@@ -131,7 +133,7 @@ class Sweeps:
     def _exchange(self, group: str, i: int) -> float | None:
         """Permute the neurons of a group that stands once in every tensor, relative to where they are."""
         even, odd = self.products.of(i, group)
-        found = assigned(even, odd)
+        found = assigned(even, odd, self.prices.setdefault((i, group), Prices()))
         gain, size = 0.0, 0.0
         for matrix, signs in ((even, None), (odd, found.signs)):
             if matrix is not None:
