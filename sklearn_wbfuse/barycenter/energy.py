@@ -27,7 +27,12 @@ __all__ = ["add_product", "carried", "carried_along", "cost", "energy", "kappa",
 
 
 def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:
-    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them."""
+    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them.
+
+    It is the same array where all neurons stay where they are.
+    """
+    if coupling.is_identity:
+        return array
     if coupling.index is not None:
         array = array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
         if odd and coupling.signs is not None:

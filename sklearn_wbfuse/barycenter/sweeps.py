@@ -153,6 +153,8 @@ class Sweeps:
                 _exchanged(matrix, 1, found, units, changes_sign)
         changes: dict[int, Tensor] = {}
         for p in self.problem.touching([group]):
+            if self.moved[i][p] is self.problem.models[i][p]:
+                self.moved[i][p] = self.moved[i][p].clone()
             feature = self.problem.described[p]
             for axis, name in enumerate(feature.groups):
                 if name == group and few:
