@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from joblib import effective_n_jobs
 from scipy.spatial.distance import cdist
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
@@ -122,7 +123,11 @@ def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) 
 
     # Perturbed starts draw from one random state, in the order of the models.
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs
-    Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))  # which writes into `plans`
+    if effective_n_jobs(jobs) == 1:  # Parallel takes as long as a small layer
+        for i in range(len(plans)):
+            first(i)
+    else:
+        Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))  # which writes into `plans`
     if problem.reg == 0 and all(own[g].is_permutation for own in plans for g in step.all):
         if len(plans) > 2:  # each to the mean of the others: that of all would hold a model where it is
             sweeps = Sweeps(replace(problem, described=described, models=sources), plans, [step])

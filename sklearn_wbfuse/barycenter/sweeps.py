@@ -18,7 +18,7 @@ from torch import Tensor
 from ..couplings import Coupling
 from ..groups import along
 from ..transport import Prices
-from .energy import carried, carried_along, mean_target
+from .energy import carried, carried_along
 from .matching import assigned
 from .problem import Plans, Problem, Solution
 from .products import Products
@@ -87,7 +87,7 @@ class Sweeps:
 
     def energy(self) -> float:
         """At the best target."""
-        return self.problem.energy(mean_target(self.moved, self.problem.weights), self.moved)
+        return self.problem.energy(self.plans, self.moved)
 
     def others(self, i: int, at: Sequence[int]) -> list[Tensor]:
         """Mean of some arrays of the other models; of the model itself if it has all the weight."""
