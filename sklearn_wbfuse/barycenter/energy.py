@@ -23,7 +23,18 @@ from ..groups import along
 from ..transport import Term
 from .view import Feature
 
-__all__ = ["add_product", "carried", "carried_along", "cost", "difference", "energy", "kappa", "mean_target", "products", "quadratic_term"]
+__all__ = [
+    "add_product",
+    "carried",
+    "carried_along",
+    "cost",
+    "difference",
+    "energy",
+    "kappa",
+    "mean_target",
+    "products",
+    "quadratic_term",
+]
 
 
 def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:

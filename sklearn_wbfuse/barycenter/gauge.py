@@ -51,7 +51,7 @@ def balance(
         scale = [bool(e) and g not in keep for g, e in zip(feature.groups, feature.exponents, strict=True)]
         if any(scale):
             target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
-            norm = kappa(feature, target, array.shape) * torch.linalg.vector_norm(array, dim=-1).square()
+            norm = torch.linalg.vector_norm(array, dim=-1).square_().mul_(kappa(feature, target, array.shape))
             fixed = [axis for axis, free in enumerate(scale) if not free]
             place = _place(feature, norm.sum(fixed) if fixed else norm, [axis for axis, free in enumerate(scale) if free])
             precise = max(precise, torch.finfo(array.dtype).eps)
@@ -124,8 +124,10 @@ def scaled(described: Sequence[Feature], arrays: Sequence[Tensor], scales: Mappi
     """The arrays after multiplying every unit by its scale to the axis' exponent."""
     result = []
     for feature, array in zip(described, arrays, strict=True):
+        own = array
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and group in scales:
-                array = array * along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
+                factor = along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
+                array = array * factor if array is own else array.mul_(factor)
         result.append(array)
     return result

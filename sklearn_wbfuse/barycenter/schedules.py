@@ -93,7 +93,9 @@ def _usable(problem: Problem, group: str, known: Collection[str], readers: bool)
     """
     known = {group, *known}
     found = [p for p in problem.touching([group]) if known.issuperset(problem.described[p].groups)]
-    roles = {p: [r for g, r in zip(problem.described[p].groups, problem.described[p].roles, strict=True) if g == group] for p in found}
+    roles = {
+        p: [r for g, r in zip(problem.described[p].groups, problem.described[p].roles, strict=True) if g == group] for p in found
+    }
     computing = [p for p in found if "out" in roles[p] and len(roles[p]) <= 2]
     if not any(len(roles[p]) == 1 for p in computing):
         return []

@@ -20,7 +20,17 @@ from ..barycenter import carry_state
 from ..base import HelpfulMixin, short_text
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
-from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models, write_back
+from ..graph import (
+    Architecture,
+    cast_inputs,
+    device_of,
+    discover_all,
+    floating_state,
+    plain_copy,
+    plain_state,
+    validate_models,
+    write_back,
+)
 from ..graph.constants import warn_of_unread
 from ..graph.contexts import untouched_modules
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any

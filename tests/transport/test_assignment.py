@@ -1,11 +1,15 @@
 """Assignments from few entries are as cheap as those of the dense solver."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from sklearn_wbfuse.exceptions import TransportError
+from sklearn_wbfuse.transport import exact
 from sklearn_wbfuse.transport.assignment import Prices, _sparse, assignment, centred
 
 
@@ -66,3 +70,10 @@ def test_an_assignment_that_starts_from_the_last_one(share, dtype):
     reduced = exact[:, index] - kept
     tolerance = (1e-9 if dtype == np.float64 else 1e-4) * np.abs(exact).max()
     assert (reduced >= reduced.diagonal()[:, None] - tolerance).all()  # these potentials prove it
+
+
+@pytest.mark.parametrize("huge", [1e38, np.inf])
+def test_finite_costs_may_have_a_sum_that_is_not(huge):
+    cost = np.full((2, 2), huge, dtype=np.float32)
+    with contextlib.nullcontext() if huge < np.inf else pytest.raises(TransportError, match="NaN or infinite"):
+        assert exact(cost - np.eye(2, dtype=np.float32) * 1e37).is_identity
