@@ -85,6 +85,7 @@ _TEXT = {"optimizer": "adam", "one_cycle": True, "clip": 1.0}
 RECIPES: dict[str, Recipe] = {
     "mlpnet": Recipe(MLPNet, mnist, 20, 0.05, 0.5),
     "mlpnet-nobias": Recipe(lambda: MLPNet(bias=False), mnist, 20, 0.05, 0.5),
+    "mlp-2048": Recipe(lambda: MLP([784, 2048, 2048, 2048, 10]), mnist, 2, 0.05, 0.9, batch_size=256),
     "resnet20x1": Recipe(ResNet20, cifar10, 10, 0.1, **_CIFAR),
     "vgg11x0.5": Recipe(lambda: VGG11(0.5), cifar10, 12, 0.05, **_CIFAR),
     "rnn-256": Recipe(lambda: RecurrentNet("rnn"), mnist, 6, 1e-3, optimizer="adam", batch_size=128),

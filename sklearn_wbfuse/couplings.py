@@ -69,6 +69,11 @@ class Coupling:
         return self.index is not None
 
     @property
+    def is_identity(self) -> bool:
+        """Whether every neuron stays where it is, with its sign."""
+        return self.index is not None and self.signs is None and bool((self.index == np.arange(len(self.index))).all())
+
+    @property
     def plan(self) -> np.ndarray:
         r"""The plan :math:`\Pi^+ - \Pi^-`, float64; a fresh array."""
         if self.index is None:

@@ -23,11 +23,27 @@ from ..groups import along
 from ..transport import Term
 from .view import Feature
 
-__all__ = ["add_product", "carried", "carried_along", "cost", "energy", "kappa", "mean_target", "products", "quadratic_term"]
+__all__ = [
+    "add_product",
+    "carried",
+    "carried_along",
+    "cost",
+    "difference",
+    "energy",
+    "kappa",
+    "mean_target",
+    "products",
+    "quadratic_term",
+]
 
 
 def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:
-    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them."""
+    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them.
+
+    It is the same array where all neurons stay where they are.
+    """
+    if coupling.is_identity:
+        return array
     if coupling.index is not None:
         array = array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
         if odd and coupling.signs is not None:
@@ -94,6 +110,11 @@ def energy(
                 )
             total += weight * feature.alpha * value
     return total
+
+
+def difference(described: Sequence[Feature], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    r""":math:`\sum_p \alpha_p \|A^1_p - A^2_p\|^2`: the energy of two permuted models is this times both proportions."""
+    return sum(f.alpha * _squares(a - b) for f, a, b in zip(described, one, other, strict=True))
 
 
 def _squares(array: Tensor) -> float:

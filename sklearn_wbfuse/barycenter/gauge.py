@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,37 +45,39 @@ def balance(
         Groups that are left as they are.
     """
     places: dict[str, list[_Place]] = {}
-    logs: dict[str, Tensor] = {}
+    logs: dict[str, np.ndarray] = {}
     precise = 0.0
     for feature, array in zip(described, arrays, strict=True):
         scale = [bool(e) and g not in keep for g, e in zip(feature.groups, feature.exponents, strict=True)]
         if any(scale):
             target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
-            norm = kappa(feature, target, array.shape) * torch.linalg.vector_norm(array, dim=-1).square()
+            norm = torch.linalg.vector_norm(array, dim=-1).square_().mul_(kappa(feature, target, array.shape))
             fixed = [axis for axis, free in enumerate(scale) if not free]
             place = _place(feature, norm.sum(fixed) if fixed else norm, [axis for axis, free in enumerate(scale) if free])
             precise = max(precise, torch.finfo(array.dtype).eps)
             for axis, group in enumerate(place.groups):
-                places.setdefault(group, []).append(place)
-                logs[group] = torch.zeros(place.norms.shape[axis], dtype=torch.float64, device=array.device)
-    before = float("inf")
+                where = places.setdefault(group, [])
+                where += [] if place in where else [place]
+                logs[group] = np.zeros(place.norms.shape[axis])
+    before, factors = float("inf"), dict[tuple[str, float], np.ndarray]()
     for _ in range(max_iter):
         largest = 0.0
         for group, where in places.items():
-            step = _step(group, list(dict.fromkeys(where)), logs)
+            step = _step(group, where, logs, factors)
             logs[group] = logs[group] + step
-            largest = max(largest, float(step.abs().max()))
+            factors = {key: factor for key, factor in factors.items() if key[0] != group}
+            largest = max(largest, float(np.abs(step).max()))
         if largest < 8 * precise or before <= largest < 1e4 * precise:  # as close as sums in this precision come
             break
         before = largest
-    return {group: log.exp() for group, log in logs.items()}
+    return {group: torch.as_tensor(np.exp(log), device=arrays[0].device) for group, log in logs.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Squared norms of a tensor along the axes that scale, and their groups and exponents."""
+    """Squared norms of a tensor along the axes that scale, on the host, and their groups and exponents."""
 
-    norms: Tensor
+    norms: np.ndarray
     groups: tuple[str, ...]
     exponents: tuple[float, ...]
 
@@ -83,38 +86,48 @@ def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
     groups = tuple(feature.groups[a] for a in axes)
     if norms.dim() == 2 and groups[0] == groups[1]:
         norms = norms.clone().fill_diagonal_(0)  # the diagonal of a group on both sides does not change
-    return _Place(norms, groups, tuple(feature.exponents[a] for a in axes))
+    return _Place(norms.cpu().numpy(), groups, tuple(feature.exponents[a] for a in axes))
 
 
-def _step(group: str, where: Sequence[_Place], logs: Mapping[str, Tensor]) -> Tensor:
-    up, down, curvature = (torch.zeros_like(logs[group]) for _ in range(3))
+def _step(
+    group: str, where: Sequence[_Place], logs: Mapping[str, np.ndarray], factors: dict[tuple[str, float], np.ndarray]
+) -> np.ndarray:
+    """The change of the logarithms of a group's scales; `factors` keeps the powers of all scales."""
+    up, down, curvature = (np.zeros(len(logs[group])) for _ in range(3))
     exponents = set()
     for place in where:
-        factors = [(2 * e * logs[g]).exp() for g, e in zip(place.groups, place.exponents, strict=True)]
-        for axis, (name, exponent) in enumerate(zip(place.groups, place.exponents, strict=True)):
+        own = list(zip(place.groups, place.exponents, strict=True))
+        for key in own:
+            if key not in factors:
+                factors[key] = np.exp(2 * key[1] * logs[key[0]])
+        for axis, (name, exponent) in enumerate(own):
             if name == group:
                 total = place.norms
-                for a in reversed(range(total.dim())):
+                for a in reversed(range(total.ndim)):
                     if a != axis:
-                        total = torch.tensordot(total, factors[a].to(total.dtype), dims=([a], [0]))
-                total = total.double() * factors[axis]
+                        total = np.moveaxis(total, a, -1) @ factors[own[a]].astype(total.dtype)
+                total = factors[own[axis]] * total
                 exponents.add(abs(exponent))
-                (up if exponent > 0 else down).add_(abs(exponent) * total)
+                change = up if exponent > 0 else down
+                change += abs(exponent) * total
                 curvature += exponent**2 * total
     alive = (up > 0) & (down > 0)
+    step = np.zeros_like(up)
     if len(exponents) == 1 and all(place.groups.count(group) == 1 for place in where):
-        step = (down / up).log() / (4 * exponents.pop())
+        step[alive] = np.log(down[alive] / up[alive]) / (4 * exponents.pop())
     else:
-        step = ((down - up) / (4 * curvature)).clamp(-1, 1)
-    return torch.where(alive, step, torch.zeros_like(step))
+        step[alive] = ((down - up)[alive] / (4 * curvature[alive])).clip(-1, 1)
+    return step
 
 
 def scaled(described: Sequence[Feature], arrays: Sequence[Tensor], scales: Mapping[str, Tensor]) -> list[Tensor]:
     """The arrays after multiplying every unit by its scale to the axis' exponent."""
     result = []
     for feature, array in zip(described, arrays, strict=True):
+        own = array
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and group in scales:
-                array = array * along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
+                factor = along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
+                array = array * factor if array is own else array.mul_(factor)
         result.append(array)
     return result

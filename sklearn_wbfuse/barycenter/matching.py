@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..transport import Potentials, Quadratic, Tie, assemble, exact, largest, solve, solve_nested, solve_quadratic
+from ..transport import Potentials, Prices, Quadratic, Tie, assemble, exact, largest, solve, solve_nested, solve_quadratic
 from .energy import carried, products, quadratic_term
 from .energy import cost as cost_matrices
 from .view import Feature
@@ -99,13 +99,13 @@ def _start(kind: str, problem: Quadratic, random_state: np.random.RandomState | 
     return Coupling(kept * found.plan + _PERTURBED * shuffled.plan * signs, kept * found.mass + _PERTURBED * shuffled.mass)
 
 
-def assigned(even: Tensor | None, odd: Tensor | None) -> Coupling:
-    """The permutation of largest products, each of the better sign where signs may change."""
+def assigned(even: Tensor | None, odd: Tensor | None, prices: Prices | None = None) -> Coupling:
+    """The permutation of largest products, each of the better sign where signs may change; for `prices` see `assignment`."""
     if odd is None:
         assert even is not None
-        return exact((-even).cpu().numpy())
+        return exact((-even).cpu().numpy(), prices)
     best = odd.abs() if even is None else even + odd.abs()
-    index = exact((-best).cpu().numpy()).index
+    index = exact((-best).cpu().numpy(), prices).index
     assert index is not None
     signs = odd[torch.arange(len(index)), torch.as_tensor(index)]
     return Coupling(index=index, signs=np.where(_numpy(signs) < 0, -1.0, 1.0))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..transport import check_multiple
-from .energy import carried, energy, mean_target
+from .energy import carried, difference, energy, mean_target
 from .view import Feature
 
 __all__ = ["Plans", "Problem", "Solution", "random_start", "spread"]
@@ -65,15 +65,17 @@ class Problem:
         """All arrays of a model in the target's neurons."""
         return [carried(f, a, plans) for f, a in zip(self.described, self.models[model], strict=True)]
 
-    def energy(self, targets: Sequence[Tensor], moved: Sequence[Sequence[Tensor]]) -> float:
-        """The full energy; see `barycenter.energy.energy`."""
-        return energy(self.described, targets, self.models, moved, self.weights)
+    def energy(self, plans: Sequence[Plans], moved: Sequence[Sequence[Tensor]]) -> float:
+        """The full energy at the best target; see `barycenter.energy.energy`."""
+        if len(plans) == 2 and all(c.is_permutation for own in plans for c in own.values()):
+            return self.weights[0] * self.weights[1] * difference(self.described, *moved)
+        return energy(self.described, mean_target(moved, self.weights), self.models, moved, self.weights)
 
     def solution(self, plans: list[Plans], n_iter: int = 0) -> Solution:
         """Couplings with their energy at the best target."""
         plans = [{g: own[g] for g in self.sizes} for own in plans]
         moved = [self.carry(i, p) for i, p in enumerate(plans)]
-        value = self.energy(mean_target(moved, self.weights), moved)
+        value = self.energy(plans, moved)
         return Solution(plans, value, n_iter, [value])
 
     def is_pinned(self, group: str) -> bool:

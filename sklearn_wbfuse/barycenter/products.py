@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -15,8 +15,8 @@ __all__ = ["Products"]
 class Products:
     r"""The products :math:`\sum_p \alpha_p \langle \sum_{j \ne i} \lambda_j A^j_p, A^i_p \rangle` of a group's neurons.
 
-    Their rows are the target's neurons, their columns the model's, in the order in which the target has them now. One matrix
-    is kept for each set of neighbours that a group has: its incoming tensors, its outgoing ones, its biases.
+    Their rows are the target's neurons, their columns the model's, in the order in which the target has them now. Where k
+    neurons of a neighbour change, the products of k neurons are added, which is never more than computing them anew.
 
     Parameters
     ----------
@@ -28,34 +28,22 @@ class Products:
     def __init__(self, problem: Problem, moved: list[list[Tensor]]):
         self.problem, self.moved = problem, moved
         self.at = {g: [p for p in problem.touching([g]) if problem.described[p].alpha] for g in problem.sizes}
-        self.near = {g: {frozenset(problem.described[p].groups) for p in at} for g, at in self.at.items()}
-        self.kept: dict[tuple[int, str, frozenset[str]], list[Tensor | None]] = {}
+        self.kept: dict[tuple[int, str], list[Tensor | None]] = {}
 
     def linear(self, group: str) -> bool:
         """Whether a group stands at most once in every tensor."""
         return all(self.problem.described[p].groups.count(group) == 1 for p in self.at[group])
 
     def of(self, i: int, group: str) -> tuple[Tensor | None, Tensor | None]:
-        """Products of the axes that stay as they are, and of those that change sign with the group."""
-        total: list[Tensor | None] = [None, None]
-        for near in self.near[group]:
-            key = (i, group, near)
-            if key not in self.kept:
-                self.kept[key] = self._computed(*key)
-            for odd, matrix in enumerate(self.kept[key]):
-                own = total[odd]
-                if matrix is not None:
-                    total[odd] = matrix if own is None else own + matrix
-        return total[0], total[1]
-
-    def _computed(self, i: int, group: str, near: frozenset[str]) -> list[Tensor | None]:
-        total: list[Tensor | None] = [None, None]
-        for p in self.at[group]:
-            feature = self.problem.described[p]
-            if frozenset(feature.groups) == near:
-                axis = feature.groups.index(group)
-                add_product(total, feature, axis, self._others(i, p), self.moved[i][p], feature.alpha)
-        return total
+        """Products of the axes that stay as they are, and of those that change sign with the group; they are kept."""
+        if (i, group) not in self.kept:
+            total: list[Tensor | None] = [None, None]
+            for p in self.at[group]:
+                feature = self.problem.described[p]
+                add_product(total, feature, feature.groups.index(group), self._others(i, p), self.moved[i][p], feature.alpha)
+            self.kept[i, group] = total
+        even, odd = self.kept[i, group]
+        return even, odd
 
     def _others(self, i: int, p: int) -> Tensor:
         """The weighted sum of the other models' arrays."""
@@ -70,12 +58,6 @@ class Products:
         others = [w for j, w in enumerate(self.problem.weights) if j != i and w]
         return others[0] if len(others) == 1 else 1.0
 
-    def columns(self, i: int, group: str) -> Iterator[tuple[Tensor, bool]]:
-        """What is kept of a group's own products, and whether it changes sign; to be permuted with the group, in place."""
-        for (model, own, _), matrices in self.kept.items():
-            if (model, own) == (i, group):
-                yield from ((matrix, bool(odd)) for odd, matrix in enumerate(matrices) if matrix is not None)
-
     def changed(self, i: int, group: str, units: Tensor | None = None, changes: Mapping[int, Tensor] | None = None) -> None:
         """Keep what is still true after a model's neurons of a group have changed.
 
@@ -84,22 +66,21 @@ class Products:
         i : int
         group : str
         units : Tensor or None
-            The few neurons that did; None if they are many, or their number is another.
-        changes : mapping of int to Tensor
-            By how much, for each feature.
+            The neurons that did, if products are to be updated.
+        changes : mapping of int to Tensor or None
+            By how much, for each feature; None if they were not permuted.
         """
-        for key in [key for key in self.kept if group in key[2]]:
-            model, own, near = key
-            if model == i and own == group and units is not None:
-                continue
-            if units is None or changes is None:
-                if model != i or own != group or changes is None:
-                    del self.kept[key]
-                continue
-            for p in self.at[own]:
-                feature = self.problem.described[p]
-                if frozenset(feature.groups) == near:
-                    self._update(self.kept[key], p, feature.groups.index(own), (i, model), group, units, changes[p])
+        if units is None or changes is None:
+            beside = {g for p in self.at[group] for g in self.problem.described[p].groups}
+            permuted = None if changes is None else (i, group)
+            self.kept = {key: kept for key, kept in self.kept.items() if key[1] not in beside or key == permuted}
+            return
+        for (model, own), kept in self.kept.items():
+            if (model, own) != (i, group):  # these are permuted by the caller
+                for p in self.at[own]:
+                    if p in changes:
+                        axis = self.problem.described[p].groups.index(own)
+                        self._update(kept, p, axis, (i, model), group, units, changes[p])
 
     def _update(
         self, kept: list[Tensor | None], p: int, axis: int, of: tuple[int, int], group: str, units: Tensor, change: Tensor

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from joblib import effective_n_jobs
 from scipy.spatial.distance import cdist
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
@@ -29,17 +30,22 @@ __all__ = ["layerwise", "match", "match_all"]
 log = logging.getLogger("sklearn_wbfuse")
 
 
-def layerwise(problem: Problem) -> Solution:
-    """The paper's Algorithm 1: Wasserstein barycenters, group after group, of incoming tensors."""
+def layerwise(problem: Problem, *, readers: bool = False) -> Solution:
+    """The paper's Algorithm 1: Wasserstein barycenters, group after group, of incoming tensors.
+
+    With `readers`, outgoing tensors count as well where all their other groups are coupled already (those of the last group of
+    neurons, of both ends of a skip), if neurons are permuted: sweeps that start there are fewer.
+    """
     plans: list[Plans] = [{} for _ in problem.models]
-    for step, at in _in_order(problem, plans):
+    readers = readers and all(own == problem.sizes for own in problem.source_sizes)
+    for step, at in _in_order(problem, plans, readers):
         _layer(problem, step, at, plans)
     found = problem.solution(plans, n_iter=1)
     log.info("layerwise: energy %.6g", found.energy)
     return found
 
 
-def _in_order(problem: Problem, plans: Sequence[Plans]) -> Iterator[tuple[Step, list[int]]]:
+def _in_order(problem: Problem, plans: Sequence[Plans], readers: bool = False) -> Iterator[tuple[Step, list[int]]]:
     """The next step whose features compute their groups from groups that are coupled, until all are.
 
     Groups that nothing can tell apart keep their order, pinned ones get their coupling. Blocks are coupled with the first of
@@ -54,7 +60,7 @@ def _in_order(problem: Problem, plans: Sequence[Plans]) -> Iterator[tuple[Step, 
         for group in waiting:
             if group in blocks:
                 continue
-            step, at = _ready(problem, group, plans[0])
+            step, at = _ready(problem, group, plans[0], readers)
             if at:
                 break
         if step is None or not at:
@@ -65,12 +71,12 @@ def _in_order(problem: Problem, plans: Sequence[Plans]) -> Iterator[tuple[Step, 
         waiting = [g for g in waiting if g not in plans[0]]
 
 
-def _ready(problem: Problem, group: str, known: Collection[str]) -> tuple[Step, list[int]]:
+def _ready(problem: Problem, group: str, known: Collection[str], readers: bool) -> tuple[Step, list[int]]:
     """The step of a group, and the features that it is taken from."""
     blocks = problem.within.get(group)
     if blocks is None or blocks in known:
-        return Step((group,), blocks), _usable(problem, group, known)
-    usable = {g: _usable(problem, g, known) for g in problem.members(blocks) if g not in known}
+        return Step((group,), blocks), _usable(problem, group, known, readers)
+    usable = {g: _usable(problem, g, known, readers) for g in problem.members(blocks) if g not in known}
     members = tuple(g for g, at in usable.items() if at)
     if group not in members:
         return Step((group,), blocks), []
@@ -80,15 +86,20 @@ def _ready(problem: Problem, group: str, known: Collection[str]) -> tuple[Step, 
     return Step(members, blocks, free=True), sorted(at)
 
 
-def _usable(problem: Problem, group: str, known: Collection[str]) -> list[int]:
-    """Features that compute the group from groups that are matched already, or from itself (recurrent weights)."""
-    found = []
-    for p, feature in enumerate(problem.described):
-        roles = [r for g, r in zip(feature.groups, feature.roles, strict=True) if g == group]
-        if "out" in roles and len(roles) <= 2 and all(g in known or g == group for g in feature.groups):
-            found.append(p)
-    alone = [p for p in found if problem.described[p].groups.count(group) == 1]
-    return found if alone else []
+def _usable(problem: Problem, group: str, known: Collection[str], readers: bool) -> list[int]:
+    """Features that compute the group from groups that are matched already, or from itself (recurrent weights).
+
+    With `readers`, where there are any, also those in which matched groups read it.
+    """
+    known = {group, *known}
+    found = [p for p in problem.touching([group]) if known.issuperset(problem.described[p].groups)]
+    roles = {
+        p: [r for g, r in zip(problem.described[p].groups, problem.described[p].roles, strict=True) if g == group] for p in found
+    }
+    computing = [p for p in found if "out" in roles[p] and len(roles[p]) <= 2]
+    if not any(len(roles[p]) == 1 for p in computing):
+        return []
+    return [p for p in found if len(roles[p]) == 1 or p in computing] if readers else computing
 
 
 def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) -> None:
@@ -114,7 +125,11 @@ def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) 
 
     # Perturbed starts draw from one random state, in the order of the models.
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs
-    Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))  # which writes into `plans`
+    if effective_n_jobs(jobs) == 1:  # Parallel takes as long as a small layer
+        for i in range(len(plans)):
+            first(i)
+    else:
+        Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))  # which writes into `plans`
     if problem.reg == 0 and all(own[g].is_permutation for own in plans for g in step.all):
         if len(plans) > 2:  # each to the mean of the others: that of all would hold a model where it is
             sweeps = Sweeps(replace(problem, described=described, models=sources), plans, [step])

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..couplings import Coupling
 from ..groups import along
-from .energy import carried, carried_along, mean_target
+from ..transport import Prices
+from .energy import carried, carried_along
 from .matching import assigned
 from .problem import Plans, Problem, Solution
 from .products import Products
@@ -29,7 +30,7 @@ __all__ = ["Sweeps", "blurred", "joint"]
 log = logging.getLogger("sklearn_wbfuse")
 
 _FEW = 0.25
-"""Products are updated, not computed anew, when at most this share of a group's neurons has changed."""
+"""Products of several models are updated, not computed anew, when at most this share of a group's neurons has changed."""
 
 
 def joint(problem: Problem, start: Solution) -> Solution:
@@ -82,10 +83,11 @@ class Sweeps:
         self.steps = steps
         self.pending = _Pending(problem, self.steps)
         self.products = Products(problem, self.moved)
+        self.prices: dict[tuple[int, str], Prices] = {}
 
     def energy(self) -> float:
         """At the best target."""
-        return self.problem.energy(mean_target(self.moved, self.problem.weights), self.moved)
+        return self.problem.energy(self.plans, self.moved)
 
     def others(self, i: int, at: Sequence[int]) -> list[Tensor]:
         """Mean of some arrays of the other models; of the model itself if it has all the weight."""
@@ -131,7 +133,7 @@ class Sweeps:
     def _exchange(self, group: str, i: int) -> float | None:
         """Permute the neurons of a group that stands once in every tensor, relative to where they are."""
         even, odd = self.products.of(i, group)
-        found = assigned(even, odd)
+        found = assigned(even, odd, self.prices.setdefault((i, group), Prices()))
         gain, size = 0.0, 0.0
         for matrix, signs in ((even, None), (odd, found.signs)):
             if matrix is not None:
@@ -145,11 +147,14 @@ class Sweeps:
         self.plans[i] = {**self.plans[i], group: _after(self.plans[i][group], found)}
         moved = found.index != np.arange(len(found.index))
         units = torch.as_tensor(np.flatnonzero(moved if found.signs is None else moved | (found.signs < 0)))
-        few = len(units) <= _FEW * len(moved)
-        for matrix, changes_sign in self.products.columns(i, group):
-            _exchanged(matrix, 1, found, units, changes_sign)
+        few = len(self.plans) == 2 or len(units) <= _FEW * len(moved)
+        for matrix, changes_sign in ((even, False), (odd, True)):
+            if matrix is not None:
+                _exchanged(matrix, 1, found, units, changes_sign)
         changes: dict[int, Tensor] = {}
         for p in self.problem.touching([group]):
+            if self.moved[i][p] is self.problem.models[i][p]:
+                self.moved[i][p] = self.moved[i][p].clone()
             feature = self.problem.described[p]
             for axis, name in enumerate(feature.groups):
                 if name == group and few:

@@ -20,7 +20,17 @@ from ..barycenter import carry_state
 from ..base import HelpfulMixin, short_text
 from ..couplings import Coupling, Couplings
 from ..exceptions import FusionError, InvalidModelError, WidthError
-from ..graph import Architecture, cast_inputs, device_of, discover_all, floating_state, plain_copy, validate_models, write_back
+from ..graph import (
+    Architecture,
+    cast_inputs,
+    device_of,
+    discover_all,
+    floating_state,
+    plain_copy,
+    plain_state,
+    validate_models,
+    write_back,
+)
 from ..graph.constants import warn_of_unread
 from ..graph.contexts import untouched_modules
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
@@ -219,9 +229,9 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             order = np.argsort(coupling.index)
             back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
-        result, fused = [], floating_state(plain_copy(self.fused_model_))
+        result, fused = [], plain_state(self.fused_model_)
         for number, model in enumerate(validate_models(_models_of(models))):
-            given = floating_state(plain_copy(model))
+            given = plain_state(model)
             for name, tensor in fused.items():
                 shape = getattr(given.get(name), "shape", None)
                 if shape != tensor.shape:
@@ -317,7 +327,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
                 f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
                 "'cpu', or None for the models' own."
             ) from error
-        state = {name: tensor.to(device, dtype) for name, tensor in floating_state(plain_copy(model)).items()}
+        state = {name: tensor.to(device, dtype) for name, tensor in plain_state(model).items()}
         state = masked_state(state, self._masks)
         return Network(graph, state, compared(state, self._masks))
 

@@ -187,7 +187,8 @@ class FusionInput:
         leaves, structure = pytree.tree_flatten(key)
         values = [(str(v.dtype), v.detach().cpu().double().numpy()) if isinstance(v, Tensor) else v for v in leaves]
         shapes = [(tuple(a.shape[1:]), str(a.dtype)) for a in self.arrays]
-        key = (joblib.hash((values, shapes, list(map(_structure, self.models)))), str(structure), *self._named(self.models))
+        structures = repr((shapes, list(map(_structure, self.models))))  # joblib takes ten times as long for lists as for text
+        key = (joblib.hash((values, structures)), str(structure), *self._named(self.models))
         with _LOCK:
             if key not in self.cache:
                 self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs

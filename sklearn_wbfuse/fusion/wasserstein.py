@@ -343,7 +343,7 @@ class WassersteinFusion(BaseFusion):
             if init != "auto" and init >= len(problem.models):
                 raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
             problem = replace(problem, reference=closest[0] if init == "auto" else init)
-            start = layerwise(problem)
+            start = layerwise(problem, readers=self.schedule == "joint")
         return joint(problem, start) if self.schedule == "joint" else start
 
     def _given_start(self, target: Graph, dtype: torch.dtype) -> Network:

@@ -3,7 +3,7 @@
 from .discovery import Architecture, discover, discover_all
 from .inputs import as_inputs, cast_inputs, guess_inputs
 from .memory import Held, Memory
-from .modules import device_of, floating_state, plain_copy, sizes_in, unwrap, validate_models, write_back
+from .modules import device_of, floating_state, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
 from .ranges import seems_probable
 from .states import resized_inputs
 from .steps import Steps, program_of
@@ -21,6 +21,7 @@ __all__ = [
     "floating_state",
     "guess_inputs",
     "plain_copy",
+    "plain_state",
     "program_of",
     "resized_inputs",
     "seems_probable",

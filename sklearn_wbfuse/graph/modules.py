@@ -27,8 +27,10 @@ __all__ = [
     "device_of",
     "floating_state",
     "in_order_of",
+    "is_finite",
     "load_floating",
     "plain_copy",
+    "plain_state",
     "resize",
     "sizes_in",
     "unwrap",
@@ -88,9 +90,14 @@ def validate_models(models: Any) -> list[nn.Module]:
     return checked
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are: their sum tells at a tenth of the cost, unless it overflows."""
+    return bool(tensor.detach().sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def _may_be(tensor: Tensor, mask: Tensor | None) -> bool:
     """Whether the values are finite, or infinite in a buffer that is the same in all models (a mask of attention)."""
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+    if not tensor.is_floating_point() or is_finite(tensor):
         return True
     return mask is not None and not bool(tensor.isnan().any()) and torch.equal(mask, tensor)
 
@@ -111,10 +118,19 @@ def device_of(model: nn.Module) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
+def _attributes(model: nn.Module) -> Iterable[Any]:
+    """What the modules of a network hold, one by one; most is empty, and looking into it costs as much as the copy."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers"):
+                yield from value.values()
+            elif name != "_modules" and not (value is None or (isinstance(value, (dict, int, str, float)) and not value)):
+                yield from pytree.tree_leaves(value)
+
+
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        attributes = pytree.tree_leaves([vars(m) for m in model.modules()])
-        computed = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]  # deepcopy refuses these
+        computed = [t for t in _attributes(model) if isinstance(t, Tensor) and not t.is_leaf]  # deepcopy refuses these
         twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
         raise InvalidModelError(
@@ -151,6 +167,11 @@ def floating_state(model: nn.Module) -> dict[str, Tensor]:
     persistent = set(model.state_dict(keep_vars=True))
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in persistent)]
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The floating tensors of a plain copy, to be read only: they are the model's own where nothing is parametrized."""
+    return floating_state(plain_copy(model) if parametrized_names(model) else model)
 
 
 def load_floating(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -314,7 +335,7 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         Whether spectral norms hold values of a norm above 1, or bring them to norm 1; see `write_parametrized`.
     """
     parametrized = parametrized_names(template)
-    own = floating_state(plain_copy(template))
+    own = plain_state(template)
     same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
     rigid = parametrized - pruned_names(template)
     if not same and rigid:

@@ -1,5 +1,6 @@
 """Transport problems: cost arrays in, couplings out. The only place that imports POT and scipy.optimize."""
 
+from .assignment import Prices
 from .linear import exact, largest, round_to_marginals, solve
 from .nested import Tie, assemble, check_multiple, solve_nested
 from .quadratic import Quadratic, Term, solve_quadratic
@@ -7,6 +8,7 @@ from .sinkhorn import Potentials
 
 __all__ = [
     "Potentials",
+    "Prices",
     "Quadratic",
     "Term",
     "Tie",

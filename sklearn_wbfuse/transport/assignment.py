@@ -8,12 +8,14 @@ and equality along p. Where no other entry violates that, p is optimal for the w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-__all__ = ["assignment", "centred"]
+__all__ = ["Prices", "assignment", "centred"]
 
 _SMALLEST = 384
 """Below this size the dense solver is as fast."""
@@ -29,38 +31,76 @@ def centred(cost: np.ndarray) -> np.ndarray:
     return cost
 
 
-def assignment(cost: np.ndarray) -> np.ndarray:
+@dataclass
+class Prices:
+    """Potentials v of the columns after the last assignment, in the order that it gave them; None before the first."""
+
+    columns: np.ndarray | None = None
+
+
+def assignment(cost: np.ndarray, prices: Prices | None = None) -> np.ndarray:
     """The column of each row in the assignment of least cost.
 
     Parameters
     ----------
     cost : ndarray of shape (n, n)
         Finite. Each chosen entry is optimal to 1e-11 of the largest difference of costs, in single precision to 1e-5.
+    prices : Prices, optional
+        Of an assignment of about the same costs, whose columns now have the order that it gave them: the search starts from the
+        identity, and takes a third of the time. They become those of this assignment.
 
     Examples
     --------
     >>> assignment(np.array([[3.0, 0.0], [0.0, 3.0]]))
     array([1, 0])
     """
-    cost = centred(cost)  # strong offsets slow the dense solver down tenfold
-    found = _sparse(cost) if len(cost) >= _SMALLEST else None
-    return linear_sum_assignment(cost)[1] if found is None else found
+    if len(cost) < _SMALLEST:
+        return linear_sum_assignment(centred(cost))[1]  # strong offsets slow the dense solver down tenfold
+    prices = Prices() if prices is None else prices
+    found = None
+    if prices.columns is not None:
+        columns = prices.columns
+        reduced = cost - (cost.diagonal() - columns)[:, None]
+        reduced -= columns
+        found = _sparse(reduced)
+    if found is None:
+        reduced, columns = _estimated(cost)
+        found = _sparse(reduced)
+    if found is None:
+        prices.columns = None
+        return linear_sum_assignment(centred(cost))[1]
+    index, change = found
+    prices.columns = (columns + change)[index]
+    return index
 
 
-def _sparse(cost: np.ndarray, rounds: int = 10) -> np.ndarray | None:
-    """The assignment from few entries; None where too many are equally good."""
-    n = len(cost)
-    for _ in range(2):  # an estimate of the potentials, half of each minimum to either side
+def _estimated(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Costs less an estimate of the potentials, half of each minimum to either side; and those of the columns."""
+    cost = cost - cost.mean(1, keepdims=True)
+    columns = cost.mean(0)
+    cost -= columns
+    for _ in range(2):
         cost -= cost.min(1, keepdims=True) / 2
-        cost -= cost.min(0, keepdims=True) / 2
-    cost -= cost.min()
-    span = float(cost.max())
+        least = cost.min(0) / 2
+        cost -= least
+        columns += least
+    return cost, columns
+
+
+def _sparse(cost: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, np.ndarray] | None:
+    """The assignment from few entries, and potentials of the columns; None where too many are equally good."""
+    n = len(cost)
+    least = float(cost.min())
+    span = float(cost.max()) - least
+    tolerance = max(64 * float(np.finfo(cost.dtype).eps), 2.0**-38) * span
+    if least >= -tolerance and np.abs(cost.diagonal()).max() <= tolerance:
+        return np.arange(n), np.zeros(n, dtype=cost.dtype)
+    cost -= least
     scale = 2.0**40 / span if span > 0 else 1.0
     sample = cost.ravel()[:: max(1, cost.size // 65536) | 1]
     rank = len(sample) * _ENTRIES // n
     seen = cost <= np.partition(sample, rank)[rank]
     np.fill_diagonal(seen, True)  # so that there is an assignment
-    tolerance = max(64 * float(np.finfo(cost.dtype).eps), 2.0**-38) * span
     potentials = np.zeros(n)
     for _ in range(rounds):
         entries = np.flatnonzero(seen)
@@ -78,7 +118,7 @@ def _sparse(cost: np.ndarray, rounds: int = 10) -> np.ndarray | None:
         bound = cost - ((chosen - v[found]) / scale).astype(cost.dtype)[:, None]
         violated = bound < (v / scale - tolerance).astype(cost.dtype)
         if not violated.any():
-            return found
+            return found, (v / scale).astype(cost.dtype)
         seen |= violated
         potentials = v
     return None

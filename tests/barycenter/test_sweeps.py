@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sklearn_wbfuse.barycenter import Problem, blurred, joint, layerwise, random_start
-from sklearn_wbfuse.barycenter.energy import cost
+from sklearn_wbfuse.barycenter.energy import cost, energy, mean_target
 from sklearn_wbfuse.barycenter.matching import couple
 from sklearn_wbfuse.barycenter.view import Feature
 from sklearn_wbfuse.couplings import Coupling
@@ -81,7 +81,35 @@ def test_couplings_and_energies_are_those_of_plain_sweeps(device, seed, count, s
     for ours, theirs in zip(found.plans, plans, strict=True):
         for group in SIZES:
             np.testing.assert_allclose(ours[group].plan, theirs[group].plan)
-    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
+    moved = [problem.carry(i, own) for i, own in enumerate(found.plans)]
+    lowest = energy(problem.described, mean_target(moved, problem.weights), problem.models, moved, problem.weights)
+    assert found.energy == pytest.approx(lowest)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_models_stay_as_they_are_where_their_neurons_do(count, device):
+    problem = random_problem(0, count, True, True, False, device)
+    before = [[a.clone() for a in own] for own in problem.models]
+    start = problem.solution([{g: Coupling.identity(n) for g, n in SIZES.items()} for _ in range(count)])
+    assert joint(problem, start).energy < start.energy
+    assert all(
+        torch.equal(a, b) for own, kept in zip(problem.models, before, strict=True) for a, b in zip(own, kept, strict=True)
+    )
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(2, 3), st.booleans())
+def test_a_start_with_readers_leaves_nothing_to_do_for_a_single_layer(device, seed, count, signable):
+    rng, n = np.random.default_rng(seed), {"a": 8}
+    described = [
+        Feature("in", ("a",), ("out",), (1.0,), (signable,)),
+        Feature("out", ("a",), ("in",), (-1.0,), (signable,)),
+    ]
+    models = [[torch.as_tensor(rng.normal(size=(8, k))).to(device) for k in (3, 9)] for _ in range(count)]
+    problem = Problem(described, models, n, [n] * count, [1 / count] * count)
+    start = layerwise(problem, readers=True)
+    assert start.energy <= layerwise(problem).energy * (1 + 1e-9) or count > 2
+    found = joint(problem, start)
+    assert found.n_iter == 1 and found.energy == pytest.approx(start.energy)
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributions import Distribution, Independent, Normal
 
 from sklearn_wbfuse import WassersteinFusion, declare, discover
-from sklearn_wbfuse.exceptions import DiscoveryError, FusionWarning
-from sklearn_wbfuse.graph import floating_state, plain_copy
+from sklearn_wbfuse.exceptions import DiscoveryError, FusionWarning, NonFiniteError
+from sklearn_wbfuse.graph import floating_state, plain_copy, validate_models
 from sklearn_wbfuse.graph.declared import _MODULES
 from sklearn_wbfuse.groups import relabel
 
@@ -455,3 +455,14 @@ def test_a_sum_over_units_and_places():
         w=lambda: nn.Parameter(torch.randn(8, 3, 4)),
     )
     moves_back(kind, (torch.randn(6, 5).double(),), {"a": 8})
+
+
+def test_finite_weights_may_have_a_sum_that_is_not():
+    """Of single precision; infinite ones do not pass for them."""
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.fill_(3e38)
+    assert validate_models([model]) == [model]
+    model.weight.data[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match="'weight' of shape"):
+        validate_models([model])
