@@ -120,7 +120,7 @@ def with_activations(
     activations : list of Feature
         One group each.
     values : list of list of Tensor
-        Of each network.
+        Of each network; they are scaled in place.
     share : float
         From 0 to 1.
     """
@@ -135,5 +135,5 @@ def with_activations(
         factor = (weights / norm) ** 0.5 if norm else 1.0
         features += [replace(activations[k], alpha=share) for k in at]
         for own, value in zip(result, values, strict=True):
-            own += [factor * value[k] for k in at]
+            own += [value[k].mul_(factor) for k in at]
     return features, result

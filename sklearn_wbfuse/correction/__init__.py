@@ -1,6 +1,6 @@
 """What follows the alignment, or serves it: activations of parents, and layers brought to what the parents compute."""
 
-from .activations import activation_features
+from .activations import activation_features, rows_to_compare
 from .alongside import Parent
 from .ascent import ascended
 from .batchnorm import recompute_batchnorm
@@ -27,6 +27,7 @@ __all__ = [
     "read_as",
     "recompute_batchnorm",
     "repeated",
+    "rows_to_compare",
     "shares",
     "with_tokens",
 ]

@@ -11,7 +11,7 @@ of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,12 +26,28 @@ from .equations import Equation, equations
 from .recording import Recording
 from .recurrent import Sequences, levels
 
-__all__ = ["activation_features"]
+__all__ = ["activation_features", "rows_to_compare"]
 
 _ROWS = 5000
+"""Positions that neurons are compared at."""
+
+_SHARE = 1 / 8
+"""Of the memory that activations may take, what those of one network may, since matching carries and averages them."""
+
+_FEWEST = 500
+"""Positions that are compared whatever they take."""
 
 
-def activation_features(recording: Recording, graph: Graph, measure: str) -> tuple[list[Feature], list[Tensor]]:
+def rows_to_compare(recordings: Sequence[Recording]) -> int:
+    """How many positions networks can be compared at, so that their features are no larger than memory allows."""
+    units = max(sum(map(_units, _equations(r).values())) for r in recordings)
+    limit = recordings[0].memory.limit * _SHARE / (4 * max(units, 1))
+    return int(min(_ROWS, max(limit, _FEWEST)))
+
+
+def activation_features(
+    recording: Recording, graph: Graph, measure: str, n_rows: int = _ROWS
+) -> tuple[list[Feature], list[Tensor]]:
     """One feature for each value that computes neurons, of arrays (neurons, rows).
 
     Parameters
@@ -41,46 +57,56 @@ def activation_features(recording: Recording, graph: Graph, measure: str) -> tup
     graph : Graph
         Its own.
     measure : {"correlation", "distance"}
+    n_rows : int
+        Largest number of positions.
     """
-    found = equations(recording.nodes, recording.parameters)
+    found = _equations(recording)
     recording.record(*read_by(found.values(), recording.position))
-    correlates = measure == "correlation"
+    correlates, most = measure == "correlation", -(-n_rows // recording.n_batches)
     described, arrays = [], []
     for node, equation in found.items():
         for (name, axis), batches in _rows(equation, recording, after=correlates):
-            rows = torch.cat(batches)
-            if correlates:
-                rows = _standardised(rows)
+            rows = torch.cat([_some(rows, most) for rows in batches])
+            rows = (_standardised(rows) if correlates else rows) / len(rows) ** 0.5
             for span in graph.tensors[name].spans[axis]:
                 index = torch.as_tensor(span.index, device=rows.device)
                 exponent = 0.0 if correlates else span.exponent
                 described.append(Feature(str(node), (span.group,), ("out",), (exponent,), (span.odd,)))
-                arrays.append(rows.T[index].flatten(1) / len(rows) ** 0.5)
+                arrays.append(rows.T[index].flatten(1))
     return described, arrays
 
 
-def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], list[Tensor]]]:
-    """The activations of an equation's neurons at some positions of each batch."""
-    n_batches = recording.n_batches
+def _equations(recording: Recording) -> dict[Node, Equation]:
+    return equations(recording.nodes, recording.parameters)
+
+
+def _units(equation: Equation) -> int:
+    """How many rows the features of an equation have."""
+    if equation.cells:
+        return sum(w.meta["val"].shape[0] for w in equation.at.args[2])  # type: ignore[union-attr]
+    return int(equation.at.meta["val"].shape[equation.writers[0].channel])
+
+
+def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:
+    """The activations of an equation's neurons at the recorded positions of each batch."""
     if equation.cells:
         sequences = Sequences(equation.at, recording)
         for level in levels(equation.cells):
             for cell in level:
                 if after and cell.w_hr is None:
-                    yield (cell.w_hh, 1), [_some(h.flatten(0, 1), n_batches) for h in sequences.run(cell)]
-                    continue
-                batches = [sum(cell.halves(recording.state, x, h)).flatten(0, 1) for x, h in sequences.forced(cell)]  # type: ignore
-                yield (cell.w_ih, 0), [_some(b, n_batches) for b in batches]
+                    yield (cell.w_hh, 1), [h.flatten(0, 1) for h in sequences.run(cell)]
+                else:
+                    halves = (cell.halves(recording.state, x, h) for x, h in sequences.forced(cell))
+                    yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
             sequences.advance(level)
     else:
         writer, at = equation.writers[0], recording.position[equation.at]
-        values = [_some(recording.rows(at, writer.channel, batch), n_batches) for batch in range(n_batches)]
-        yield writer.labelled, [_through(v, equation.at) for v in values] if after else values
+        values = (recording.rows(at, writer.channel, batch) for batch in range(recording.n_batches))
+        yield writer.labelled, (_through(v, equation.at) if after else v for v in values)
 
 
-def _some(rows: Tensor, n_batches: int) -> Tensor:
-    """So many rows of each batch that all are at most `_ROWS`, evenly spread."""
-    most = -(-_ROWS // n_batches)
+def _some(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, evenly spread."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long().to(rows.device)]
 
 

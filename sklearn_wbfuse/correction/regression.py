@@ -163,19 +163,25 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
     change: Any = 0.0
     shift: Any = 0.0
     for _ in range(_ROUNDS if rows.rectified else 1):
-        before, found = held.error(), solver.solve(fitted.residuals)
-        step = _step(held.residuals, held.x @ found[0].mT + found[1][:, None])
-        for part in (fitted, held):
-            part.advance(step * found[0], step * found[1])
+        before, found = held.error(), solver.solve(fitted.in_groups)
+        moved = _outputs(held.x, *found)
+        step = _step(held.residuals, moved)
+        held.move(step * moved)
         if not held.error() < before:
             break
-        change, shift = change + step * found[0], shift + step * found[1]
+        found = step * found[0], step * found[1]
+        fitted.move(_outputs(fitted.x, *found))
+        change, shift = change + found[0], shift + found[1]
     at = 0
     for w in writers if isinstance(change, Tensor) else ():
         matrix, offset = maps[w]
         cut = slice(at, at + matrix.shape[2])
-        matrix = matrix + change[:, :, cut]
-        w.write(state, matrix, offset + shift if w is bears else offset, *_moments(w, fitted.x[:, :, cut], matrix))
+        matrix, moments = matrix + change[:, :, cut], tuple[Tensor, ...]()
+        if w.norm is not None and len(maps) == 1 and not rows.others:
+            moments = _moments_of(fitted.own, offset + shift)
+        elif w.norm is not None:
+            moments = _moments_of(_outputs(fitted.x[:, :, cut], matrix, 0 * offset), 0 * offset)
+        w.write(state, matrix, offset + shift if w is bears else offset, *moments)
         at = cut.stop
 
 
@@ -186,7 +192,9 @@ class _Half:
     ----------
     x : Tensor of shape (groups, rows, inputs)
         Of the layers that are to change.
-    residuals : Tensor of shape (groups, rows, outputs)
+    own : Tensor of shape (rows, channels)
+        What the layers compute.
+    residuals : Tensor of shape (rows, channels)
     scale : float
         Squares of the target.
     """
@@ -209,24 +217,26 @@ class _Half:
 
     def _compare(self) -> None:
         now = torch.where(self.target > 0, self.own, self.own.relu()) if self.rectified else self.own
-        self.residuals = (self.target - now).unflatten(1, (len(self.x), -1)).transpose(0, 1)
+        self.residuals = self.target - now
+
+    @property
+    def in_groups(self) -> Tensor:
+        """The residuals of shape (groups, rows, outputs)."""
+        return self.residuals.unflatten(1, (len(self.x), -1)).transpose(0, 1)
 
     def error(self) -> float:
         """Squares of the residuals."""
         return float(self.residuals.square().sum(dtype=torch.float64))
 
-    def advance(self, change: Tensor, shift: Tensor) -> None:
+    def move(self, moved: Tensor) -> None:
         """Change what the layers compute."""
-        self.own = self.own + _outputs(self.x, change, shift)
+        self.own = self.own + moved
         self._compare()
 
 
-def _moments(writer: Writer, x: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
-    """Mean and variance of what a matrix makes of rows, for the norm of a layer that has one."""
-    if writer.norm is None:
-        return ()
-    outputs = x @ matrix.mT
-    return outputs.mean(1), outputs.var(1, correction=0)
+def _moments_of(outputs: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of outputs without an offset of shape (groups, outputs per group)."""
+    return outputs.mean(0).view(offset.shape) - offset, outputs.var(0, correction=0).view(offset.shape)
 
 
 def _outputs(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:

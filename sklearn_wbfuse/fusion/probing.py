@@ -26,6 +26,7 @@ from ..correction import (
     procedural,
     read_as,
     repeated,
+    rows_to_compare,
     shares,
     with_tokens,
 )
@@ -157,12 +158,15 @@ class Probing:
         self, measure: str, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()
     ) -> list[Activations]:
         """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
-        found = [activation_features(self.recording(i), a.graph, measure) for i, a in enumerate(self.architectures)]
+        recordings = [self.recording(i) for i in range(len(self.plains))]
+        n_rows = rows_to_compare(recordings)
+        pairs = zip(recordings, self.architectures, strict=True)
+        found = [activation_features(r, a.graph, measure, n_rows) for r, a in pairs]
         for model, state, graph in further:
             plain = plain_copy(model)
             program = program_of(plain, self.batches[0], next(iter(state.values())))
-            own = self._recording(self._of_batch(program, plain, state), self.recording(0).positions)
-            found.append(activation_features(own, graph, measure))
+            own = self._recording(self._of_batch(program, plain, state), recordings[0].positions)
+            found.append(activation_features(own, graph, measure, n_rows))
         return found
 
     @torch.no_grad()

@@ -1,0 +1,107 @@
+"""Activations as features: measured against NumPy, recorded once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import disguised, networks
+from stepping import channels_last, steps_of
+from torch import nn
+
+from sklearn_wbfuse import FusionInput, WassersteinFusion
+from sklearn_wbfuse.correction import Probe, activation_features
+from sklearn_wbfuse.correction.equations import equations
+from sklearn_wbfuse.correction.recording import Positions, Recording
+from sklearn_wbfuse.datasets import MLP
+from sklearn_wbfuse.graph import Memory, discover, program_of
+
+
+def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):
+    program = program_of(network, batches[0], torch.zeros((), dtype=torch.float64))
+    return Recording(
+        lambda b: steps_of(network, [batches[b]], program=program), len(batches), Positions(cap, seed), Memory(limit)
+    )
+
+
+@given(networks(), st.sampled_from([10_000, 7]), st.sampled_from([0, float("inf")]))
+def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
+    batches = (
+        [(network.example,), (network.example + network.example.std(),)]
+        if network.example.is_floating_point()
+        else [(network.example,)]
+    )
+    found = recording(network, batches, cap, limit)
+    wanted = {found.position[e.at]: e.writers[0].channel for e in equations(found.nodes, found.parameters).values() if e.writers}
+    found.record(wanted)
+    found.record({})
+    assert found.n_runs == 1
+    whole = steps_of(network, batches)
+    for at, node in enumerate(whole.nodes):
+        whole.run(node)
+        if at in wanted:
+            for batch, chosen in enumerate(found.chosen(at, wanted[at])):
+                rows = channels_last(whole.read(node, batch), wanted[at])
+                torch.testing.assert_close(found.rows(at, wanted[at], batch), rows[chosen])
+                assert len(chosen) == min(len(rows), -(-cap // len(batches)) if len(rows) * len(batches) > cap else len(rows))
+
+
+class TestMeasures:
+    def features(self, measure, network=None):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double() if network is None else network
+        x = torch.randn(40, 3, dtype=torch.float64)
+        described, arrays = activation_features(recording(network, [(x,)]), discover(network, (x[:2],)), measure)
+        assert next(f.groups for f in described) == ("0",)
+        return arrays[0], network[0](x).detach()
+
+    def test_squared_distances_are_those_before_the_nonlinearity(self):
+        array, z = self.features("distance")
+        np.testing.assert_allclose(torch.cdist(array, array).square(), np.square(z.T[:, None] - z.T).mean(2), atol=1e-12)
+
+    def test_squared_distances_are_twice_one_minus_the_correlation_after_it(self):
+        array, z = self.features("correlation")
+        np.testing.assert_allclose(torch.cdist(array, array).square() / 2, 1 - np.corrcoef(z.relu().T), atol=1e-7)
+
+    def test_correlation_does_not_see_scales_and_silent_neurons_are_0(self):
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+        before, _ = self.features("correlation", network)
+        with torch.no_grad():
+            network[0].weight *= 3
+            network[0].bias *= 3
+            network[0].weight[0] = 0
+        after, _ = self.features("correlation", network)
+        torch.testing.assert_close(after[1:], before[1:])
+        assert not after[0].any()
+
+
+@pytest.mark.parametrize("measure", ["correlation", "distance"])
+@given(network=networks(), seed=st.integers(0, 99))
+def test_permuted_copies_fuse_back_by_activations_alone(measure, network, seed):
+    copies = [network, disguised(network, np.random.default_rng(seed))]
+    options = {"measure": measure, "example_inputs": (network.example,), "random_state": 0, "cost": 0.5}
+    fused = WassersteinFusion(probe=Probe("noise", n_samples=60), correction=None, **options).fit(copies).fused_model_
+    torch.testing.assert_close(fused(network.example), network(network.example))
+
+
+def test_parents_run_once_for_all_that_looks_at_them(monkeypatch):
+    counted = []
+    record = Recording.record
+
+    def counting(self, *args):
+        before = self.n_runs
+        record(self, *args)
+        counted.append(self.n_runs - before)
+
+    monkeypatch.setattr(Recording, "record", counting)
+    given_rows = FusionInput([MLP([4, 6, 3]) for _ in range(3)], torch.randn(60, 4))
+    fusion = WassersteinFusion(cost=0.5, correction="regression", random_state=0).fit(given_rows)
+    assert sum(counted) == 3 and fusion.agreement_ is not None
+
+
+def test_little_memory_changes_nothing_but_batches():
+    models, X = [MLP([4, 6, 3]) for _ in range(2)], torch.randn(30, 4)
+    probes = [Probe("data", n_mixed=0), Probe("data", n_mixed=0, working_memory=1e-4)]
+    fits = [WassersteinFusion(cost=0.5, probe=p, random_state=0).fit(FusionInput(models, X)).fused_model_ for p in probes]
+    torch.testing.assert_close(fits[1](X), fits[0](X))
