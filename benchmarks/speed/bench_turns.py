@@ -1,4 +1,4 @@
-"""CPU time and memory of fits in turns with an earlier commit: on wide layers with and without scales, on small pairs.
+"""CPU time and memory of fits in turns with an earlier commit: wide layers with and without scales, small pairs, corrections.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/bench_turns.py --before COMMIT [--rounds 5] [CASE ...]
 
@@ -28,7 +28,8 @@ from bench_speed import _resident as resident
 from comparison import discovered
 from tables import show
 
-from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse import FusionInput, WassersteinFusion
+from sklearn_wbfuse.correction import recompute_batchnorm
 from sklearn_wbfuse.datasets import MLP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,29 @@ def fit(name: str, seeds: Sequence[int] = (0, 1), *, warm: bool = False, **optio
     return case
 
 
+def corrected(name: str, n: int = 1000, **options: object) -> Callable[[], Work]:
+    """A fit on rows, noise since time alone counts; groups are known."""
+
+    def case() -> Work:
+        models, X = [base_model(name, seed) for seed in (0, 1)], torch.randn(n, *INPUTS[name[:4]])
+        given = [FusionInput(models, X) for _ in range(REPEATS)]
+        for g in given:
+            WassersteinFusion(correction=None, cost="weight").fit(g)
+        return lambda: WassersteinFusion(random_state=0, **options).fit(given.pop())
+
+    return case
+
+
+def reset(name: str, n: int = 1000) -> Callable[[], Work]:
+    """The statistics of a network's batch norms recomputed, and nothing else."""
+
+    def case() -> Work:
+        model, X = base_model(name, 0), torch.randn(n, *INPUTS[name[:4]])
+        return lambda: recompute_batchnorm(model, X)
+
+    return case
+
+
 CASES: dict[str, Callable[[], Work]] = {
     "3 x 2048, permutation": fit("mlp-2048", symmetry="permutation"),
     "3 x 2048, scales": fit("mlp-2048"),
@@ -59,8 +83,16 @@ CASES: dict[str, Callable[[], Work]] = {
     "MLPNet without biases, groups known": fit("mlpnet-nobias", (2, 3), warm=True),
     "ResNet20": fit("resnet20x1"),
     "ResNet20, groups known": fit("resnet20x1", warm=True),
+    "ResNet20, norms reset": reset("resnet20x1"),
+    "ResNet20, batchnorm on rows": corrected("resnet20x1", cost="weight", correction="batchnorm"),
+    "ResNet20, regression on rows": corrected("resnet20x1", cost=0.5, correction="regression"),
+    "MLPNet, activations alone": corrected("mlpnet-nobias", cost="activation", correction=None),
+    "MLPNet, regression on rows": corrected("mlpnet-nobias", cost=0.5, correction="regression"),
 }
-RATIOS = {"scales to permutation": ("3 x 2048, scales", "3 x 2048, permutation")}
+RATIOS = {
+    "scales to permutation": ("3 x 2048, scales", "3 x 2048, permutation"),
+    "a fit with batchnorm to a reset": ("ResNet20, batchnorm on rows", "ResNet20, norms reset"),
+}
 REPEATS = 9
 ENOUGH = 3.0
 """Seconds after which a process does its work no more."""

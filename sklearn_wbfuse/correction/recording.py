@@ -98,8 +98,8 @@ class Recording:
         if not wanted and self.outputs:
             return
         self.n_runs += 1
-        outputs = []
-        found: dict[_Key, list[Tensor]] = {key: [] for keys in wanted.values() for key in keys}
+        outputs = Held(self.memory)
+        found = {key: Held(self.memory) for keys in wanted.values() for key in keys}
         for batch in range(self.n_batches):
             steps = self.steps(batch)
             for k, node in enumerate(steps.nodes):
@@ -109,8 +109,8 @@ class Recording:
                     found[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1])[batch]))
                 steps.forget(k)
             outputs.append(steps.outputs(0))
-        self.outputs = Held(self.memory, outputs)
-        self.kept.update((key, Held(self.memory, values)) for key, values in found.items())
+        self.outputs = outputs
+        self.kept.update(found)
 
     def read(self, node: Any, batch: int) -> Any:
         """A value that was recorded in whole, or a parameter."""

@@ -44,6 +44,7 @@ class _Ridge:
     Parameters
     ----------
     x : Tensor of shape (groups, rows, inputs)
+        Is centred in place where an offset is fitted, since it may be large.
     ridge : float
     centred : bool
         Whether an offset is fitted.
@@ -51,7 +52,7 @@ class _Ridge:
 
     def __init__(self, x: Tensor, ridge: float, *, centred: bool):
         self.mean = x.mean(1, keepdim=True) if centred else torch.zeros_like(x[:, :1])
-        self.x, self.centred, self.dual = x - self.mean if centred else x, centred, x.shape[1] < x.shape[2]
+        self.x, self.centred, self.dual = x.sub_(self.mean) if centred else x, centred, x.shape[1] < x.shape[2]
         gram = (self.x @ self.x.mT if self.dual else self.x.mT @ self.x).double()
         diagonal = gram.diagonal(dim1=1, dim2=2)
         diagonal += ridge * diagonal.sum(1, keepdim=True) / x.shape[2]
@@ -71,6 +72,15 @@ class _Ridge:
         else:
             change = torch.cholesky_solve((self.x.mT @ (e - mean)).double(), self.factor).mT.to(e)
         return change, (mean - self.mean @ change.mT)[:, 0]
+
+    def explained(self, change: Tensor, shift: Tensor) -> Tensor:
+        """What changes explain on the rows, shape (rows, channels)."""
+        return _outputs(self.x, change, shift + (self.mean @ change.mT)[:, 0])
+
+    def moments(self, inputs: slice, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of what a matrix makes of some of the inputs, shape (groups, outputs)."""
+        outputs = self.x[:, :, inputs] @ matrix.mT
+        return outputs.mean(1) + (self.mean[:, :, inputs] @ matrix.mT)[:, 0], outputs.var(1, correction=0)
 
 
 class Regression(HelpfulMixin, BaseEstimator):
@@ -170,7 +180,7 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
         if not held.error() < before:
             break
         found = step * found[0], step * found[1]
-        fitted.move(_outputs(fitted.x, *found))
+        fitted.move(solver.explained(*found))
         change, shift = change + found[0], shift + found[1]
     at = 0
     for w in writers if isinstance(change, Tensor) else ():
@@ -180,7 +190,7 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
         if w.norm is not None and len(maps) == 1 and not rows.others:
             moments = _moments_of(fitted.own, offset + shift)
         elif w.norm is not None:
-            moments = _moments_of(_outputs(fitted.x[:, :, cut], matrix, 0 * offset), 0 * offset)
+            moments = solver.moments(cut, matrix)
         w.write(state, matrix, offset + shift if w is bears else offset, *moments)
         at = cut.stop
 

@@ -48,23 +48,27 @@ class Held(Sequence[Any]):
     Parameters
     ----------
     memory : Memory
-    values : iterable
+    values : iterable, default=()
         Tensors, or tuples and lists of them. Each is computed when those before it are held.
     """
 
-    def __init__(self, memory: Memory, values: Iterable[Any]):
+    def __init__(self, memory: Memory, values: Iterable[Any] = ()):
         self.memory, self.size = memory, 0
         self.values: list[Any] = []
         for value in values:
-            size = _bytes(value)
-            if size and memory.used + size > memory.limit:
-                path = memory.path()
-                torch.save(pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value), path)  # no whole storages
-                self.values.append(path)
-            else:
-                self.values.append(value)
-                self.size += size
-                memory.used += size
+            self.append(value)
+
+    def append(self, value: Any) -> None:
+        """Hold the value of one more batch."""
+        size = _bytes(value)
+        if size and self.memory.used + size > self.memory.limit:
+            path = self.memory.path()
+            torch.save(pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value), path)  # no whole storages
+            self.values.append(path)
+        else:
+            self.values.append(value)
+            self.size += size
+            self.memory.used += size
 
     @overload
     def __getitem__(self, batch: int) -> Any: ...

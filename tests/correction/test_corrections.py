@@ -57,8 +57,8 @@ class TestRegression(CorrectionConformance):
         X = torch.randn(400, *models[0].example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         errors = []
         for correction in (None, Regression()):
-            fusion = WassersteinFusion(correction=correction, probe=DATA, random_state=0, example_inputs=(models[0].example,))
-            fused = fusion.fit(FusionInput(models, X)).fused_model_
+            options = {"probe": DATA, "random_state": 0, "example_inputs": (models[0].example,), "cost": "weight"}
+            fused = WassersteinFusion(correction=correction, **options).fit(FusionInput(models, X)).fused_model_
             with torch.no_grad():
                 outputs = [torch.cat([o.flatten(1) for o in _leaves(m(X))], 1) for m in (fused, *models)]
             mean = sum(outputs[1:]) / 2
