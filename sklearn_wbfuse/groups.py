@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Norm", "Span", "State", "Summed", "along", "put", "relabel", "take"]
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Span", "State", "Summed", "along", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -154,18 +154,6 @@ class LabelledTensor:
             )
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A normalisation by running statistics, and the bias added to its input if nothing else reads the sum."""
-
-    mean: str
-    var: str
-    weight: str | None
-    bias: str | None
-    eps: float
-    input_bias: str | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Summed:
     """Two biases of which, at some positions, the network sees the sum alone (b_ih and b_hh of recurrent layers)."""
@@ -208,7 +196,8 @@ class Graph:
     groups : dict of str to Group
         In the order of computation.
     tensors : dict of str to LabelledTensor
-    norms : tuple of Norm
+    uncompared : frozenset of str
+        Tensors that matching leaves out: running means and variances of norms, and biases in front, taken off with a mean.
     summed : tuple of Summed
     states : tuple of State
     operations : tuple of str
@@ -221,7 +210,7 @@ class Graph:
 
     groups: dict[str, Group]
     tensors: dict[str, LabelledTensor]
-    norms: tuple[Norm, ...] = ()
+    uncompared: frozenset[str] = frozenset()
     summed: tuple[Summed, ...] = ()
     states: tuple[State, ...] = ()
     operations: tuple[str, ...] = ()

@@ -80,7 +80,7 @@ def group_units(
     return Graph(
         groups,
         tensors,
-        norms=tuple(record.norms),
+        uncompared=frozenset(record.uncompared),
         summed=tuple(record.summed),
         operations=operations,
         frozen=_frozen(record, axes),

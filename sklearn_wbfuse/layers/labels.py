@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..groups import Norm, Summed, along
+from ..groups import Summed, along
 
 __all__ = ["FIXED", "Layer", "Record", "Value"]
 
@@ -176,7 +176,7 @@ class Record:
         self.suffixes: dict[str, str] = {}
         self.summed: list[Summed] = []
         self.states: list[np.ndarray] = []
-        self.norms: list[Norm] = []
+        self.uncompared: set[str] = set()
         self.seen: list[np.ndarray] = []
         self.moved: list[np.ndarray] = []
         self.cut: list[tuple[np.ndarray, np.ndarray]] = []

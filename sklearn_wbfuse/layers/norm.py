@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from ..groups import Norm
 from .elementwise import combine, row_blocks
 from .labels import Layer, Record, Value
 from .linear import opaque
@@ -62,11 +61,23 @@ def batch_norm(
     if weight is None:
         record.unite(out_ids, ids)
         record.rigid(Layer(out_ids))
-    if mean.name and var.name and not any(v.shared for v in given):
-        names = [v.name if v is not None else None for v in (weight, bias)]
-        record.norms.append(Norm(mean.name, var.name, names[0], names[1], eps, x.bias))
+    _leave_out(record, mean, var)
+    if not mean.shared:
+        _leave_out_bias(record, x)
     kept = [layer for layer in x.layers if layer is not units]
     return Value(x.shape, (*kept, Layer.along(out_ids, 1, x.shape))), Value(()), Value(())
+
+
+def _leave_out(record: Record, *statistics: Value | None) -> None:
+    """Running statistics are not what neurons are compared by."""
+    record.uncompared.update(v.name for v in statistics if v is not None and v.name)
+
+
+def _leave_out_bias(record: Record, x: Value) -> None:
+    """Nor is a bias in front of a norm that takes off the mean of every unit alone."""
+    units = x.layer(1)
+    if x.bias and units is not None and all(layer is units for layer in x.touching(range(1, len(x.shape)))):
+        record.uncompared.add(x.bias)
 
 
 @register_rule("aten::_native_batch_norm_legit")
@@ -92,6 +103,7 @@ def batch_norm_layer(
     """The same as one operation of the network's code, or by the statistics of the batch where none are kept."""
     if mean is not None and var is not None:
         return batch_norm(record, x, weight, bias, mean, var, *options[:2])[0]
+    _leave_out_bias(record, x)
     record.rigid(*x.layers)
     return _affine(record, x, weight, bias, [1])
 
@@ -148,6 +160,8 @@ def instance_norm(
     across = x.touching(range(2, len(x.shape)))
     record.freeze(across, "an instance norm across units")
     kept = tuple(layer for layer in x.layers if all(layer is not k for k in across))
+    _leave_out(record, mean, var)
+    _leave_out_bias(record, x)
     for value in (mean, var):  # kept up in training alone
         if value is not None and x.layer(1) is not None and value.layers:
             record.unite(x.layer(1).vector(1), value.layers[0].vector(0))  # type: ignore[union-attr]
