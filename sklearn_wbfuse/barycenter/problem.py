@@ -78,6 +78,10 @@ class Problem:
         value = self.energy(plans, moved)
         return Solution(plans, value, n_iter, [value])
 
+    def resizing(self, model: int) -> int:
+        """How far the sizes of a model's groups are from the target's, in all."""
+        return sum(abs(self.source_sizes[model][g] - n) for g, n in self.sizes.items())
+
     def is_pinned(self, group: str) -> bool:
         """Whether the couplings of a group are known."""
         return bool(self.pinned) and group in self.pinned[0]

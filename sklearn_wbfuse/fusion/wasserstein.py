@@ -77,11 +77,11 @@ class WassersteinFusion(BaseFusion):
     schedule : {"joint", "layerwise"}, default="joint"
         Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
     cost : {"auto", "weight", "activation"} or float, default="auto"
-        What is compared: the tensors in which neurons stand; their activations on the inputs of `probe` [2]_ [3]_; or a mix
-        with this share of activations, brought to the tensors' scale.
-        "auto" is 0.5 where a correction runs on rows, images, signals or sequences, else (noise, tokens, no correction) "weight".
+        What is compared: the tensors in which neurons stand; their activations on the inputs of `probe` [2]_; or a mix with this
+        share of activations, brought to the tensors' scale. "auto" is 0.5 where a correction runs on rows, images, signals or
+        sequences, else (noise, tokens, no correction) "weight".
     measure : {"correlation", "distance"}, default="correlation"
-        How activations are compared: correlations after the nonlinearity [4]_, or squared distances before it [2]_.
+        How activations are compared: correlations after the nonlinearity [3]_, squared distances before it [2]_.
     symmetry : {"auto", "permutation"}, default="auto"
         Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
         activations allow it (ReLU; tanh, LSTM and GRU).
@@ -148,8 +148,7 @@ class WassersteinFusion(BaseFusion):
     .. [1] A. K. Akash, S. Li, N. Garcia Trillos, "Wasserstein Barycenter-based Model Fusion and Linear Mode Connectivity of
        Neural Networks", arXiv:2210.06671.
     .. [2] S. P. Singh, M. Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020 (activation-based alignment).
-    .. [3] S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023 (section 3.1, matching activations).
-    .. [4] G. Stoica et al., "ZipIt! Merging Models from Different Tasks without Training", ICLR 2024.
+    .. [3] G. Stoica et al., "ZipIt! Merging Models from Different Tasks without Training", ICLR 2024.
 
     Examples
     --------
@@ -277,7 +276,7 @@ class WassersteinFusion(BaseFusion):
             tol=self.tol,
             n_jobs=self.n_jobs if self.n_init == 1 else 1,
         )
-        closest = sorted(range(len(networks)), key=lambda i: (_distance(problem, i), -weights[i], i))
+        closest = sorted(range(len(networks)), key=lambda i: (problem.resizing(i), -weights[i], i))
         rng = check_random_state(self.random_state)
         seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
 
@@ -287,8 +286,7 @@ class WassersteinFusion(BaseFusion):
 
         repeats = self._is_repeatable(share, [n.graph.sizes for n in networks], target.sizes)
         solutions = remember((self._exact_options(), share, mark), solve_all) if repeats else solve_all()
-        order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
-        history = [list(s.history) for s in solutions]
+        order, history = sorted(range(len(solutions)), key=lambda k: solutions[k].energy), [list(s.history) for s in solutions]
 
         def alignment(k: int) -> Alignment:
             solution = solutions[k]
@@ -400,7 +398,3 @@ class WassersteinFusion(BaseFusion):
         if self.symmetry != "auto":
             described = [replace(f, odd=(False,) * len(f.odd)) for f in described]
         return described, arrays
-
-
-def _distance(problem: Problem, model: int) -> int:
-    return sum(abs(problem.source_sizes[model][g] - n) for g, n in problem.sizes.items())
