@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.correction import Probe, ascended, read_as
 from sklearn_wbfuse.exceptions import FusionError
 from sklearn_wbfuse.fusion.probing import Probing
@@ -287,3 +287,39 @@ def test_other_precisions(dtype, own, device):
     assert all(torch.isfinite(v).all() and v.dtype == dtype for v in fusion.fused_model_.state_dict().values())
     fused = plain_copy(fusion.fused_model_)
     assert torch.isfinite(fused(*cast_inputs((x,), fused))).all()
+
+
+class TestMixtures:
+    def batches(self, make, shape, n=30, mixes=True, **options):
+        models, rows = pair(make), torch.rand(n, *shape)
+        architectures = discover_all(models, (rows[:2],))
+        states = [floating_state(plain_copy(m)) for m in models]
+        probe = Probe(**{"n_samples": 80, "batch_size": 40, **options})
+        rng = np.random.RandomState(0)
+        found = Probing(models, states, architectures, [0.5, 0.5], FusionInput(models, rows), probe, rng, mixes=mixes)
+        return rows, torch.cat([x for (x,) in found.batches]), found
+
+    @pytest.mark.parametrize(
+        ("make", "shape"),
+        [(lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), (5,)),
+         (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2)), (2, 8, 8))],
+        ids=["rows", "images"],
+    )  # fmt: skip
+    def test_mixtures_make_up_for_rows_that_lack(self, make, shape):
+        rows, inputs, found = self.batches(make, shape)
+        assert len(inputs) == 80 and not found.has_rows_alone
+        is_row = torch.tensor([bool((x == rows).flatten(1).all(1).any()) for x in inputs])
+        assert int(is_row.sum()) == 30 and is_row[: int(found.n_unmixed)].all()
+        # a mixture of two rows lies between rows, one of a row and a drawing does not
+        combined = torch.linalg.lstsq(rows.flatten(1).T.double(), inputs[~is_row].flatten(1).T.double())
+        spanned = (rows.flatten(1).T.double() @ combined.solution).T
+        off = (inputs[~is_row].flatten(1).double() - spanned).norm(dim=1) > 1e-3
+        assert bool(off.all()) == (len(shape) == 3)
+        assert inputs.min() >= rows.min() and inputs.max() <= rows.max()
+
+    @pytest.mark.parametrize(
+        ("options", "count"), [({"mixes": False}, 30), ({"n_mixed": 0}, 30), ({"n_mixed": 20}, 50), ({"n_samples": 30}, 30)]
+    )
+    def test_how_many(self, options, count):
+        _, inputs, found = self.batches(lambda: nn.Linear(5, 2), (5,), **options)
+        assert len(inputs) == count and found.has_rows_alone == (count == 30)
