@@ -4,6 +4,7 @@ r"""Activations as features of neurons, for costs of matching.
 nonlinearity, on the same inputs. Centred and brought to length 1, squared distances are :math:`2 (1 - \rho_{jq})`; a neuron that
 does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", 2024) and
 of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
+Gates of recurrent layers, whose states are fed back, are compared by distance all the same: tanh networks fused better so.
 
 "distance": the mean squared distance of activations before the nonlinearity,
 :math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`, as in Singh and Jaggi ("Model Fusion via Optimal Transport", NeurIPS 2020).
@@ -62,9 +63,10 @@ def activation_features(
     """
     found = _equations(recording)
     recording.record(*read_by(found.values(), recording.position))
-    correlates, most = measure == "correlation", -(-n_rows // recording.n_batches)
+    most = -(-n_rows // recording.n_batches)
     described, arrays = [], []
     for node, equation in found.items():
+        correlates = measure == "correlation" and not equation.cells
         for (name, axis), batches in _rows(equation, recording, after=correlates):
             rows = torch.cat([_some(rows, most) for rows in batches])
             rows = (_standardised(rows) if correlates else rows) / len(rows) ** 0.5
@@ -93,11 +95,8 @@ def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[
         sequences = Sequences(equation.at, recording)
         for level in levels(equation.cells):
             for cell in level:
-                if after and cell.w_hr is None:
-                    yield (cell.w_hh, 1), [h.flatten(0, 1) for h in sequences.run(cell)]
-                else:
-                    halves = (cell.halves(recording.state, x, h) for x, h in sequences.forced(cell))
-                    yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
+                halves = (cell.halves(recording.state, x, h) for x, h in sequences.forced(cell))
+                yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
             sequences.advance(level)
     else:
         writer, at = equation.writers[0], recording.position[equation.at]
