@@ -237,7 +237,12 @@ class TestBatchNorm(CorrectionConformance):
         assert changed == {"1.running_mean", "1.running_var"}
 
 
-@pytest.mark.parametrize("fixture", FIXTURES.values(), ids=list(FIXTURES))
+QUICK = {"vgg11", "resnet18", "mobilenet_v2", "unet_group_norm", "gpt", "attentive_lstm", "siamese", "two_inputs"}
+
+
+@pytest.mark.parametrize(
+    "fixture", [pytest.param(f, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, f in FIXTURES.items()]
+)
 def test_published_architectures(fixture):
     (first, _, x), (second, *_) = (fixture.build(seed) for seed in range(2))
     probe = Probe("noise", n_samples=12, batch_size=6)

@@ -119,7 +119,7 @@ def test_entropic_plans_have_their_marginals(pair, kind, schedule):
     assert torch.isfinite(fusion.fused_model_(models[0].example)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "lstm" else pytest.mark.slow) for k in KINDS])
 def test_other_hidden_sizes(pair, kind):
     models = pair(kind, hidden=(5, 8), levels=2, bidirectional=True)
     for widths, size in ((None, 8), (0.75, 6), (2.0, 16)):
