@@ -65,7 +65,7 @@ def test_init_by_an_index_that_does_not_exist():
         WassersteinFusion(init=2).fit(family())
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("n_jobs", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_grid_search_over_reg(n_jobs):
     models = family(count=3)
     X = np.random.default_rng(0).normal(size=(90, 5))

@@ -271,7 +271,7 @@ def removed(model):
     return model
 
 
-@pytest.mark.parametrize("widths", [(6, 6), (6, 5), (5, 6)])
+@pytest.mark.parametrize("widths", [(6, 6), pytest.param((6, 5), marks=pytest.mark.slow), (5, 6)])
 def test_pruned_networks_fuse_as_their_values_and_stay_pruned(pruned, widths, tmp_path):
     make, x = pruned
     models = [make(width, seed) for seed, width in enumerate(widths)]
