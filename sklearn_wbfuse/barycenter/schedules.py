@@ -34,10 +34,12 @@ def layerwise(problem: Problem, *, readers: bool = False) -> Solution:
     """The paper's Algorithm 1: Wasserstein barycenters, group after group, of incoming tensors.
 
     With `readers`, outgoing tensors count as well where all their other groups are coupled already (those of the last group of
-    neurons, of both ends of a skip), if neurons are permuted: sweeps that start there are fewer.
+    neurons, of both ends of a skip), if neurons are permuted: sweeps that start there are fewer. Recurrent groups stand twice
+    in a tensor, and their starts are not so near to the optimum that outgoing weights help: an RNN pair fell from 92 to 82 %.
     """
     plans: list[Plans] = [{} for _ in problem.models]
-    readers = readers and all(own == problem.sizes for own in problem.source_sizes)
+    same_sizes = all(own == problem.sizes for own in problem.source_sizes)
+    readers = readers and same_sizes and not problem.is_quadratic
     for step, at in _in_order(problem, plans, readers):
         _layer(problem, step, at, plans)
     found = problem.solution(plans, n_iter=1)
