@@ -1,6 +1,6 @@
 """What follows the alignment, or serves it: activations of parents, and layers brought to what the parents compute."""
 
-from .activations import activation_features, rows_to_compare
+from .activations import activation_features, rows_to_compare, units_of
 from .alongside import Parent
 from .ascent import ascended
 from .batchnorm import recompute_batchnorm
@@ -29,6 +29,7 @@ __all__ = [
     "repeated",
     "rows_to_compare",
     "shares",
+    "units_of",
     "with_tokens",
 ]
 

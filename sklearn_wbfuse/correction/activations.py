@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..barycenter import Feature
+from ..graph import Steps
 from ..groups import Graph
 from ..layers.elementwise import NONLINEAR
 from .affine import operation
@@ -27,7 +28,7 @@ from .equations import Equation, equations
 from .recording import Recording
 from .recurrent import Sequences, levels
 
-__all__ = ["activation_features", "rows_to_compare"]
+__all__ = ["activation_features", "rows_to_compare", "units_of"]
 
 _ROWS = 5000
 """Positions that neurons are compared at."""
@@ -41,8 +42,7 @@ _FEWEST = 500
 
 def rows_to_compare(recordings: Sequence[Recording]) -> int:
     """How many positions networks can be compared at, so that their features are no larger than memory allows."""
-    units = max(sum(map(_units, _equations(r).values())) for r in recordings)
-    limit = recordings[0].memory.limit * _SHARE / (4 * max(units, 1))
+    limit = recordings[0].memory.limit * _SHARE / (4 * max(1, *map(units_of, recordings)))
     return int(min(_ROWS, max(limit, _FEWEST)))
 
 
@@ -78,8 +78,13 @@ def activation_features(
     return described, arrays
 
 
-def _equations(recording: Recording) -> dict[Node, Equation]:
-    return equations(recording.nodes, recording.parameters)
+def units_of(network: Recording | Steps) -> int:
+    """How many numbers are recorded of a network for each position, of all its equations."""
+    return sum(map(_units, _equations(network).values()))
+
+
+def _equations(network: Recording | Steps) -> dict[Node, Equation]:
+    return equations(network.nodes, network.parameters)
 
 
 def _units(equation: Equation) -> int:

@@ -75,10 +75,9 @@ class Recording:
         self.outputs: Sequence[Any] = []
         self.n_runs = 0
 
-    def chosen(self, at: int, channel: int) -> list[Tensor]:
-        """The positions of a value that are recorded, for each batch."""
-        value = self.nodes[at].meta["val"]
-        return [p.to(self.device) for p in self.positions.of(value, channel, self.n_batches)]
+    def chosen(self, at: int, channel: int, batch: int) -> Tensor:
+        """The positions of a value that are recorded of a batch."""
+        return self.positions.of(self.nodes[at].meta["val"], channel, self.n_batches)[batch].to(self.device)
 
     def record(self, rows: Mapping[int, int], whole: Collection[int] = ()) -> None:
         """Run the network, unless everything is there already.
@@ -106,7 +105,7 @@ class Recording:
                 steps.run(node)
                 for key in wanted.get(k, ()):
                     value = steps.values[node][0]
-                    found[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1])[batch]))
+                    found[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1], batch)))
                 steps.forget(k)
             outputs.append(steps.outputs(0))
         self.outputs = outputs

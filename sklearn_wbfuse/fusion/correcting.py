@@ -202,21 +202,24 @@ def work_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
     value.
     """
     plain = plain_copy(model)
-    counter, largest = FlopCounterMode(display=False), _Largest()
+    counter, largest = FlopCounterMode(display=False), _Largest([*plain.parameters(), *plain.buffers()])
     with _in_products(), counter, largest, untouched_modules(plain), torch.random.fork_rng(devices=[]):
         plain(*cast_inputs(inputs, plain))
     return counter.get_total_flops() / 2, largest.size
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the bytes of the largest value that an operation returns."""
+    """Remembers the bytes of the largest value that an operation returns, views of given tensors aside."""
 
-    size = 0
+    def __init__(self, given: Sequence[Tensor]):
+        super().__init__()
+        self.size, self.given = 0, {t.untyped_storage().data_ptr() for t in given if t.layout == torch.strided}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
-        sizes = [t.numel() * t.element_size() for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
-        self.size = max([self.size, *sizes])
+        tensors = [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor) and t.layout == torch.strided]
+        own = [t for t in tensors if t.untyped_storage().data_ptr() not in self.given]
+        self.size = max([self.size, *(t.numel() * t.element_size() for t in own)])
         return returned
 
 

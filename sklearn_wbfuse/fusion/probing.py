@@ -28,6 +28,7 @@ from ..correction import (
     repeated,
     rows_to_compare,
     shares,
+    units_of,
     with_tokens,
 )
 from ..correction.recording import Positions, Recording
@@ -49,6 +50,12 @@ _ENOUGH = 50
 
 _ROWS = 20000
 """Positions of a value that are recorded, unless a correction says how many."""
+
+_FEWEST_ROWS = 500
+"""Positions that are recorded whatever they take."""
+
+_FILES = 4
+"""What the parents' recordings take, in files for the most part, may be so many times what memory holds."""
 
 Activations = tuple[list[Feature], list[Tensor]]
 
@@ -96,6 +103,7 @@ class Probing:
         self.programs: dict[int, Any] = {}
         self.memory = Memory(probe.budget)
         self.recordings: dict[tuple[int, int], Recording] = {}
+        self.positions: dict[int, Positions] = {}
         self.n_unmixed: float = float("inf")  # samples of a batch before its mixtures
         if probe.kind == "data" and data is None:
             raise FusionError("probe='data' needs data: fit(FusionInput(models, X)).")
@@ -143,9 +151,17 @@ class Probing:
     def recording(self, i: int, max_rows: int = _ROWS) -> Recording:
         """A parent, recorded at so many positions; it runs once for all that want the same number."""
         if (i, max_rows) not in self.recordings:
-            positions = Positions(max_rows, self.seed)
+            positions = self._positions(max_rows)
             self.recordings[i, max_rows] = self._recording(lambda batch: self.steps(i, [self.batches[batch]]), positions)
         return self.recordings[i, max_rows]
+
+    def _positions(self, max_rows: int) -> Positions:
+        """The same for all parents; fewer where files would grow much larger than what memory may hold."""
+        if max_rows not in self.positions:
+            units = sum(units_of(self.steps(i, self.batches[:1])) for i in range(len(self.plains)))
+            most = max(_FEWEST_ROWS, int(_FILES * self.memory.limit / (4 * max(units, 1))))
+            self.positions[max_rows] = Positions(min(max_rows, most), self.seed)
+        return self.positions[max_rows]
 
     def _recording(self, steps: Callable[[int], Steps], positions: Positions) -> Recording:
         return Recording(steps, len(self.batches), positions, self.memory)

@@ -14,7 +14,8 @@ from sklearn_wbfuse.correction import Probe, activation_features
 from sklearn_wbfuse.correction.equations import equations
 from sklearn_wbfuse.correction.recording import Positions, Recording
 from sklearn_wbfuse.datasets import MLP
-from sklearn_wbfuse.graph import Memory, discover, program_of
+from sklearn_wbfuse.fusion.probing import Probing
+from sklearn_wbfuse.graph import Memory, discover, discover_all, floating_state, plain_copy, program_of
 
 
 def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):
@@ -40,7 +41,8 @@ def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
     for at, node in enumerate(whole.nodes):
         whole.run(node)
         if at in wanted:
-            for batch, chosen in enumerate(found.chosen(at, wanted[at])):
+            for batch in range(len(batches)):
+                chosen = found.chosen(at, wanted[at], batch)
                 rows = channels_last(whole.read(node, batch), wanted[at])
                 torch.testing.assert_close(found.rows(at, wanted[at], batch), rows[chosen])
                 assert len(chosen) == min(len(rows), -(-cap // len(batches)) if len(rows) * len(batches) > cap else len(rows))
@@ -105,3 +107,14 @@ def test_little_memory_changes_nothing_but_batches():
     probes = [Probe("data", n_mixed=0), Probe("data", n_mixed=0, working_memory=1e-4)]
     fits = [WassersteinFusion(cost=0.5, probe=p, random_state=0).fit(FusionInput(models, X)).fused_model_ for p in probes]
     torch.testing.assert_close(fits[1](X), fits[0](X))
+
+
+def test_recordings_of_large_networks_have_fewer_positions():
+    """Files stay within a few times the memory."""
+    models, X = [MLP([4, 300, 300, 3]) for _ in range(2)], torch.randn(2000, 4)
+    architectures, states = discover_all(models, (X[:2],)), [floating_state(plain_copy(m)) for m in models]
+    for memory, cap in ((1, 4 * 2**20 // (4 * 2 * 603)), (100, 20_000), (0, 500)):
+        probe = Probe("data", n_samples=20, working_memory=memory)
+        rng = np.random.RandomState(0)
+        probing = Probing(models, states, architectures, [0.5, 0.5], FusionInput(models, X), probe, rng)
+        assert [probing.recording(i).positions.cap for i in (0, 1)] == [cap, cap]

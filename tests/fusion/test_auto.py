@@ -236,3 +236,11 @@ def test_without_a_correction_the_start_of_least_energy_is_kept():
     models = two(mlp)
     fusion = WassersteinFusion(correction=None, n_init=4, init="random", random_state=0).fit(models)
     assert fusion.energy_ == min(h[-1] for h in fusion.history_)
+
+
+def test_batches_are_sized_by_activations_not_by_weights():
+    model, x = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 2)), torch.randn(2, 50)
+    assert work_of(model, (x,))[1] == 2 * 400 * 4
+    architecture = mock.Mock(plain=model, inputs=(x,))
+    sizes = [correcting._in_memory(Probe(working_memory=m), [architecture]).batch_size for m in (1, 0.1, 0)]
+    assert sizes == [2**20 // (6 * 1600), int(0.1 * 2**20 / (6 * 1600)), 1]
