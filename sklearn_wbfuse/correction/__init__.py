@@ -1,6 +1,6 @@
 """What follows the alignment, or serves it: activations of parents, and layers brought to what the parents compute."""
 
-from .activations import activation_features, rows_to_compare, units_of
+from .activations import activation_features, rows_to_compare, rows_within, units_of
 from .alongside import Parent
 from .ascent import ascended
 from .batchnorm import recompute_batchnorm
@@ -28,6 +28,7 @@ __all__ = [
     "recompute_batchnorm",
     "repeated",
     "rows_to_compare",
+    "rows_within",
     "shares",
     "units_of",
     "with_tokens",

@@ -28,7 +28,7 @@ from .equations import Equation, equations
 from .recording import Recording
 from .recurrent import Sequences, levels
 
-__all__ = ["activation_features", "rows_to_compare", "units_of"]
+__all__ = ["activation_features", "rows_to_compare", "rows_within", "units_of"]
 
 _ROWS = 5000
 """Positions that neurons are compared at."""
@@ -37,13 +37,17 @@ _SHARE = 1 / 8
 """Of the memory that activations may take, what those of one network may, since matching carries and averages them."""
 
 _FEWEST = 500
-"""Positions that are compared whatever they take."""
+"""Positions that are looked at whatever they take."""
+
+
+def rows_within(n_bytes: float, units: int, most: int) -> int:
+    """How many positions of so many units take at most so many bytes in single precision; at least a few, if there are."""
+    return int(min(most, max(_FEWEST, n_bytes / (4 * max(units, 1)))))
 
 
 def rows_to_compare(recordings: Sequence[Recording]) -> int:
     """How many positions networks can be compared at, so that their features are no larger than memory allows."""
-    limit = recordings[0].memory.limit * _SHARE / (4 * max(1, *map(units_of, recordings)))
-    return int(min(_ROWS, max(limit, _FEWEST)))
+    return rows_within(_SHARE * recordings[0].memory.limit, max(map(units_of, recordings)), _ROWS)
 
 
 def activation_features(

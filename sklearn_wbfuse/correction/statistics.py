@@ -12,7 +12,7 @@ into the layers' own tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import ClassVar
 
@@ -131,9 +131,8 @@ def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tu
     It reads the mean of what the parents' layers compute, or without a layer in front of it what others compute, repaired.
     """
     parents, read = rows.parents, (names["mean"], 0)
-    tensors = [{key: p.recording.state[name].double() for key, name in names.items()} for p in parents]
-    known = [t["var"].sqrt() for t in tensors]
-    wanted = _described(names, writer.eps, rows, writer.labelled)
+    known = [t["var"].sqrt() for t in _norms(names, rows)]
+    wanted = _described(writer, rows)
     inputs = _mean(parents, known, read, magnitude=True)
     if writer.norm is not None:
         seen = [_moments_of(rows, p, writer.node).deviation for p in parents]
@@ -203,18 +202,18 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
             )
 
         def correct(equation: Equation) -> None:
-            _recompute(equation.writers[0], Rows(equation, fused, parents))
+            _recompute(equation.writers[0], Rows(equation, fused, parents), wanted)
 
         known = all(p.on_data for p in parents)
+        wanted = _described if known else _wanted
         run_alongside(fused, [] if known else parents, found, correct, reads=_ends)
 
 
-def _recompute(writer: Writer, rows: Rows) -> None:
+def _recompute(writer: Writer, rows: Rows, wanted: Callable[[Writer, Rows], Statistics]) -> None:
     """Choose the running statistics of one batch norm."""
     state, names = rows.fused.state, writer.norm_names
     own = _moments(rows.of(writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
-    known = all(p.on_data for p in rows.parents)
-    mean, deviation = _described(names, writer.eps, rows, writer.labelled) if known else _wanted(writer, rows)
+    mean, deviation = wanted(writer, rows)
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
@@ -235,11 +234,16 @@ def _wanted(writer: Writer, rows: Rows) -> Statistics:
     return mean, _mean(rows.parents, [f.deviation for f in found], writer.labelled, magnitude=True)
 
 
-def _described(names: Mapping[str, str], eps: float, rows: Rows, labelled: tuple[str, int]) -> Statistics:
+def _described(writer: Writer, rows: Rows) -> Statistics:
     """The same by what the parents' batch norms say of the data that they were fitted to."""
-    tensors = [{key: p.recording.state[name].double() for key, name in names.items()} for p in rows.parents]
-    mean = _mean(rows.parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], labelled)
-    return mean, _mean(rows.parents, [t["var"].sqrt() * _gain(t, eps) for t in tensors], labelled, magnitude=True)
+    tensors = _norms(running_statistics(writer, rows.fused.parameters), rows)
+    mean = _mean(rows.parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
+    return mean, _mean(rows.parents, [t["var"].sqrt() * _gain(t, writer.eps) for t in tensors], writer.labelled, magnitude=True)
+
+
+def _norms(names: Mapping[str, str], rows: Rows) -> list[dict[str, Tensor]]:
+    """The tensors of every parent's batch norm, by what they are."""
+    return [{key: p.recording.state[name].double() for key, name in names.items()} for p in rows.parents]
 
 
 def _ends(equation: Equation) -> list[Node]:

@@ -108,9 +108,9 @@ class CorrectedMixin:
         mixes = any(getattr(c, "uses_mixtures", False) for c in self._corrections())
         given = parents, [n.state for n in networks], architectures, weights, data
         if not self._is_lenient:
-            return Probing(*given, _in_memory(probe, architectures), rng, mixes=mixes)
+            return Probing(*given, _sized(probe, architectures, capped=False), rng, mixes=mixes)
         try:
-            return Probing(*given, _in_memory(_capped(probe, architectures), architectures), rng, mixes=mixes)
+            return Probing(*given, _sized(probe, architectures, capped=True), rng, mixes=mixes)
         except Exception as error:  # whatever networks do on inputs that they do not know
             if self._compares_activations:
                 raise
@@ -180,20 +180,19 @@ def _warn_without(error: Exception) -> None:
     )
 
 
-def _capped(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
-    """The probe with so few samples that all networks together spend at most `_CAP` multiply-adds on them."""
-    each = max(work_of(a.plain, a.inputs)[0] / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
-    steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
-    most = _CAP / max(each * (len(architectures) * (1 + steps) + 1), 1.0)
-    n_samples = min(probe.n_samples, max(_FEWEST, int(most)))
-    return clone(probe).set_params(n_samples=n_samples)
-
-
-def _in_memory(probe: Probe, architectures: Sequence[Architecture]) -> Probe:
-    """The probe with batches so small that what a network holds on the way takes no more than activations may."""
-    each = max(work_of(a.plain, a.inputs)[1] / max(rows_in(a.inputs), 1) for a in dict.fromkeys(architectures))
-    most = int(probe.budget / max(_AT_ONCE * each, 1.0))
-    return clone(probe).set_params(batch_size=max(1, min(probe.batch_size, probe.n_samples, most)))
+def _sized(probe: Probe, architectures: Sequence[Architecture], *, capped: bool) -> Probe:
+    """The probe with batches so small that what a network holds on the way takes no more than activations may, and, if capped,
+    with so few samples that all networks together spend at most `_CAP` multiply-adds on them.
+    """
+    work = [(rows_in(a.inputs), *work_of(a.plain, a.inputs)) for a in dict.fromkeys(architectures)]
+    adds, size = (max(one[k] / max(one[0], 1) for one in work) for k in (1, 2))
+    n_samples = probe.n_samples
+    if capped:
+        steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
+        most = _CAP / max(adds * (len(architectures) * (1 + steps) + 1), 1.0)
+        n_samples = min(n_samples, max(_FEWEST, int(most)))
+    batch_size = min(probe.batch_size, n_samples, int(probe.budget / max(_AT_ONCE * size, 1.0)))
+    return clone(probe).set_params(n_samples=n_samples, batch_size=max(1, batch_size))
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from ..correction import (
     read_as,
     repeated,
     rows_to_compare,
+    rows_within,
     shares,
     units_of,
     with_tokens,
@@ -50,9 +51,6 @@ _ENOUGH = 50
 
 _ROWS = 20000
 """Positions of a value that are recorded, unless a correction says how many."""
-
-_FEWEST_ROWS = 500
-"""Positions that are recorded whatever they take."""
 
 _FILES = 4
 """What the parents' recordings take, in files for the most part, may be so many times what memory holds."""
@@ -159,8 +157,7 @@ class Probing:
         """The same for all parents; fewer where files would grow much larger than what memory may hold."""
         if max_rows not in self.positions:
             units = sum(units_of(self.steps(i, self.batches[:1])) for i in range(len(self.plains)))
-            most = max(_FEWEST_ROWS, int(_FILES * self.memory.limit / (4 * max(units, 1))))
-            self.positions[max_rows] = Positions(min(max_rows, most), self.seed)
+            self.positions[max_rows] = Positions(rows_within(_FILES * self.memory.limit, units, max_rows), self.seed)
         return self.positions[max_rows]
 
     def _recording(self, steps: Callable[[int], Steps], positions: Positions) -> Recording:
