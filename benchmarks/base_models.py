@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionInput
+from sklearn_wbfuse.data.scores import outputs, score_outputs
 from sklearn_wbfuse.datasets import (
     MLP,
     VGG11,
@@ -37,7 +38,6 @@ from sklearn_wbfuse.datasets import (
     load_sst2,
 )
 from sklearn_wbfuse.datasets._files import cache_folder
-from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ __all__ = [
 
 _HOMES = {
     "FusionClassifier": "model_selection",
-    "FusionInput": "fusion",
+    "FusionInput": "data",
     "FusionRegressor": "model_selection",
     "VanillaAveraging": "fusion",
     "WassersteinFusion": "fusion",
@@ -41,7 +41,18 @@ _HOMES = {
     "register_rule": "layers",
     "register_sizes": "layers",
 }
-_MODULES = {*_HOMES.values(), "barycenter", "cli", "correction", "datasets", "inspection", "transport"}
+_MODULES = {
+    *_HOMES.values(),
+    "alignment",
+    "averaging",
+    "cli",
+    "correction",
+    "data",
+    "execution",
+    "datasets",
+    "inspection",
+    "transport",
+}
 _MODULES |= {"base", "couplings", "exceptions", "groups"}
 
 

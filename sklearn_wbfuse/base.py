@@ -102,7 +102,9 @@ class HelpfulMixin:
     def _doc_link_url_param_generator(self) -> dict[str, str]:
         name, (package, *parts) = type(self).__name__, type(self).__module__.split(".")
         public = hasattr(sys.modules[package], name)
-        return {"page": ".".join([package, name] if public else [package, parts[0], name])}
+        return {"page": ".".join([package, name] if public else [package, self._documented_in or parts[0], name])}
+
+    _documented_in = ""  # the package whose page it has, if that is not the one that it is defined in
 
     def __sklearn_clone__(self) -> Any:
         """As scikit-learn clones, but networks among the parameters are shared, not copied."""

@@ -9,7 +9,8 @@ from architectures import FIXTURES
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from sklearn_wbfuse.graph import Steps, floating_state, plain_copy, program_of
+from sklearn_wbfuse.execution import Steps, program_of
+from sklearn_wbfuse.graph import floating_state, plain_copy
 
 TRACED = {
     name: dataclasses.replace(f, options={**f.options, **({"depth": 2} if name in ("vit", "bert", "gpt") else {})})

@@ -28,7 +28,7 @@ from floor import floor
 from tables import show
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
-from sklearn_wbfuse.barycenter import features
+from sklearn_wbfuse.alignment import features
 from sklearn_wbfuse.datasets import MLP, VGG11, ResNet20
 from sklearn_wbfuse.graph import discover_all, floating_state
 

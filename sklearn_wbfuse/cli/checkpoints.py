@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..data.fusion_input import native
 from ..exceptions import DiscoveryError, FusionError
-from ..fusion.data import native
 from ..graph import Architecture, plain_copy, sizes_in, unwrap
 from ..graph.parametrized import without_pruning
 from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network

@@ -13,9 +13,9 @@ import torch
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
+from ..data.fusion_input import FusionInput, native
+from ..data.scores import outputs_for
 from ..exceptions import FusionError
-from ..fusion.data import FusionInput, native
-from ..fusion.scores import outputs_for
 
 __all__ = ["check_dtypes", "example_inputs", "read_data"]
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from .. import FusionInput, VanillaAveraging, WassersteinFusion
 from ..base import aligned
+from ..data.scores import outputs, score_outputs
 from ..datasets import load_digits, train_mlp
-from ..fusion.scores import outputs, score_outputs
 from ..inspection import InterpolationDisplay
 from ..model_selection.table import n_parameters
 from .parser import PICTURE

@@ -13,9 +13,9 @@ from torch import nn
 
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
 from ..base import aligned
+from ..data.fusion_input import FusionInput, noise_like
 from ..exceptions import FusionError, WidthError
 from ..fusion.agreement import agreement_text
-from ..fusion.data import FusionInput, noise_like
 from ..model_selection.table import n_parameters, table_text
 from ..persistence import FILES
 from .card import Result, write_card

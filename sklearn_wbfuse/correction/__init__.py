@@ -1,38 +1,11 @@
-"""What follows the alignment, or serves it: activations of parents, and layers brought to what the parents compute."""
+"""What follows the average: layers brought to what the parents compute."""
 
-from .activations import activation_features, rows_to_compare, rows_within, units_of
-from .alongside import Parent
-from .ascent import ascended
+from ..execution import PROBES, Probe
 from .batchnorm import recompute_batchnorm
-from .probe import PROBES, Probe, between, coloured, is_drawn, mixed, procedural, repeated, shares, with_tokens
-from .reading import read_as
 from .regression import Regression
 from .statistics import BatchNorm, Repair
 
-__all__ = [
-    "CORRECTIONS",
-    "PROBES",
-    "BatchNorm",
-    "Parent",
-    "Probe",
-    "Regression",
-    "Repair",
-    "activation_features",
-    "ascended",
-    "between",
-    "coloured",
-    "is_drawn",
-    "mixed",
-    "procedural",
-    "read_as",
-    "recompute_batchnorm",
-    "repeated",
-    "rows_to_compare",
-    "rows_within",
-    "shares",
-    "units_of",
-    "with_tokens",
-]
+__all__ = ["CORRECTIONS", "PROBES", "BatchNorm", "Probe", "Regression", "Repair", "recompute_batchnorm"]
 
 CORRECTIONS = {"batchnorm": BatchNorm, "repair": Repair, "regression": Regression}
 """Corrections by the names that fusions know them by."""

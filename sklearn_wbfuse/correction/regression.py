@@ -20,16 +20,14 @@ from torch import Tensor
 
 from ..base import HelpfulMixin
 from ..exceptions import FusionError
-from ..graph import Steps
-from .affine import Writer
-from .alongside import Parent, Rows, run_alongside
-from .equations import Equation, equations
-from .recurrent import Cell, Part, Sequences, levels
+from ..execution import Steps
+from ..execution.affine import Writer
+from ..execution.equations import Equation, equations
+from ..execution.lockstep import Parent, Rows, run_alongside
+from ..execution.probing import HELD_OUT
+from ..execution.recurrent import Cell, Part, Sequences, levels
 
 __all__ = ["Regression"]
-
-HELD_OUT = 5
-"""Every fifth sample tells how far to go towards the solution."""
 
 _ROUNDS = 2
 """Regressions of a layer that a ReLU follows, each on what the one before has left."""

@@ -24,10 +24,10 @@ from torch.fx import Node
 
 from ..base import HelpfulMixin
 from ..exceptions import FusionWarning
-from ..graph import Steps
-from .affine import Norm, Writer
-from .alongside import Parent, Rows, run_alongside
-from .equations import Equation, batch_norms, equations, running_statistics
+from ..execution import Steps
+from ..execution.affine import Norm, Writer
+from ..execution.equations import Equation, batch_norms, equations, running_statistics
+from ..execution.lockstep import Parent, Rows, run_alongside
 
 __all__ = ["BatchNorm", "Repair"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..base import aligned
-from .scores import as_array, holds_targets
+from ..data.scores import as_array, holds_targets
 
 __all__ = ["Agreement", "agreement_of", "agreement_text", "kind_of", "tell_values"]
 

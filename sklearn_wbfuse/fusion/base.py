@@ -16,10 +16,14 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..barycenter import carry_state
+from ..alignment import carry_state
+from ..alignment.alignment import Alignment, Network
 from ..base import HelpfulMixin, short_text
 from ..couplings import Coupling, Couplings
+from ..data.fusion_input import FusionInput, rows_of
+from ..data.scores import check_labels, outputs, score_outputs
 from ..exceptions import FusionError, InvalidModelError, WidthError
+from ..execution.probing import Probing
 from ..graph import (
     Architecture,
     cast_inputs,
@@ -35,15 +39,11 @@ from ..graph.constants import warn_of_unread
 from ..graph.contexts import untouched_modules
 from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
 from ..groups import Graph
-from .alignment import Alignment, Network
 from .configs import follow_widths
 from .correcting import CorrectedMixin
-from .data import FusionInput, rows_of
 from .judging import JudgedMixin, a_few, fingerprint, small_probe
 from .masking import compared, fused_masks
-from .probing import Probing
 from .progress import log, tells_progress
-from .scores import check_labels, outputs, score_outputs
 from .storage import StorageMixin
 
 __all__ = ["Alignment", "BaseFusion", "Network"]

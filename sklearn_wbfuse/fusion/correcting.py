@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +14,23 @@ import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..barycenter import carry_state, mean_state
-from ..base import did_you_mean, short_text
-from ..correction import CORRECTIONS, PROBES, Probe
-from ..exceptions import FusionWarning
+from ..alignment import carry_map, carry_state, mean_state
+from ..alignment.alignment import Alignment, Network
+from ..base import short_text
+from ..correction import CORRECTIONS
+from ..data.fusion_input import FusionInput
+from ..exceptions import FusionWarning, did_you_mean
+from ..execution import PROBES, Parent, Probe
+from ..execution.probing import MAX_ROWS, Probing, chosen_of, rows_in
 from ..graph import Architecture, cast_inputs, plain_copy, write_back
 from ..graph.contexts import untouched_modules
-from .alignment import Alignment, Network
-from .data import FusionInput
 from .judging import agreement_on, why
-from .probing import Probing, rows_in
 from .progress import log
 
 __all__ = ["CorrectedMixin"]
@@ -151,7 +154,7 @@ class CorrectedMixin:
             for correction in corrections:
                 assert probing is not None
                 try:
-                    fused, said = probing.corrected(correction, start, target, fused)
+                    fused, said = _corrected_by(probing, correction, start, target, fused)
                 except Exception as error:
                     if not self._is_lenient:
                         raise
@@ -170,6 +173,30 @@ class CorrectedMixin:
         log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
         kept, states, fused, said = starts[best]
         return replace(kept, history=found.history, others=[]), states, fused, said
+
+
+@torch.no_grad()
+def _corrected_by(
+    probing: Probing, correction: Any, found: Alignment, target: Architecture, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """The tensors of the fused network after a correction, and what it returns for held-out samples if it ran."""
+    fused = probing.of_target(target, state)
+    parents, max_rows = [], getattr(correction, "max_rows", MAX_ROWS)
+    for i, (architecture, weight) in enumerate(zip(probing.architectures, probing.weights, strict=True)):
+        if weight:
+            carry = functools.partial(
+                carry_map,
+                source=architecture.graph,
+                target=target.graph,
+                couplings=found.couplings[i],
+                source_scales=found.source_scales[i],
+                target_scales=found.target_scales,
+            )
+            parents.append(Parent(probing.recording(i, max_rows), weight, carry, probing.has_rows_alone))
+    correction.correct(fused, parents)
+    ran = all(node in fused.values or node in fused.parameters for node in fused.returned if isinstance(node, Node))
+    chosen = enumerate(probing.held_out() if ran else [])
+    return fused.state, [chosen_of(fused.outputs(batch), c) for batch, c in chosen if c.any()]
 
 
 def _warn_without(error: Exception) -> None:

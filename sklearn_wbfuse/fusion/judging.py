@@ -15,13 +15,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..data.fusion_input import FusionInput
 from ..exceptions import PoorFusionWarning
+from ..execution.probing import Probing, chosen_of, rows_in
 from ..graph import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
 from ..graph.contexts import own_draws, untouched_modules
 from ..groups import Graph
 from .agreement import Agreement, agreement_of, kind_of, tell_values
-from .data import FusionInput
-from .probing import Probing, chosen_of, rows_in
 
 __all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "small_probe", "why"]
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
+from ..alignment.alignment import Alignment
 from ..couplings import Couplings
+from ..data.fusion_input import noise_like
 from ..exceptions import FusionWarning
 from ..graph.masks import Mask, masked_graph
 from ..groups import Graph
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .agreement import Agreement
-from .alignment import Alignment
 from .configs import follow_widths
-from .data import noise_like
 
 __all__ = ["StorageMixin", "stored_verdict"]
 

@@ -15,10 +15,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
-from ..barycenter import (
+from ..alignment import (
     Feature,
     Problem,
     Solution,
+    activations_of,
     balance,
     blurred,
     check_blocks,
@@ -32,13 +33,13 @@ from ..barycenter import (
     scaled,
     with_activations,
 )
+from ..alignment.alignment import Alignment, Network, blocks_within, pinned_groups
 from ..exceptions import FusionError, WidthError
+from ..execution.probing import Probing
 from ..graph import discover_all, validate_models
 from ..graph.masks import masked_graph
 from ..groups import Graph
-from .alignment import Alignment, Network, blocks_within, pinned_groups
 from .base import BaseFusion, Remember
-from .probing import Probing
 from .widths import target_sizes
 
 __all__ = ["WassersteinFusion"]
@@ -259,7 +260,7 @@ class WassersteinFusion(BaseFusion):
         share, mark = self._activation_share(probing), None
         if probing is not None and share:
             mark = probing.mark()
-            found = probing.activations(self.measure, [(self.init, n.state, n.graph) for n in given])
+            found = activations_of(probing, self.measure, [(self.init, n.state, n.graph) for n in given])
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
             described, arrays = with_activations(described, arrays, own, values, share)
         arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]

@@ -2,17 +2,12 @@
 
 from .discovery import Architecture, discover, discover_all
 from .inputs import as_inputs, cast_inputs, guess_inputs
-from .memory import Held, Memory
 from .modules import device_of, floating_state, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
 from .ranges import seems_probable
 from .states import resized_inputs
-from .steps import Steps, program_of
 
 __all__ = [
     "Architecture",
-    "Held",
-    "Memory",
-    "Steps",
     "as_inputs",
     "cast_inputs",
     "device_of",
@@ -22,7 +17,6 @@ __all__ = [
     "guess_inputs",
     "plain_copy",
     "plain_state",
-    "program_of",
     "resized_inputs",
     "seems_probable",
     "sizes_in",

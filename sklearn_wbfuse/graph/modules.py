@@ -14,13 +14,7 @@ from ..exceptions import InvalidModelError, NonFiniteError, WidthError
 from ..groups import Graph, LabelledTensor, Span
 from ..layers import Blocks, sizes_of
 from .mistakes import hint_for_list, hint_for_model, is_rows
-from .parametrized import (
-    materialise,
-    parametrized_names,
-    prune_again,
-    pruned_names,
-    write_parametrized,
-)
+from .parametrized import materialise, parametrized_names, prune_again, pruned_names, write_parametrized
 
 __all__ = [
     "aliases",

@@ -14,17 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import did_you_mean, short_text
+from ..data.fusion_input import rows_of
+from ..data.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs, sum_to_one
 from ..exceptions import FusionError, FusionWarning
-from ..fusion.data import rows_of
-from ..fusion.scores import (
-    are_probabilities,
-    as_array,
-    class_scores,
-    holds_targets,
-    outputs,
-    score_outputs,
-    sum_to_one,
-)
 from ..graph import seems_probable
 
 __all__ = ["Judge", "checked_metrics", "fitted"]

@@ -12,10 +12,11 @@ from sklearn.utils import check_random_state
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..correction import PROBES, Probe, read_as
+from ..data.fusion_input import FusionInput
+from ..execution import PROBES, Probe
+from ..execution.probing import Probing
+from ..execution.reading import read_as
 from ..fusion import WassersteinFusion
-from ..fusion.data import FusionInput
-from ..fusion.probing import Probing
 from ..graph import validate_models
 from .figures import new_axes
 

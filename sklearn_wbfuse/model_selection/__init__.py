@@ -1,6 +1,6 @@
 """Fusions under scikit-learn's searches: rows that carry models along, predictors, and tables of controls."""
 
-from ..fusion import FusionInput
+from ..data import FusionInput
 from .comparison import compare
 from .predictors import FusionClassifier, FusionRegressor
 

@@ -13,11 +13,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..base import HelpfulMixin, label_of, short_text
+from ..data.fusion_input import FusionInput, rows_of
+from ..data.scores import check_labels, outputs, outputs_for
 from ..exceptions import FusionError, InvalidModelError
 from ..fusion import WassersteinFusion
-from ..fusion.data import FusionInput, rows_of
 from ..fusion.judging import JudgedMixin
-from ..fusion.scores import check_labels, outputs, outputs_for
 from ..graph import guess_inputs, validate_models
 from ..persistence import PersistenceMixin
 

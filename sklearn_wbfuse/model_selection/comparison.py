@@ -16,11 +16,11 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from ..base import label_of, short_text
+from ..data.fusion_input import FusionInput, noise_like, rows_of
+from ..data.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
 from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
-from ..fusion.data import FusionInput, noise_like, rows_of
-from ..fusion.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
 from ..graph import validate_models
 from ..groups import Graph
 from .predictors import FusionClassifier, FusionRegressor

@@ -19,9 +19,9 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
 from ..base import short_text
+from ..data.fusion_input import FusionInput
+from ..data.scores import are_probabilities, as_array, class_scores, sum_to_one
 from ..exceptions import FusionError, FusionWarning
-from ..fusion.data import FusionInput
-from ..fusion.scores import are_probabilities, as_array, class_scores, sum_to_one
 from ..graph import seems_probable
 from .base import Predictor
 

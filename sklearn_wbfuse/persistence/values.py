@@ -21,9 +21,10 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from ..correction import CORRECTIONS, Probe
+from ..correction import CORRECTIONS
 from ..couplings import Coupling
 from ..exceptions import FusionWarning, PersistenceError
+from ..execution import Probe
 
 __all__ = ["ESTIMATORS", "Decoder", "Encoder"]
 

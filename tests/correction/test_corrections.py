@@ -15,7 +15,7 @@ from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.exceptions import FusionWarning
-from sklearn_wbfuse.graph import Steps
+from sklearn_wbfuse.execution import Steps
 
 DATA = Probe("data", n_samples=400, n_mixed=0, batch_size=100)
 

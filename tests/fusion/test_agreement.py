@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from networks import MLP, disguised, randomised
 from torch import nn
 
+import sklearn_wbfuse.fusion.correcting as correcting
 import sklearn_wbfuse.fusion.judging as judging
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
 from sklearn_wbfuse.correction import Probe
@@ -171,7 +172,7 @@ def test_what_networks_said_on_the_way_is_what_they_say(correction, monkeypatch)
     models, given = copies(), rows()
     found = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
     monkeypatch.setattr(judging.Probing, "outputs", lambda self, i: [])
-    monkeypatch.setattr(judging.Probing, "corrected", lambda *args, old=judging.Probing.corrected: (old(*args)[0], []))
+    monkeypatch.setattr(correcting, "_corrected_by", lambda *args, old=correcting._corrected_by: (old(*args)[0], []))
     again = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
     assert found.stored == again.stored
 

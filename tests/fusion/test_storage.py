@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, VanillaAveraging, WassersteinFusion, load
+from sklearn_wbfuse.data.fusion_input import noise_like
 from sklearn_wbfuse.exceptions import FusionWarning
-from sklearn_wbfuse.fusion.data import noise_like
 
 DTYPES = ["f2", "f4", "f8", "u1", "i2", "i8", "?"]
 

@@ -21,8 +21,8 @@ from sklearn.model_selection import cross_val_predict
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare, load
+from sklearn_wbfuse.data.scores import outputs, score_outputs
 from sklearn_wbfuse.exceptions import FusionError, FusionWarning
-from sklearn_wbfuse.fusion.scores import outputs, score_outputs
 
 N = 40
 

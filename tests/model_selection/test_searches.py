@@ -34,8 +34,9 @@ from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
+from sklearn_wbfuse.data import fusion_input
 from sklearn_wbfuse.exceptions import DiscoveryError
-from sklearn_wbfuse.fusion import base, data, wasserstein
+from sklearn_wbfuse.fusion import base, wasserstein
 
 WHICH = [
     {"fusion": [WassersteinFusion(correction=None)], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
@@ -241,7 +242,7 @@ def test_balanced_scales_are_found_once_for_all_fits(task, monkeypatch):
 @pytest.mark.parametrize("rows", [slice(0, 40), slice(40, None)])
 def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows, monkeypatch):
     """Whatever was fitted before, on the same rows or on others."""
-    monkeypatch.setattr(data, "_N_RESULTS", 1000)  # nothing is forgotten
+    monkeypatch.setattr(fusion_input, "_N_RESULTS", 1000)  # nothing is forgotten
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
     given = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
     given.note = lambda: "can't be pickled"
@@ -378,7 +379,7 @@ def test_threads_give_the_same_and_compute_once(task, monkeypatch):
 def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     X, _ = task
     sent = [pickle.dumps(part) for part in (X, X[:50], X[np.arange(20)])]
-    monkeypatch.setattr(data, "_CACHES", type(data._CACHES)())
+    monkeypatch.setattr(fusion_input, "_CACHES", type(fusion_input._CACHES)())
     first, second, third = (pickle.loads(s) for s in sent)
     assert first.cache is second.cache is third.cache is not X.cache and not first.cache
     calls = []
@@ -389,12 +390,12 @@ def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     second.models[1] = copy.deepcopy(second.models[1])  # another network is another key
     second.cached("key", lambda: calls.append(1))
     assert calls == [1, 1]
-    for _ in range(2 * data._N_CACHES):
+    for _ in range(2 * fusion_input._N_CACHES):
         pickle.loads(pickle.dumps(FusionInput(X.models, X.arrays[0])))
-    assert len(data._CACHES) == data._N_CACHES
-    for key in range(3 * data._N_RESULTS):
+    assert len(fusion_input._CACHES) == fusion_input._N_CACHES
+    for key in range(3 * fusion_input._N_RESULTS):
         first.cached(key, lambda: None)
-    assert len(first.cache) == data._N_RESULTS
+    assert len(first.cache) == fusion_input._N_RESULTS
 
 
 def test_results_of_different_keys_rows_and_networks_are_kept_apart():
@@ -429,14 +430,14 @@ def test_the_networks_of_a_result_are_kept_so_that_no_other_takes_their_place_in
 
 def test_what_was_used_last_is_kept(monkeypatch):
     models = [nn.Linear(4, 2)]
-    monkeypatch.setattr(data, "_CACHES", type(data._CACHES)())
-    sent = [pickle.dumps(FusionInput(models, np.zeros((9, 4)))) for _ in range(data._N_CACHES + 1)]
+    monkeypatch.setattr(fusion_input, "_CACHES", type(fusion_input._CACHES)())
+    sent = [pickle.dumps(FusionInput(models, np.zeros((9, 4)))) for _ in range(fusion_input._N_CACHES + 1)]
     caches = [pickle.loads(s).cache for s in sent[:-1]]
     again = pickle.loads(sent[0])
     assert again.cache is caches[0]
     pickle.loads(sent[-1])
     assert pickle.loads(sent[0]).cache is caches[0] and pickle.loads(sent[1]).cache is not caches[1]
-    results = [again.cached(key, object) for key in range(data._N_RESULTS)]
+    results = [again.cached(key, object) for key in range(fusion_input._N_RESULTS)]
     assert again[:3].cached(0, object) is results[0]  # a slice of a copy knows the names of its models
     again.cached("one more", object)
     assert again.cached(0, object) is results[0] and again.cached(1, object) is not results[1]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.barycenter import Problem, blurred, carry_state, features, joint, layerwise, match, match_all, random_start
+from sklearn_wbfuse.alignment import Problem, blurred, carry_state, features, joint, layerwise, match, match_all, random_start
 from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.groups import Graph, Group, LabelledTensor, Span, relabel

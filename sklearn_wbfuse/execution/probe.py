@@ -20,11 +20,11 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..base import HelpfulMixin
-from ..graph import Steps
 from ..probes import dead_leaves, occluding_steps
 from .affine import Norm, writer_of
 from .reading import Reading, vocabularies
 from .recurrent import cells_of
+from .steps import Steps
 
 __all__ = ["PROBES", "Probe", "between", "coloured", "is_drawn", "mixed", "procedural", "repeated", "shares", "with_tokens"]
 
@@ -77,6 +77,8 @@ class Probe(HelpfulMixin, BaseEstimator):
     >>> from sklearn_wbfuse import WassersteinFusion
     >>> fusion = WassersteinFusion(probe=Probe("images", n_samples=500))
     """
+
+    _documented_in = "correction"
 
     _parameter_constraints: ClassVar[dict] = {
         "kind": [StrOptions({"auto", "noise", "data", *PROBES})],

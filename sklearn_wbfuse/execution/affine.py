@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..graph import Steps
 from ..layers.conv import is_depthwise
+from .steps import Steps
 
 __all__ = ["Conv", "Linear", "Norm", "Writer", "operation", "rows_at", "writer_of"]
 

@@ -66,7 +66,7 @@ class Problem:
         return [carried(f, a, plans) for f, a in zip(self.described, self.models[model], strict=True)]
 
     def energy(self, plans: Sequence[Plans], moved: Sequence[Sequence[Tensor]]) -> float:
-        """The full energy at the best target; see `barycenter.energy.energy`."""
+        """The full energy at the best target; see `alignment.energy.energy`."""
         if len(plans) == 2 and all(c.is_permutation for own in plans for c in own.values()):
             return self.weights[0] * self.weights[1] * difference(self.described, *moved)
         return energy(self.described, mean_target(moved, self.weights), self.models, moved, self.weights)

@@ -12,9 +12,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..exceptions import FusionError
-from ..graph import Steps
 from .affine import operation
 from .recurrent import cells_of
+from .steps import Steps
 
 __all__ = ["Reading", "read_as", "vocabularies"]
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from sklearn_wbfuse.barycenter import Problem, blurred, joint, layerwise, random_start
-from sklearn_wbfuse.barycenter.energy import cost, energy, mean_target
-from sklearn_wbfuse.barycenter.matching import couple
-from sklearn_wbfuse.barycenter.view import Feature
+from sklearn_wbfuse.alignment import Problem, blurred, joint, layerwise, random_start
+from sklearn_wbfuse.alignment.energy import cost, energy, mean_target
+from sklearn_wbfuse.alignment.matching import couple
+from sklearn_wbfuse.alignment.view import Feature
 from sklearn_wbfuse.couplings import Coupling
 
 SIZES = {"a": 9, "b": 7, "c": 8}

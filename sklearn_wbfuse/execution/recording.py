@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..graph import Held, Memory, Steps
 from .affine import rows_at
+from .memory import Held, Memory
+from .steps import Steps
 
 __all__ = ["Positions", "Recording"]
 

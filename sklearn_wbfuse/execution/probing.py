@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,52 +9,39 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from ..barycenter import Feature, carry_map
-from ..correction import (
-    Parent,
-    Probe,
-    activation_features,
-    ascended,
-    between,
-    coloured,
-    is_drawn,
-    mixed,
-    procedural,
-    read_as,
-    repeated,
-    rows_to_compare,
-    rows_within,
-    shares,
-    units_of,
-    with_tokens,
-)
-from ..correction.recording import Positions, Recording
-from ..correction.regression import HELD_OUT
+from ..data.fusion_input import FusionInput
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
-from ..graph import Architecture, Memory, Steps, plain_copy, program_of, resized_inputs
-from ..groups import Graph
+from ..graph import Architecture, plain_copy, resized_inputs
 from ..probes import zipf_chain
-from .alignment import Alignment
-from .data import FusionInput
+from .ascent import ascended
+from .equations import Equation, equations
+from .memory import Memory
+from .probe import Probe, between, coloured, is_drawn, mixed, procedural, repeated, shares, with_tokens
+from .reading import read_as
+from .recording import Positions, Recording
+from .steps import Steps, program_of
 
-__all__ = ["Probing", "chosen_of", "rows_in"]
+__all__ = ["HELD_OUT", "MAX_ROWS", "Probing", "chosen_of", "rows_in", "rows_within", "units_of"]
+
+HELD_OUT = 5
+"""Every fifth sample is held out: it tells regressions how far to go, and how much the fused network agrees."""
 
 _FEWEST = 5
 """Rows below which no correction makes sense."""
 
+_FEW_ROWS = 500
+"""Positions that are looked at whatever they take."""
+
 _ENOUGH = 50
 """Held-out samples that tell a share."""
 
-_ROWS = 20000
+MAX_ROWS = 20000
 """Positions of a value that are recorded, unless a correction says how many."""
 
 _FILES = 4
 """What the parents' recordings take, in files for the most part, may be so many times what memory holds."""
-
-Activations = tuple[list[Feature], list[Tensor]]
 
 
 class Probing:
@@ -146,7 +132,7 @@ class Probing:
         given = self.batches if batches is None else batches
         return self._steps(self.architectures[i], self.plains[i], self.states[i], given)
 
-    def recording(self, i: int, max_rows: int = _ROWS) -> Recording:
+    def recording(self, i: int, max_rows: int = MAX_ROWS) -> Recording:
         """A parent, recorded at so many positions; it runs once for all that want the same number."""
         if (i, max_rows) not in self.recordings:
             positions = self._positions(max_rows)
@@ -160,50 +146,18 @@ class Probing:
             self.positions[max_rows] = Positions(rows_within(_FILES * self.memory.limit, units, max_rows), self.seed)
         return self.positions[max_rows]
 
+    def record_further(self, plain: nn.Module, state: Mapping[str, Tensor]) -> Recording:
+        """A further network of the target's widths, recorded where the parents are."""
+        program = program_of(plain, self.batches[0], next(iter(state.values())))
+        positions = self.recording(0).positions
+        return self._recording(lambda batch: Steps(program, plain, state, [self.batches[batch]]), positions)
+
     def _recording(self, steps: Callable[[int], Steps], positions: Positions) -> Recording:
         return Recording(steps, len(self.batches), positions, self.memory)
 
-    def _of_batch(self, program: Any, plain: nn.Module, state: Mapping[str, Tensor]) -> Callable[[int], Steps]:
-        return lambda batch: Steps(program, plain, state, [self.batches[batch]])
-
-    @torch.no_grad()
-    def activations(
-        self, measure: str, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()
-    ) -> list[Activations]:
-        """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
-        recordings = [self.recording(i) for i in range(len(self.plains))]
-        n_rows = rows_to_compare(recordings)
-        pairs = zip(recordings, self.architectures, strict=True)
-        found = [activation_features(r, a.graph, measure, n_rows) for r, a in pairs]
-        for model, state, graph in further:
-            plain = plain_copy(model)
-            program = program_of(plain, self.batches[0], next(iter(state.values())))
-            own = self._recording(self._of_batch(program, plain, state), recordings[0].positions)
-            found.append(activation_features(own, graph, measure, n_rows))
-        return found
-
-    @torch.no_grad()
-    def corrected(
-        self, correction: Any, found: Alignment, target: Architecture, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[Any]]:
-        """The tensors of the fused network after a correction, and what it returns for held-out samples if it ran."""
-        fused = self._steps(target, target.plain, state, self.batches, self.memory)
-        parents, max_rows = [], getattr(correction, "max_rows", _ROWS)
-        for i, (architecture, weight) in enumerate(zip(self.architectures, self.weights, strict=True)):
-            if weight:
-                carry = functools.partial(
-                    carry_map,
-                    source=architecture.graph,
-                    target=target.graph,
-                    couplings=found.couplings[i],
-                    source_scales=found.source_scales[i],
-                    target_scales=found.target_scales,
-                )
-                parents.append(Parent(self.recording(i, max_rows), weight, carry, self.has_rows_alone))
-        correction.correct(fused, parents)
-        ran = all(node in fused.values or node in fused.parameters for node in fused.returned if isinstance(node, Node))
-        chosen = enumerate(self.held_out() if ran else [])
-        return fused.state, [chosen_of(fused.outputs(batch), c) for batch, c in chosen if c.any()]
+    def of_target(self, target: Architecture, state: Mapping[str, Tensor]) -> Steps:
+        """The fused network at its start, on the inputs."""
+        return self._steps(target, target.plain, state, self.batches, self.memory)
 
     def _steps(
         self,
@@ -313,3 +267,20 @@ def _split(rows: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:
     size = -(-n // count)
     index = torch.arange(count * size) % n
     return [tuple(t[index[k * size : (k + 1) * size]] for t in rows) for k in range(count)]
+
+
+def rows_within(n_bytes: float, units: int, most: int) -> int:
+    """How many positions of so many units take at most so many bytes in single precision; at least a few, if there are."""
+    return int(min(most, max(_FEW_ROWS, n_bytes / (4 * max(units, 1)))))
+
+
+def units_of(network: Recording | Steps) -> int:
+    """How many numbers are recorded of a network for each position, of all its equations."""
+    return sum(map(_units, equations(network.nodes, network.parameters).values()))
+
+
+def _units(equation: Equation) -> int:
+    """How many rows the features of an equation have."""
+    if equation.cells:
+        return sum(w.meta["val"].shape[0] for w in equation.at.args[2])  # type: ignore[union-attr]
+    return int(equation.at.meta["val"].shape[equation.writers[0].channel])

@@ -10,12 +10,14 @@ from stepping import channels_last, steps_of
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
-from sklearn_wbfuse.correction import Probe, activation_features
-from sklearn_wbfuse.correction.equations import equations
-from sklearn_wbfuse.correction.recording import Positions, Recording
+from sklearn_wbfuse.alignment import activation_features
+from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.datasets import MLP
-from sklearn_wbfuse.fusion.probing import Probing
-from sklearn_wbfuse.graph import Memory, discover, discover_all, floating_state, plain_copy, program_of
+from sklearn_wbfuse.execution import Memory, program_of
+from sklearn_wbfuse.execution.equations import equations
+from sklearn_wbfuse.execution.probing import Probing
+from sklearn_wbfuse.execution.recording import Positions, Recording
+from sklearn_wbfuse.graph import discover, discover_all, floating_state, plain_copy
 
 
 def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):

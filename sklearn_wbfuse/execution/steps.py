@@ -15,9 +15,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from .export import export
+from ..graph.export import export
+from ..graph.modules import aliases, plain_copy
 from .memory import Held, Memory
-from .modules import aliases, plain_copy
 
 __all__ = ["Steps", "program_of"]
 

@@ -11,7 +11,8 @@ from stepping import TRACED, at_end, expected, outputs, steps_of, traced
 from torch import nn
 
 from sklearn_wbfuse.exceptions import DiscoveryError
-from sklearn_wbfuse.graph import Steps, floating_state, plain_copy, program_of
+from sklearn_wbfuse.execution import Steps, program_of
+from sklearn_wbfuse.graph import floating_state, plain_copy
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 

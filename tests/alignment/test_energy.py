@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.barycenter.energy import carried, cost, energy, mean_target
-from sklearn_wbfuse.barycenter.view import Feature
+from sklearn_wbfuse.alignment.energy import carried, cost, energy, mean_target
+from sklearn_wbfuse.alignment.view import Feature
 from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.transport import round_to_marginals
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from ..graph import Steps
 from .affine import Writer, operation, rows_at
 from .equations import Equation
 from .recording import Recording
+from .steps import Steps
 
 __all__ = ["Parent", "Rows", "run_alongside"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..barycenter import features
-from ..barycenter.energy import energy, mean_target
+from ..alignment import features
+from ..alignment.alignment import Alignment, Network
+from ..alignment.energy import energy, mean_target
 from ..couplings import Coupling
 from ..exceptions import WidthError
+from ..execution.probing import Probing
 from ..groups import Graph
-from .alignment import Alignment, Network
 from .base import BaseFusion, Remember
-from .probing import Probing
 
 __all__ = ["VanillaAveraging"]
 

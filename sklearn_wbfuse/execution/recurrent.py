@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.functional import linear
 
-from ..graph import Steps
 from ..layers.recurrent import KINDS
 from .affine import operation
 from .recording import Recording
+from .steps import Steps
 
 __all__ = ["Cell", "Part", "Sequences", "cells_of", "levels"]
 

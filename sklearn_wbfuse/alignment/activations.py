@@ -12,23 +12,25 @@ Gates of recurrent layers, whose states are fed back, are compared by distance a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
-from ..barycenter import Feature
-from ..graph import Steps
+from ..execution import Probing
+from ..execution.affine import operation
+from ..execution.equations import Equation, equations
+from ..execution.lockstep import read_by
+from ..execution.probing import rows_within, units_of
+from ..execution.recording import Recording
+from ..execution.recurrent import Sequences, levels
+from ..graph import plain_copy
 from ..groups import Graph
 from ..layers.elementwise import NONLINEAR
-from .affine import operation
-from .alongside import read_by
-from .equations import Equation, equations
-from .recording import Recording
-from .recurrent import Sequences, levels
+from .view import Feature
 
-__all__ = ["activation_features", "rows_to_compare", "rows_within", "units_of"]
+__all__ = ["activation_features", "activations_of"]
 
 _ROWS = 5000
 """Positions that neurons are compared at."""
@@ -36,18 +38,22 @@ _ROWS = 5000
 _SHARE = 1 / 8
 """Of the memory that activations may take, what those of one network may, since matching carries and averages them."""
 
-_FEWEST = 500
-"""Positions that are looked at whatever they take."""
 
-
-def rows_within(n_bytes: float, units: int, most: int) -> int:
-    """How many positions of so many units take at most so many bytes in single precision; at least a few, if there are."""
-    return int(min(most, max(_FEWEST, n_bytes / (4 * max(units, 1)))))
-
-
-def rows_to_compare(recordings: Sequence[Recording]) -> int:
+def _rows_to_compare(recordings: Sequence[Recording]) -> int:
     """How many positions networks can be compared at, so that their features are no larger than memory allows."""
     return rows_within(_SHARE * recordings[0].memory.limit, max(map(units_of, recordings)), _ROWS)
+
+
+@torch.no_grad()
+def activations_of(
+    probing: Probing, measure: str, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()
+) -> list[tuple[list[Feature], list[Tensor]]]:
+    """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
+    recordings = [probing.recording(i) for i in range(len(probing.plains))]
+    n_rows = _rows_to_compare(recordings)
+    pairs = zip(recordings, (a.graph for a in probing.architectures), strict=True)
+    others = [(probing.record_further(plain_copy(model), state), graph) for model, state, graph in further]
+    return [activation_features(recording, graph, measure, n_rows) for recording, graph in [*pairs, *others]]
 
 
 def activation_features(
@@ -65,7 +71,7 @@ def activation_features(
     n_rows : int
         Largest number of positions.
     """
-    found = _equations(recording)
+    found = equations(recording.nodes, recording.parameters)
     recording.record(*read_by(found.values(), recording.position))
     most = -(-n_rows // recording.n_batches)
     described, arrays = [], []
@@ -80,22 +86,6 @@ def activation_features(
                 described.append(Feature(str(node), (span.group,), ("out",), (exponent,), (span.odd,)))
                 arrays.append(rows.T[index].flatten(1))
     return described, arrays
-
-
-def units_of(network: Recording | Steps) -> int:
-    """How many numbers are recorded of a network for each position, of all its equations."""
-    return sum(map(_units, _equations(network).values()))
-
-
-def _equations(network: Recording | Steps) -> dict[Node, Equation]:
-    return equations(network.nodes, network.parameters)
-
-
-def _units(equation: Equation) -> int:
-    """How many rows the features of an equation have."""
-    if equation.cells:
-        return sum(w.meta["val"].shape[0] for w in equation.at.args[2])  # type: ignore[union-attr]
-    return int(equation.at.meta["val"].shape[equation.writers[0].channel])
 
 
 def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:

@@ -12,10 +12,10 @@ from networks import CNN, MLP, Encoder, Recurrent, ResNet, networks
 from stepping import TRACED, at_end, channels_last, expected, outputs, steps_of, traced
 from torch import nn
 
-from sklearn_wbfuse.correction.affine import operation
-from sklearn_wbfuse.correction.alongside import run_alongside
-from sklearn_wbfuse.correction.equations import batch_norms, equations
-from sklearn_wbfuse.graph import program_of
+from sklearn_wbfuse.execution import program_of
+from sklearn_wbfuse.execution.affine import operation
+from sklearn_wbfuse.execution.equations import batch_norms, equations
+from sklearn_wbfuse.execution.lockstep import run_alongside
 
 
 def found(steps):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..exceptions import FusionError, NonFiniteError
 from ..graph import cast_inputs
 from ..groups import Graph
-from .data import FusionInput, floats
+from .fusion_input import FusionInput, floats
 
 __all__ = [
     "are_probabilities",

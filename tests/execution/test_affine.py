@@ -10,8 +10,8 @@ from stepping import at_end, channels_last, expected, outputs
 from torch import nn
 
 from sklearn_wbfuse import discover
-from sklearn_wbfuse.correction.affine import operation, writer_of
-from sklearn_wbfuse.correction.equations import equations
+from sklearn_wbfuse.execution.affine import operation, writer_of
+from sklearn_wbfuse.execution.equations import equations
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -213,7 +213,7 @@ def _columns(parts: Sequence[Part]) -> tuple[list[Feature], list[Tensor], list[T
 
 
 def _costs(group: str, parts: Sequence[Part], plans: Mapping[str, Coupling]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cost matrices on the host; see `barycenter.energy.cost`."""
+    """Cost matrices on the host; see `alignment.energy.cost`."""
     total, signed = cost_matrices(group, *_columns(parts), plans)
     return _numpy(total), None if signed is None else _numpy(signed)
 

@@ -1,0 +1,1 @@
+"""Aligned parents in, one state out."""

@@ -1,0 +1,29 @@
+"""Rows that travel with models, and what networks say of them: inputs, outputs, scores."""
+
+from .fusion_input import FusionInput, noise_like, rows_of
+from .scores import (
+    are_probabilities,
+    as_array,
+    check_labels,
+    class_scores,
+    holds_targets,
+    outputs,
+    outputs_for,
+    score_outputs,
+    sum_to_one,
+)
+
+__all__ = [
+    "FusionInput",
+    "are_probabilities",
+    "as_array",
+    "check_labels",
+    "class_scores",
+    "holds_targets",
+    "noise_like",
+    "outputs",
+    "outputs_for",
+    "rows_of",
+    "score_outputs",
+    "sum_to_one",
+]
