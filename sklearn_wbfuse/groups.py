@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Span", "State", "Summed", "along", "put", "relabel", "take"]
+from .couplings import along_axis
+
+__all__ = ["Block", "Graph", "Group", "LabelledTensor", "Span", "State", "Summed", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -308,18 +310,13 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
             if span.group in order:
                 index = np.arange(labels.shape[axis])
                 index[span.index] = span.index[order[span.group]]
-                tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+                tensor = along_axis(tensor, axis, index=torch.as_tensor(index, device=tensor.device))
             if (span.exponent or span.odd) and span.group in factor:
                 c = factor[span.group]
                 vector = np.ones(labels.shape[axis])
                 vector[span.index] = (np.abs(c) ** span.exponent * (np.sign(c) if span.odd else 1))[:, None]
-                tensor = tensor * along(torch.as_tensor(vector, dtype=tensor.dtype, device=tensor.device), axis, tensor.dim())
+                tensor = along_axis(tensor, axis, factor=torch.as_tensor(vector, dtype=tensor.dtype, device=tensor.device))
     return labels.fold(tensor)
-
-
-def along(vector: Tensor, axis: int, dims: int) -> Tensor:
-    """A vector shaped to broadcast along one axis of a tensor with `dims` dimensions."""
-    return vector.view([-1 if a == axis else 1 for a in range(dims)])
 
 
 def take(tensor: Tensor, block: Block) -> Tensor:

@@ -10,7 +10,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from sklearn_wbfuse.execution import Steps, program_of
-from sklearn_wbfuse.graph import floating_state, plain_copy
+from sklearn_wbfuse.fusion.making import Making, common_dtype
+from sklearn_wbfuse.graph import discover_all, floating_state, plain_copy
 
 TRACED = {
     name: dataclasses.replace(f, options={**f.options, **({"depth": 2} if name in ("vit", "bert", "gpt") else {})})
@@ -30,6 +31,13 @@ def steps_of(network, batches, device="cpu", program=None):
     state = floating_state(plain)
     program = program_of(plain, batches[0], next(iter(state.values()))) if program is None else program
     return Steps(program, plain, state, placed(batches, device))
+
+
+def parents_of(networks, inputs):
+    """Networks as the parents of a fusion in equal parts."""
+    made = Making(inputs, common_dtype(networks))
+    pairs = zip(map(plain_copy, networks), discover_all(networks, inputs), strict=True)
+    return [made.parent(plain, architecture, 1 / len(networks)) for plain, architecture in pairs]
 
 
 def at_end(network, *inputs, device="cpu"):

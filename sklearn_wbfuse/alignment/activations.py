@@ -12,20 +12,18 @@ Gates of recurrent layers, whose states are fed back, are compared by distance a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
-from ..execution import Probing
+from ..execution import Parent, Probing
 from ..execution.affine import operation
-from ..execution.equations import Equation, equations
-from ..execution.lockstep import read_by
+from ..execution.equations import Equation, equations, read_by
 from ..execution.probing import rows_within, units_of
 from ..execution.recording import Recording
 from ..execution.recurrent import Sequences, levels
-from ..graph import plain_copy
 from ..groups import Graph
 from ..layers.elementwise import NONLINEAR
 from .view import Feature
@@ -45,15 +43,13 @@ def _rows_to_compare(recordings: Sequence[Recording]) -> int:
 
 
 @torch.no_grad()
-def activations_of(
-    probing: Probing, measure: str, further: Sequence[tuple[nn.Module, Mapping[str, Tensor], Graph]] = ()
-) -> list[tuple[list[Feature], list[Tensor]]]:
+def activations_of(runs: Probing, measure: str, further: Sequence[Parent] = ()) -> list[tuple[list[Feature], list[Tensor]]]:
     """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
-    recordings = [probing.recording(i) for i in range(len(probing.plains))]
+    recordings = [runs.recording(i) for i in range(len(runs.parents))]
     n_rows = _rows_to_compare(recordings)
-    pairs = zip(recordings, (a.graph for a in probing.architectures), strict=True)
-    others = [(probing.record_further(plain_copy(model), state), graph) for model, state, graph in further]
-    return [activation_features(recording, graph, measure, n_rows) for recording, graph in [*pairs, *others]]
+    recordings += map(runs.record_further, further)
+    pairs = zip(recordings, [*runs.parents, *further], strict=True)
+    return [activation_features(recording, parent.graph, measure, n_rows) for recording, parent in pairs]
 
 
 def activation_features(

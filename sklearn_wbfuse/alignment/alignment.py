@@ -1,7 +1,8 @@
-"""Networks as data, and how they are carried to a target."""
+"""How networks are carried to a target, and what is known of that beforehand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,19 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation
+from ..execution import Parent
 from ..groups import Graph, Span
 
-__all__ = ["Alignment", "Network", "blocks_within", "pinned_groups"]
-
-
-@dataclass(eq=False)
-class Network:
-    """One parent as data: its tensors in the dtype and on the device of computation, and as what neurons are compared by."""
-
-    graph: Graph
-    state: dict[str, Tensor]
-    compared: dict[str, Tensor]
+__all__ = ["Alignment", "blocks_within", "pinned_groups"]
 
 
 @dataclass(eq=False)
@@ -29,7 +22,8 @@ class Alignment:
     """How networks are carried to the target: one coupling per group, and scales per unit, for each.
 
     `source_scales` put a network into the gauge in which it was matched, `target_scales` lead from there to the target's.
-    `others` are those of further starts, of higher energies; what they are worth is told by what they lead to.
+    `others` are those of further starts, of higher energies; what they are worth is told by what they lead to. `masses` say of
+    groups that the models do not own alike what each owns of the target's neurons; see `Mixture`.
     """
 
     couplings: list[dict[str, Coupling]]
@@ -39,16 +33,17 @@ class Alignment:
     n_iter: int = 0
     history: list[Any] = field(default_factory=list)
     others: list[Alignment] = field(default_factory=list)
+    masses: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def pinned_groups(networks: list[Network], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:
+def pinned_groups(networks: Sequence[Parent], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:
     """Couplings of groups with a tensor that is bitwise equal in all parents (a frozen embedding): they correspond already.
 
     A neuron of which such tensors do not tell the sign has that of the tensors in which its group stands alone.
 
     Parameters
     ----------
-    networks : list of Network
+    networks : list of Parent
     target : Graph
     signs : bool
         Whether neurons may change sign.
@@ -85,7 +80,7 @@ def pinned_groups(networks: list[Network], target: Graph, signs: bool = True) ->
     result = [dict(pinned) for _ in networks]
     for group in (g for g in pinned if signs and target.groups[g].signable and g not in signed_alike):
         for network, own in zip(networks, result, strict=True):
-            own[group] = Coupling(index=np.arange(len(own[group].plan)), signs=_signs_like(network, first, group))
+            own[group] = Permutation(np.arange(own[group].shape[0]), _signs_like(network, first, group))
     return result, scaled_alike
 
 
@@ -95,7 +90,7 @@ def _rows(whole: Tensor, axis: int, span: Span) -> Tensor:
     return whole.movedim(axis, 0)[index].reshape(len(span.index), -1)
 
 
-def _signs_like(network: Network, first: Network, group: str) -> np.ndarray:
+def _signs_like(network: Parent, first: Parent, group: str) -> np.ndarray:
     """The signs with which units are most like those of another network, in tensors on whose axes no other group stands."""
     total: Any = 0.0
     for labels, axis, span in network.graph.axes(group):

@@ -3,21 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..correspondence import SAME_NAMES, Correspondence
+from ..couplings import Coupling, Permutation, along
 from ..exceptions import WidthError
-from ..groups import Block, Graph, LabelledTensor, along, put, relabel, take
-from .energy import carried_along
+from ..groups import Block, Graph, LabelledTensor, put, relabel, take
+from ..mixture import Mixture
 
-__all__ = ["carry_map", "carry_state", "check_blocks", "mean_scales", "mean_state"]
+__all__ = ["Carrier", "carry_state", "check_blocks", "mean_scales"]
 
 Scales = Mapping[str, np.ndarray]
+
+
+class Carrier:
+    """How the tensors and activations of one model get into the neurons, widths and scales of the target.
+
+    Output axes average and input axes split; units are first multiplied by `source_scales` and then divided by
+    `target_scales`, each to the axis' exponent.
+
+    Parameters
+    ----------
+    source, target : Graph
+    couplings : mapping of str to Coupling
+        By the target's groups.
+    source_scales, target_scales : mapping of str to ndarray
+        By the source's and the target's groups.
+    correspondence : Correspondence
+
+    Raises
+    ------
+    WidthError
+        See `check_blocks`.
+    """
+
+    def __init__(
+        self,
+        source: Graph,
+        target: Graph,
+        couplings: Mapping[str, Coupling],
+        source_scales: Scales,
+        target_scales: Scales,
+        correspondence: Correspondence = SAME_NAMES,
+    ):
+        check_blocks(source, target, correspondence)
+        self.source, self.target, self.couplings, self.correspondence = source, target, couplings, correspondence
+        self.source_scales, self.target_scales = source_scales, target_scales
+        self.permutations = {name: c for name, c in couplings.items() if isinstance(c, Permutation)}
+        self.is_relabelling = source is target and len(self.permutations) == len(couplings)
+        if self.is_relabelling:
+            self.order = {name: c.index for name, c in self.permutations.items()}
+            self.factor = {name: own[self.order[name]] / target_scales[name] for name, own in source_scales.items()}
+            for name, c in self.permutations.items():
+                if c.signs is not None:
+                    self.factor[name] = c.signs * self.factor.get(name, 1.0)
+
+    def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors, by the target's names."""
+        names = {self.correspondence.tensor(name): name for name in self.target.tensors}
+        return {names[name]: self.tensor(names[name], state) for name in state}
+
+    def tensor(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        """One tensor of the target, from the source's state."""
+        own = self.correspondence.tensor(name)
+        if self.is_relabelling:
+            return relabel(state[own], self.source.tensors[own], self.order, self.factor)
+        return self._by_blocks(state[own], self.source.tensors[own], self.target.tensors[name])
+
+    def _by_blocks(self, tensor: Tensor, labels: LabelledTensor, wanted: LabelledTensor) -> Tensor:
+        whole = labels.unfold(tensor)
+        out = torch.zeros(wanted.shape, dtype=tensor.dtype, device=tensor.device)
+        for before, after in zip(labels.blocks(), wanted.blocks(), strict=True):
+            array = _times(take(whole, before), before, self.source_scales, 1)
+            for axis, span in enumerate(after.axes):
+                array = self.couplings[span.group].apply(array, axis, span.role, span.odd)
+            put(out, after, _times(array, after, self.target_scales, -1))
+        return wanted.fold(out)
+
+    def axis_map(self, name: str, axis: int) -> Tensor:
+        """How activations along an axis of a tensor are carried: a matrix of shape (size in the target, size in the source)."""
+        own = self.source.tensors[self.correspondence.tensor(name)]
+        size, both = own.shape[axis], []
+        for labels in (own, self.target.tensors[name]):
+            both.append(LabelledTensor("", (labels.shape[axis], size), (labels.spans[axis], ())))
+        return self._by_blocks(torch.eye(size, dtype=torch.float64), *both)
 
 
 def carry_state(
@@ -28,65 +100,11 @@ def carry_state(
     source_scales: Scales,
     target_scales: Scales,
 ) -> dict[str, Tensor]:
-    """All tensors of a model in the neurons, widths and scales of the target.
-
-    Output axes average and input axes split; units are first multiplied by `source_scales` and then divided by
-    `target_scales`, each to the axis' exponent.
-
-    Raises
-    ------
-    WidthError
-        See `check_blocks`.
-    """
-    check_blocks(source, target)
-    if source is target and all(c.is_permutation for c in couplings.values()):
-        order = {name: c.index for name, c in couplings.items() if c.index is not None}
-        factor = {name: source_scales[name][order[name]] / target_scales[name] for name in source_scales}
-        for name, c in couplings.items():
-            if c.signs is not None:
-                factor[name] = c.signs * factor.get(name, 1.0)
-        return {name: relabel(tensor, source.tensors[name], order, factor) for name, tensor in state.items()}
-    result = {}
-    for name, tensor in state.items():
-        labels, wanted = source.tensors[name], target.tensors[name]
-        whole = labels.unfold(tensor)
-        out = torch.zeros(wanted.shape, dtype=tensor.dtype, device=tensor.device)
-        for before, after in zip(labels.blocks(), wanted.blocks(), strict=True):
-            array = _times(take(whole, before), before, source_scales, 1)
-            for axis, span in enumerate(before.axes):
-                array = carried_along(array, axis, couplings[span.group], span.role, span.odd)
-            put(out, after, _times(array, after, target_scales, -1))
-        result[name] = wanted.fold(out)
-    return result
+    """All tensors of a model in the neurons, widths and scales of the target; see `Carrier`."""
+    return Carrier(source, target, couplings, source_scales, target_scales).state(state)
 
 
-def carry_map(
-    name: str,
-    axis: int,
-    source: Graph,
-    target: Graph,
-    couplings: Mapping[str, Coupling],
-    source_scales: Scales,
-    target_scales: Scales,
-) -> Tensor:
-    """How activations along an axis of a tensor are carried: a matrix of shape (size in the target, size in the source).
-
-    Parameters
-    ----------
-    name : str
-    axis : int
-    source, target, couplings, source_scales, target_scales
-        As in `carry_state`.
-    """
-    size, both = source.tensors[name].shape[axis], []
-    for graph in (source, target):
-        labels = graph.tensors[name]
-        both.append(replace(graph, tensors={"": LabelledTensor("", (labels.shape[axis], size), (labels.spans[axis], ()))}))
-    eye = {"": torch.eye(size, dtype=torch.float64)}
-    return carry_state(eye, both[0], both[1], couplings, source_scales, target_scales)[""]
-
-
-def check_blocks(source: Graph, target: Graph) -> None:
+def check_blocks(source: Graph, target: Graph, correspondence: Correspondence = SAME_NAMES) -> None:
     """A tensor of diagonal blocks keeps their number: a copy of a block would read the inputs of its own copy only.
 
     Raises
@@ -94,11 +112,11 @@ def check_blocks(source: Graph, target: Graph) -> None:
     WidthError
         If it does not.
     """
-    for name, labels in source.tensors.items():
-        wanted = target.tensors[name].diagonal
-        if labels.diagonal != wanted:
+    for name, wanted in target.tensors.items():
+        labels = source.tensors[correspondence.tensor(name)]
+        if labels.diagonal != wanted.diagonal:
             raise WidthError(
-                f"Parameter {name!r} holds {labels.diagonal} diagonal blocks in a model and {wanted} in the target "
+                f"Parameter {name!r} holds {labels.diagonal} diagonal blocks in a model and {wanted.diagonal} in the target "
                 "(a convolution in groups); fuse models of equal numbers of groups into a target with as many."
             )
 
@@ -111,21 +129,11 @@ def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:
     return array
 
 
-def mean_state(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    r"""Closed-form target of eq. (9): the :math:`\lambda`-weighted mean of carried models."""
-    kept = [(w, s) for w, s in zip(weights, states, strict=True) if w]
-    return {name: sum(w * s[name] for w, s in kept) if len(kept) > 1 else kept[0][1][name] for name in kept[0][1]}  # type: ignore[misc]
-
-
-def mean_scales(
-    scales: Sequence[Scales], couplings: Sequence[Mapping[str, Coupling]], weights: Sequence[float]
-) -> dict[str, np.ndarray]:
+def mean_scales(scales: Sequence[Scales], couplings: Sequence[Mapping[str, Coupling]], mixture: Mixture) -> dict[str, np.ndarray]:
     """The target's scales: geometric mean of the models', so that equal models keep theirs."""
     result = {}
     for name in scales[0]:
-        logs: Any = 0.0
-        for own, plans, weight in zip(scales, couplings, weights, strict=True):
-            log, coupling = np.log(own[name]), plans[name]
-            logs = logs + weight * (log[coupling.index] if coupling.index is not None else coupling.barycentric_map("out") @ log)
-        result[name] = np.exp(logs)
+        pairs = zip(scales, couplings, strict=True)
+        logs = [plans[name].apply(torch.as_tensor(np.log(own[name])), 0) for own, plans in pairs]
+        result[name] = np.exp(mixture.mean(logs, name).numpy())
     return result

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling
-from ..groups import along
+from ..mixture import Mixture
 from ..transport import Term
 from .view import Feature
 
 __all__ = [
     "add_product",
     "carried",
-    "carried_along",
     "cost",
     "difference",
     "energy",
@@ -37,33 +36,17 @@ __all__ = [
 ]
 
 
-def carried_along(array: Tensor, axis: int, coupling: Coupling, role: str, odd: bool = False) -> Tensor:
-    """Carry one axis of an array from source to target neurons; an `odd` axis changes sign with them.
-
-    It is the same array where all neurons stay where they are.
-    """
-    if coupling.is_identity:
-        return array
-    if coupling.index is not None:
-        array = array.index_select(axis, torch.as_tensor(coupling.index, device=array.device))
-        if odd and coupling.signs is not None:
-            array = array * along(torch.as_tensor(coupling.signs, dtype=array.dtype, device=array.device), axis, array.dim())
-        return array
-    matrix = torch.as_tensor(coupling.barycentric_map(role, odd), dtype=array.dtype, device=array.device)
-    return torch.movedim(torch.tensordot(matrix, array, dims=([1], [axis])), 0, axis)
-
-
 def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: Collection[int] = ()) -> Tensor:
     """:math:`A^i_p`: every axis but those of `skip` carried to the target's neurons."""
     for axis, (group, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
         if axis not in skip:
-            array = carried_along(array, axis, couplings[group], role, odd)
+            array = couplings[group].apply(array, axis, role, odd)
     return array
 
 
-def mean_target(carried_models: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> list[Tensor]:
+def mean_target(carried_models: Sequence[Sequence[Tensor]], mixture: Mixture) -> list[Tensor]:
     r"""Closed-form target :math:`T_p = \sum_i \lambda_i A^i_p` (eq. 9 with input axes split)."""
-    return [sum(w * a for w, a in zip(weights, arrays, strict=True)) for arrays in zip(*carried_models, strict=True)]
+    return [mixture.mean(arrays) for arrays in zip(*carried_models, strict=True)]
 
 
 def kappa(feature: Feature, target: Sequence[int], source: Sequence[int], skip: int | None = None) -> float:
@@ -81,7 +64,7 @@ def energy(
     targets: Sequence[Tensor],
     models: Sequence[Sequence[Tensor]],
     carried_models: Sequence[Sequence[Tensor]],
-    weights: Sequence[float],
+    mixture: Mixture,
 ) -> float:
     r"""The full energy E of a target and its couplings, whatever the schedule that found them.
 
@@ -94,11 +77,11 @@ def energy(
         :math:`T^i_p`, the arrays of each model in its own neurons.
     carried_models : list of list of Tensor
         :math:`A^i_p`.
-    weights : list of float
+    mixture : Mixture
         :math:`\lambda_i`.
     """
     total = 0.0
-    for weight, own, moved in zip(weights, models, carried_models, strict=True):
+    for weight, own, moved in zip(mixture.weights, models, carried_models, strict=True):
         for feature, t, source, a in zip(described, targets, own, moved, strict=True):
             if source.shape == t.shape:
                 value = _squares(t - a) + _squares(source) - _squares(a)

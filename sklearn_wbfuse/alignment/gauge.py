@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..groups import along
+from ..couplings import along
 from .energy import kappa
 from .view import Feature
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation, Plan
 from ..transport import Potentials, Prices, Quadratic, Tie, assemble, exact, largest, solve, solve_nested, solve_quadratic
 from .energy import carried, products, quadratic_term
 from .energy import cost as cost_matrices
@@ -88,7 +88,7 @@ def couple(
 def _start(kind: str, problem: Quadratic, random_state: np.random.RandomState | None) -> Coupling:
     if kind == "uniform":
         plan = np.full(problem.linear[0].shape, 1 / problem.linear[0].size)
-        return Coupling(np.zeros_like(plan) if problem.signable else plan, plan)
+        return Plan(np.zeros_like(plan) if problem.signable else plan, plan)
     found = problem.assigned(problem.linear if kind == "linear" else problem.propagated())
     if kind != "perturbed":
         return found
@@ -96,19 +96,23 @@ def _start(kind: str, problem: Quadratic, random_state: np.random.RandomState | 
     shuffled = solve(rng.random_sample(found.shape))
     signs = rng.choice([-1.0, 1.0], found.shape[1]) if problem.signable else 1.0
     kept = 1 - _PERTURBED
-    return Coupling(kept * found.plan + _PERTURBED * shuffled.plan * signs, kept * found.mass + _PERTURBED * shuffled.mass)
+    return Plan(kept * found.plan + _PERTURBED * shuffled.plan * signs, kept * found.mass + _PERTURBED * shuffled.mass)
 
 
-def assigned(even: Tensor | None, odd: Tensor | None, prices: Prices | None = None) -> Coupling:
+def assigned(even: Tensor | None, odd: Tensor | None, prices: Prices | None = None) -> Permutation:
     """The permutation of largest products, each of the better sign where signs may change; for `prices` see `assignment`."""
     if odd is None:
         assert even is not None
-        return exact((-even).cpu().numpy(), prices)
+        return _permutation(exact((-even).cpu().numpy(), prices))
     best = odd.abs() if even is None else even + odd.abs()
-    index = exact((-best).cpu().numpy(), prices).index
-    assert index is not None
+    index = _permutation(exact((-best).cpu().numpy(), prices)).index
     signs = odd[torch.arange(len(index)), torch.as_tensor(index)]
-    return Coupling(index=index, signs=np.where(_numpy(signs) < 0, -1.0, 1.0))
+    return Permutation(index, np.where(_numpy(signs) < 0, -1.0, 1.0))
+
+
+def _permutation(coupling: Coupling) -> Permutation:
+    assert isinstance(coupling, Permutation)
+    return coupling
 
 
 def couple_blocks(

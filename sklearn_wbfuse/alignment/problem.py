@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation, Plan
+from ..mixture import Mixture
 from ..transport import check_multiple
 from .energy import carried, difference, energy, mean_target
 from .view import Feature
@@ -31,7 +32,7 @@ class Problem:
         Sizes n_g of the target, in the order of computation.
     source_sizes : list of dict
         Sizes n_g^i.
-    weights : list of float
+    mixture : Mixture
         :math:`\lambda_i`, sum 1.
     reg : float
     pinned : list of dict of str to Coupling
@@ -50,7 +51,7 @@ class Problem:
     models: list[list[Tensor]]
     sizes: dict[str, int]
     source_sizes: list[dict[str, int]]
-    weights: list[float]
+    mixture: Mixture
     reg: float = 0.0
     pinned: list[Plans] = field(default_factory=list)
     within: dict[str, str] = field(default_factory=dict)
@@ -68,8 +69,8 @@ class Problem:
     def energy(self, plans: Sequence[Plans], moved: Sequence[Sequence[Tensor]]) -> float:
         """The full energy at the best target; see `alignment.energy.energy`."""
         if len(plans) == 2 and all(c.is_permutation for own in plans for c in own.values()):
-            return self.weights[0] * self.weights[1] * difference(self.described, *moved)
-        return energy(self.described, mean_target(moved, self.weights), self.models, moved, self.weights)
+            return self.mixture.weights[0] * self.mixture.weights[1] * difference(self.described, *moved)
+        return energy(self.described, mean_target(moved, self.mixture), self.models, moved, self.mixture)
 
     def solution(self, plans: list[Plans], n_iter: int = 0) -> Solution:
         """Couplings with their energy at the best target."""
@@ -90,10 +91,6 @@ class Problem:
     def is_quadratic(self) -> bool:
         """Whether a group stands twice in a tensor that counts."""
         return any(f.alpha and f.groups.count(g) > 1 for f in self.described for g in f.groups)
-
-    def alone(self, model: int) -> bool:
-        """Whether a model has all the weight, so that there are no others to be matched to."""
-        return 1 - self.weights[model] < 1e-12
 
     def touching(self, groups: Collection[str]) -> list[int]:
         """Features in which one of some groups stands."""
@@ -135,14 +132,14 @@ def spread(source: int, target: int) -> Coupling:
     high = np.minimum(rows[1:, None], columns[None, 1:])
     plan = np.clip(high - low, 0, None)
     plan[plan < 1e-12] = 0
-    return Coupling(plan / plan.sum())
+    return Plan(plan / plan.sum())
 
 
 def nest(blocks: Coupling, inner: Coupling) -> Coupling:
     """The same coupling of neurons within every pair of blocks that are coupled."""
-    if blocks.index is not None and inner.index is not None:
-        return Coupling(index=(blocks.index[:, None] * len(inner.index) + inner.index).ravel())
-    return Coupling(np.kron(blocks.plan, inner.plan))
+    if isinstance(blocks, Permutation) and isinstance(inner, Permutation):
+        return Permutation((blocks.index[:, None] * len(inner.index) + inner.index).ravel())
+    return Plan(np.kron(blocks.plan, inner.plan))
 
 
 def random_start(problem: Problem) -> Solution:
@@ -156,9 +153,8 @@ def random_start(problem: Problem) -> Solution:
             elif group in problem.within:
                 own[group] = _shuffled_within(problem, group, model, own)
             else:
-                shuffled = problem.random_state.permutation(sizes[group])
-                kept = problem.keep(group, model, own)
-                own[group] = Coupling(index=shuffled) if kept.index is not None else Coupling(kept.plan[:, shuffled])
+                shuffled = Permutation(problem.random_state.permutation(sizes[group]))
+                own[group] = problem.keep(group, model, own).compose(shuffled)
         plans.append(own)
     return problem.solution(plans)
 
@@ -169,4 +165,4 @@ def _shuffled_within(problem: Problem, group: str, model: int, plans: Plans) -> 
     count = sizes[problem.within[group]]
     d = sizes[group] // count
     order = np.concatenate([b * d + problem.random_state.permutation(d) for b in range(count)])
-    return Coupling(index=order[kept.index]) if kept.index is not None else Coupling(kept.plan[:, order])
+    return kept.compose(Permutation(order))

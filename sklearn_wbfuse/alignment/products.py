@@ -13,7 +13,7 @@ __all__ = ["Products"]
 
 
 class Products:
-    r"""The products :math:`\sum_p \alpha_p \langle \sum_{j \ne i} \lambda_j A^j_p, A^i_p \rangle` of a group's neurons.
+    r"""The products :math:`\sum_p \alpha_p \langle \bar A^{-i}_p, A^i_p \rangle` of neurons with the mean of the others.
 
     Their rows are the target's neurons, their columns the model's, in the order in which the target has them now. Where k
     neurons of a neighbour change, the products of k neurons are added, which is never more than computing them anew.
@@ -46,17 +46,12 @@ class Products:
         return even, odd
 
     def _others(self, i: int, p: int) -> Tensor:
-        """The weighted sum of the other models' arrays."""
-        arrays = [(w, own[p]) for j, (w, own) in enumerate(zip(self.problem.weights, self.moved, strict=True)) if j != i and w]
-        total = arrays[0][1] if len(arrays) == 1 else arrays[0][0] * arrays[0][1]
-        for weight, array in arrays[1:]:
-            total = total.add_(array, alpha=weight)
-        return total
+        """The mean of the other models' arrays."""
+        return self.problem.mixture.mean_of_others(i, [own[p] for own in self.moved])
 
     def weight(self, i: int) -> float:
-        """What the products of a model are to be multiplied by: of a single other model they leave out the proportion."""
-        others = [w for j, w in enumerate(self.problem.weights) if j != i and w]
-        return others[0] if len(others) == 1 else 1.0
+        r"""What the products of a model are to be multiplied by, :math:`1 - \lambda_i`."""
+        return 1 - self.problem.mixture.weights[i]
 
     def changed(self, i: int, group: str, units: Tensor | None = None, changes: Mapping[int, Tensor] | None = None) -> None:
         """Keep what is still true after a model's neurons of a group have changed.
@@ -91,7 +86,7 @@ class Products:
         if i == model:
             add_product(kept, feature, axis, self._others(i, p).index_select(side, rows), change, feature.alpha)
             return
-        factor = feature.alpha * self.problem.weights[i] / self.weight(model)
+        factor = feature.alpha * self.problem.mixture.weights[i] / self.weight(model)
         if side != axis:
             add_product(kept, feature, axis, change, self.moved[model][p].index_select(side, rows), factor)
             return

@@ -17,7 +17,8 @@ from scipy.spatial.distance import cdist
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Plan
+from ..mixture import Mixture
 from ..transport import Potentials, solve
 from .energy import carried, mean_target
 from .matching import fit
@@ -144,7 +145,7 @@ def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) 
     for _ in range(problem.max_iter):
         changed = False
         for i in range(len(plans)):
-            if update(i, mean_target(arrays, problem.weights)):
+            if update(i, mean_target(arrays, problem.mixture)):
                 changed, arrays[i] = True, [carried(f, a, plans[i]) for f, a in zip(described, sources[i], strict=True)]
         if not changed:
             break
@@ -182,18 +183,16 @@ def _clustered(problem: Problem, group: str, parts: Sequence, plans: Plans) -> C
     for b, cell in enumerate(cells):
         centers = KMeans(size, n_init=1, random_state=problem.random_state).fit(cell).cluster_centers_
         plan[b, :, b] = solve(cdist(centers, cell, "sqeuclidean")).plan / count
-    within = Coupling(plan.reshape(count * size, -1))
+    within = Plan(plan.reshape(count * size, -1))
     if blocks is None or plans[blocks].is_permutation:
         return within
-    return Coupling(
-        np.repeat(within.plan.reshape(count, size, -1), n[blocks] // count, 0).reshape(n[group], -1) * count / n[blocks]
-    )
+    return Plan(np.repeat(within.plan.reshape(count, size, -1), n[blocks] // count, 0).reshape(n[group], -1) * count / n[blocks])
 
 
 def match_all(problem: Problem, targets: Sequence[Tensor]) -> Solution:
     """Couplings of every model with a given network of the target's widths."""
     alone = [
-        replace(problem, models=[own], source_sizes=[sizes], weights=[1.0], pinned=problem.pinned[i : i + 1], n_jobs=1)
+        replace(problem, models=[own], source_sizes=[sizes], mixture=Mixture([1.0]), pinned=problem.pinned[i : i + 1], n_jobs=1)
         for i, (own, sizes) in enumerate(zip(problem.models, problem.source_sizes, strict=True))
     ]
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling
-from ..groups import along
+from ..couplings import Permutation, along
 from ..transport import Prices
-from .energy import carried, carried_along
+from .energy import carried
 from .matching import assigned
 from .problem import Plans, Problem, Solution
 from .products import Products
@@ -59,7 +58,7 @@ def blurred(problem: Problem, exact: Solution) -> Solution:
     of entropic steps, each against what the others have blurred, take six times as long and lead to no better networks.
     """
     state, found = Sweeps(problem, exact.plans, sweep_steps(problem)), list[Plans]()
-    stays = problem.reference if problem.weights[problem.reference] > 0 else int(np.argmax(problem.weights))
+    stays = problem.reference if problem.mixture.weights[problem.reference] > 0 else int(np.argmax(problem.mixture.weights))
     for i, own in enumerate(exact.plans):
         soft: Plans = {}
         for step in () if i == stays else state.steps:
@@ -91,12 +90,7 @@ class Sweeps:
 
     def others(self, i: int, at: Sequence[int]) -> list[Tensor]:
         """Mean of some arrays of the other models; of the model itself if it has all the weight."""
-        weights, targets = self.problem.weights, list[Tensor]()
-        for p in at:
-            mean: Tensor = sum(w * m[p] for w, m in zip(weights, self.moved, strict=True))  # type: ignore[assignment]
-            alone = self.problem.alone(i)
-            targets.append(mean if alone else (mean - weights[i] * self.moved[i][p]) / (1 - weights[i]))
-        return targets
+        return [self.problem.mixture.mean_of_others(i, [own[p] for own in self.moved]) for p in at]
 
     def sweep(self) -> float | None:
         """One step for every group and model that may find something new; how much the energy fell, None if not known."""
@@ -115,7 +109,7 @@ class Sweeps:
         problem, count = self.problem, len(self.plans)
         if count > 2 or not all(own[g].is_permutation for own in self.plans for g in step.all):
             return range(count)
-        stays = problem.reference if problem.weights[problem.reference] > 0 else 1 - problem.reference
+        stays = problem.reference if problem.mixture.weights[problem.reference] > 0 else 1 - problem.reference
         return [1 - stays] if count == 2 else [0]
 
     def _step(self, step: Step, i: int) -> float | None:
@@ -124,7 +118,7 @@ class Sweeps:
         Returns how much the energy fell, 0 if no coupling changed, None if it is not known.
         """
         permuted = all(self.plans[i][g].is_permutation for g in step.all)
-        if permuted and self.problem.alone(i):
+        if permuted and self.problem.mixture.has_all(i):
             return 0.0
         if permuted and step.blocks is None and self.products.linear(step.groups[0]):
             return self._exchange(step.groups[0], i)
@@ -143,8 +137,7 @@ class Sweeps:
                 size += float(np.abs(here).sum())
         if gain <= 1e-9 * size:
             return 0.0
-        assert found.index is not None
-        self.plans[i] = {**self.plans[i], group: _after(self.plans[i][group], found)}
+        self.plans[i] = {**self.plans[i], group: found.compose(self.plans[i][group])}
         moved = found.index != np.arange(len(found.index))
         units = torch.as_tensor(np.flatnonzero(moved if found.signs is None else moved | (found.signs < 0)))
         few = len(self.plans) == 2 or len(units) <= _FEW * len(moved)
@@ -160,13 +153,13 @@ class Sweeps:
                 if name == group and few:
                     changes[p] = _exchanged(self.moved[i][p], axis, found, units, feature.odd[axis])
                 elif name == group:
-                    self.moved[i][p] = carried_along(self.moved[i][p], axis, found, feature.roles[axis], feature.odd[axis])
+                    self.moved[i][p] = found.apply(self.moved[i][p], axis, feature.roles[axis], feature.odd[axis])
         self.products.changed(i, group, units if few else None, changes)
-        return 2 * self.problem.weights[i] * self.products.weight(i) * gain or None  # nothing for a model of weight 0
+        return 2 * self.problem.mixture.weights[i] * self.products.weight(i) * gain or None  # nothing for a model of weight 0
 
     def _replace(self, step: Step, i: int) -> bool:
         """Look for couplings of any kind, and take them if the energy falls."""
-        problem, weight = self.problem, self.problem.weights[i]
+        problem, weight = self.problem, self.problem.mixture.weights[i]
         at = problem.touching(step.all)
         described, targets = [problem.described[p] for p in at], self.others(i, at)
         source = [problem.models[i][p] for p in at]
@@ -176,7 +169,7 @@ class Sweeps:
         trial = {**self.plans[i], **found}
         arrays = [carried(f, a, trial) for f, a in zip(described, source, strict=True)]
         old = [self.moved[i][p] for p in at]
-        if _gain(described, targets, old, arrays, weight, problem.alone(i)) <= 0:
+        if _gain(described, targets, old, arrays, weight, problem.mixture.has_all(i)) <= 0:
             return False
         self.plans[i] = trial
         for p, a in zip(at, arrays, strict=True):
@@ -186,7 +179,7 @@ class Sweeps:
         return True
 
 
-def _exchanged(array: Tensor, axis: int, by: Coupling, units: Tensor, odd: bool) -> Tensor:
+def _exchanged(array: Tensor, axis: int, by: Permutation, units: Tensor, odd: bool) -> Tensor:
     """Permute a few units of one axis in place; returns by how much they changed."""
     units = units.to(array.device)
     old = array.index_select(axis, units)
@@ -197,19 +190,12 @@ def _exchanged(array: Tensor, axis: int, by: Coupling, units: Tensor, odd: bool)
     return new.sub_(old)
 
 
-def _after(current: Coupling, found: Coupling) -> Coupling:
-    """A permutation that was found relative to the current one."""
-    assert current.index is not None and found.index is not None
-    signs = np.ones(len(found.index)) if current.signs is None else current.signs[found.index]
-    return Coupling(index=current.index[found.index], signs=signs if found.signs is None else signs * found.signs)
-
-
 class _Pending:
     """Which steps of a sweep may find something new: those in whose tensors something else has moved since the last time."""
 
     def __init__(self, problem: Problem, steps: Sequence[Step]):
         self.models = range(len(problem.models))
-        self.alone = problem.alone
+        self.has_all = problem.mixture.has_all
         self.near: list[set[int]] = []
         self.settled = []
         for step in steps:
@@ -230,7 +216,7 @@ class _Pending:
     def changed(self, model: int, step: int) -> None:
         """A coupling has changed: every other step that sees it is due, and the same one where its problem depends on it."""
         self.steps |= {(i, k) for i in self.models for k in self.near[step]}
-        if self.settled[step] and not self.alone(model):
+        if self.settled[step] and not self.has_all(model):
             self.steps.discard((model, step))
 
 

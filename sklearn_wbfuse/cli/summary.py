@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils._pprint import _changed_params
 
 from ..base import aligned
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation
 from ..exceptions import FusionError
 from ..persistence import decoded, read_folder
 
@@ -69,10 +69,10 @@ def summary(content: Mapping[str, Any]) -> str:
 def _cell(parent: Mapping[str, Any], name: str) -> str:
     coupling: Coupling = parent["couplings"][name]
     rows, columns = coupling.shape
-    if not coupling.is_permutation:
+    if not isinstance(coupling, Permutation):
         moved = f", {1 - np.trace(coupling.mass):.0%} of the mass moved" if rows == columns else ""
         return f"{columns} by a plan{moved}"
     moved_units = int(np.sum(coupling.index != np.arange(rows)))
-    flipped = 0 if coupling.signs is None else int(np.sum(coupling.signs < 0))
+    flipped = int(np.sum(coupling.sign < 0))
     words = [f"{moved_units} moved" if moved_units else "in place", *([f"{flipped} with signs"] if flipped else [])]
     return f"{columns}, {', '.join(words)}"

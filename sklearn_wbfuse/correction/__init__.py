@@ -3,9 +3,10 @@
 from ..execution import PROBES, Probe
 from .batchnorm import recompute_batchnorm
 from .regression import Regression
+from .role import Correction
 from .statistics import BatchNorm, Repair
 
-__all__ = ["CORRECTIONS", "PROBES", "BatchNorm", "Probe", "Regression", "Repair", "recompute_batchnorm"]
+__all__ = ["CORRECTIONS", "PROBES", "BatchNorm", "Correction", "Probe", "Regression", "Repair", "recompute_batchnorm"]
 
 CORRECTIONS = {"batchnorm": BatchNorm, "repair": Repair, "regression": Regression}
 """Corrections by the names that fusions know them by."""

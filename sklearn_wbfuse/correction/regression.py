@@ -14,18 +14,18 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
-from ..base import HelpfulMixin
+from ..alignment import AlignedParents
 from ..exceptions import FusionError
 from ..execution import Steps
 from ..execution.affine import Writer
 from ..execution.equations import Equation, equations
-from ..execution.lockstep import Parent, Rows, run_alongside
+from ..execution.lockstep import Rows, run_in_lockstep
 from ..execution.probing import HELD_OUT
 from ..execution.recurrent import Cell, Part, Sequences, levels
+from .role import Correction
 
 __all__ = ["Regression"]
 
@@ -81,7 +81,7 @@ class _Ridge:
         return outputs.mean(1) + (self.mean[:, :, inputs] @ matrix.mT)[:, 0], outputs.var(1, correction=0)
 
 
-class Regression(HelpfulMixin, BaseEstimator):
+class Regression(Correction):
     r"""Regress every layer of a fused network, in order, on the weighted mean of its parents' aligned outputs.
 
     Layers that write into one sum are regressed together, batch norms are part of the layer in front of them, the gates of a
@@ -117,15 +117,20 @@ class Regression(HelpfulMixin, BaseEstimator):
         self.ridge = ridge
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
-        """Change the tensors of the fused network.
+    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+        """Regress all layers.
 
         Parameters
         ----------
         fused : Steps
             At its start; `state` is changed.
-        parents : list of Parent
+        parents : AlignedParents
             They record at most `max_rows` positions of a value.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The changed state.
 
         Raises
         ------
@@ -142,7 +147,8 @@ class Regression(HelpfulMixin, BaseEstimator):
             if equation.writers:
                 _regress(Rows(equation, fused, parents), self.ridge)
 
-        run_alongside(fused, parents, equations(fused.nodes, fused.parameters), correct)
+        run_in_lockstep(fused, parents, equations(fused.nodes, fused.parameters), correct)
+        return fused.state
 
 
 def _samples(steps: Steps) -> int | None:
@@ -258,30 +264,31 @@ def _step(residuals: Tensor, change: Tensor) -> float:
     return min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
 
 
-def _regress_layer(equation: Equation, fused: Steps, parents: Sequence[Parent], options: Regression) -> None:
+def _regress_layer(equation: Equation, fused: Steps, parents: AlignedParents, options: Regression) -> None:
     """Regress the cells of a recurrent layer, level by level."""
     at = fused.position[equation.at]
-    own, theirs = Sequences(equation.at, fused), [Sequences(p.recording.nodes[at], p.recording) for p in parents]
+    theirs = [Sequences(p.recording.nodes[p.position(at)], p.recording) for p in parents]
+    own = Sequences(equation.at, fused)
     for level in levels(equation.cells):
         few, others = own.cut(options.max_rows), [s.cut(options.max_rows) for s in theirs]
         for cell in level:
-            _regress_cell(cell, few, list(zip(parents, others, strict=True)), options.ridge)
+            _regress_cell(cell, few, parents, others, options.ridge)
         for sequences in (own, *theirs):
             sequences.advance(level)
 
 
-def _regress_cell(cell: Cell, own: Sequences, parents: Sequence[tuple[Parent, Sequences]], ridge: float) -> None:
+def _regress_cell(cell: Cell, own: Sequences, parents: AlignedParents, theirs: Sequence[Sequences], ridge: float) -> None:
     """Regress the gates of one cell; the solution is kept if the states come closer.
 
     The regression is forced with the states that the parents' mean gates lead to. The mean states would not do: they are not
     what the mean gates lead to.
     """
     state, inputs, labelled = own.state, own.read(cell), ((cell.w_ih, 0), (cell.w_hh, 0))
-    gates: list[Any] = [0.0] * len(inputs)
-    for parent, theirs in parents:
-        for batch, (x, h) in enumerate(theirs.forced(cell)):
-            halves = zip(cell.halves(theirs.state, x, h), labelled, strict=True)
-            gates[batch] = gates[batch] + parent.weight * cell.gates(*(parent.carried(half, at) for half, at in halves))
+    of_batches = []
+    for parent, sequences in zip(parents, theirs, strict=True):
+        halves = [zip(cell.halves(sequences.state, x, h), labelled, strict=True) for x, h in sequences.forced(cell)]
+        of_batches.append([cell.gates(*(parent.carried(half, at) for half, at in both)) for both in halves])
+    gates = list(map(parents.mixture.mean, zip(*of_batches, strict=True)))
     wanted = [cell.states(state, g, start) for g, start in zip(gates, own.initial, strict=True)]
     pairs: dict[Part, list[tuple[Tensor, Tensor]]] = {}
     taken = _taken(inputs)

@@ -14,20 +14,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 from torch.fx import Node
 
-from ..base import HelpfulMixin
+from ..alignment import AlignedParents
 from ..exceptions import FusionWarning
 from ..execution import Steps
 from ..execution.affine import Norm, Writer
 from ..execution.equations import Equation, batch_norms, equations, running_statistics
-from ..execution.lockstep import Parent, Rows, run_alongside
+from ..execution.lockstep import Rows, run_in_lockstep
+from .role import Correction
 
 __all__ = ["BatchNorm", "Repair"]
 
@@ -41,7 +41,7 @@ Statistics = tuple[Tensor, Tensor]
 """Mean and deviation of every channel."""
 
 
-class Repair(HelpfulMixin, BaseEstimator):
+class Repair(Correction):
     r"""REPAIR: mean and deviation of every layer's channels become the weighted mean of the parents'.
 
     A batch norm is part of the layer in front of it, and layers that write into one sum are repaired each. A layer without a
@@ -90,8 +90,8 @@ class Repair(HelpfulMixin, BaseEstimator):
         self.shift = shift
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
-        """Change the tensors of the fused network; see `Regression.correct`."""
+    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+        """Bring all layers to the parents' statistics; see `Correction`."""
         statistics = _measured if self.method == "forward" else _expected
 
         def correct(equation: Equation) -> None:
@@ -103,7 +103,8 @@ class Repair(HelpfulMixin, BaseEstimator):
 
         found = {node: e for node, e in equations(fused.nodes, fused.parameters).items() if e.writers}
         forward = self.method == "forward"
-        run_alongside(fused, parents, found, correct, reads=_ends if forward else _ends_and_before, runs_fused=forward)
+        run_in_lockstep(fused, parents, found, correct, reads=_ends if forward else _ends_and_before, runs_fused=forward)
+        return fused.state
 
 
 def _measured(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
@@ -133,13 +134,13 @@ def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tu
     parents, read = rows.parents, (names["mean"], 0)
     known = [t["var"].sqrt() for t in _norms(names, rows)]
     wanted = _described(writer, rows)
-    inputs = _mean(parents, known, read, magnitude=True)
+    inputs = parents.mean_rows(known, read, magnitude=True)
     if writer.norm is not None:
         seen = [_moments_of(rows, p, writer.node).deviation for p in parents]
         joint = _moments_of_mean(rows, writer.node, read, [_ratio(k, s) for k, s in zip(known, seen, strict=True)])
         blind = [((k > _NONE) & (s <= _NONE)).double() for k, s in zip(known, seen, strict=True)]
         # nothing tells how channels go together of which one is constant on these inputs
-        inputs = torch.where(_mean(parents, blind, read, magnitude=True) > 0, inputs, joint.deviation)
+        inputs = torch.where(parents.mean_rows(blind, read, magnitude=True) > 0, inputs, joint.deviation)
     own = {key: rows.fused.state[name].double() for key, name in names.items()}
     return (wanted[0], inputs * _gain(own, writer.eps)), wanted
 
@@ -161,7 +162,7 @@ def _repair(writer: Writer, state: dict[str, Tensor], own: Statistics, wanted: S
     writer.write(state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
 
 
-class BatchNorm(HelpfulMixin, BaseEstimator):
+class BatchNorm(Correction):
     r"""Running statistics of batch norms such that what they compute has the parents' statistics.
 
     On rows of data these are what the parents' own norms were fitted to, means :math:`\beta` and deviations
@@ -190,8 +191,8 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
     def __init__(self, *, max_rows: int = 20000):
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: Sequence[Parent]) -> None:
-        """Change the running statistics of the fused network; see `Regression.correct`."""
+    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+        """Choose the running statistics of all batch norms; see `Correction`."""
         found = batch_norms(fused.nodes, fused.parameters)
         if not found:
             warnings.warn(
@@ -206,7 +207,8 @@ class BatchNorm(HelpfulMixin, BaseEstimator):
 
         known = all(p.on_data for p in parents)
         wanted = _described if known else _wanted
-        run_alongside(fused, [] if known else parents, found, correct, reads=_ends)
+        run_in_lockstep(fused, parents, found, correct, reads=None if known else _ends, runs_parents=not known)
+        return fused.state
 
 
 def _recompute(writer: Writer, rows: Rows, wanted: Callable[[Writer, Rows], Statistics]) -> None:
@@ -230,15 +232,17 @@ def _recompute(writer: Writer, rows: Rows, wanted: Callable[[Writer, Rows], Stat
 def _wanted(writer: Writer, rows: Rows) -> Statistics:
     """Mean and deviation of every channel: the weighted means of the parents', in the target's neurons."""
     found = [_moments_of(rows, p, writer.end) for p in rows.parents]
-    mean = _mean(rows.parents, [f.mean for f in found], writer.labelled)
-    return mean, _mean(rows.parents, [f.deviation for f in found], writer.labelled, magnitude=True)
+    mean = rows.parents.mean_rows([f.mean for f in found], writer.labelled)
+    return mean, rows.parents.mean_rows([f.deviation for f in found], writer.labelled, magnitude=True)
 
 
 def _described(writer: Writer, rows: Rows) -> Statistics:
     """The same by what the parents' batch norms say of the data that they were fitted to."""
     tensors = _norms(running_statistics(writer, rows.fused.parameters), rows)
-    mean = _mean(rows.parents, [t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
-    return mean, _mean(rows.parents, [t["var"].sqrt() * _gain(t, writer.eps) for t in tensors], writer.labelled, magnitude=True)
+    mean = rows.parents.mean_rows([t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
+    return mean, rows.parents.mean_rows(
+        [t["var"].sqrt() * _gain(t, writer.eps) for t in tensors], writer.labelled, magnitude=True
+    )
 
 
 def _norms(names: Mapping[str, str], rows: Rows) -> list[dict[str, Tensor]]:
@@ -254,12 +258,6 @@ def _ends(equation: Equation) -> list[Node]:
 def _ends_and_before(equation: Equation) -> list[Node]:
     """What layers compute, and before their norms."""
     return [n for w in equation.writers for n in (w.node, w.end)]
-
-
-def _mean(parents: Sequence[Parent], given: Sequence[Tensor], labelled: tuple[str, int], *, magnitude: bool = False) -> Tensor:
-    """The weighted mean of the parents' values, in the target's neurons."""
-    pairs = zip(parents, given, strict=True)
-    return torch.stack([p.weight * p.carried(g.double(), labelled, magnitude=magnitude) for p, g in pairs]).sum(0)
 
 
 class _Moments:
@@ -290,7 +288,7 @@ def _moments(batches: Iterable[Tensor]) -> _Moments:
     return found
 
 
-def _moments_of(rows: Rows, parent: Parent, node: Node) -> _Moments:
+def _moments_of(rows: Rows, parent: Any, node: Node) -> _Moments:
     """Of a parent's value, in its own neurons."""
     return _moments(rows.of_parent(parent, node, batch) for batch in range(rows.fused.n_batches))
 
@@ -300,7 +298,7 @@ def _moments_of_mean(rows: Rows, node: Node, labelled: tuple[str, int], factors:
 
     def mean(batch: int) -> Tensor:
         given = zip(rows.parents, factors, strict=True)
-        return _mean(rows.parents, [rows.of_parent(p, node, batch) * f for p, f in given], labelled)
+        return rows.parents.mean_rows([(rows.of_parent(p, node, batch) * f).double() for p, f in given], labelled)
 
     return _moments(mean(batch) for batch in range(rows.fused.n_batches))
 

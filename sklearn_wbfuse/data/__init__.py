@@ -1,6 +1,7 @@
 """Rows that travel with models, and what networks say of them: inputs, outputs, scores."""
 
 from .fusion_input import FusionInput, noise_like, rows_of
+from .objective import Objective
 from .scores import (
     are_probabilities,
     as_array,
@@ -15,6 +16,7 @@ from .scores import (
 
 __all__ = [
     "FusionInput",
+    "Objective",
     "are_probabilities",
     "as_array",
     "check_labels",

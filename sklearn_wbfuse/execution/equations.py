@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from .affine import Norm, Writer, operation, writer_of
 from .recurrent import Cell, cells_of
 
-__all__ = ["Equation", "batch_norms", "equations", "running_statistics"]
+__all__ = ["Equation", "batch_norms", "equations", "read_by", "running_statistics"]
 
 _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _IDENTITIES = {"clone", "contiguous", "alias", "detach", "to", "_to_copy", *_DROPOUTS}
@@ -157,3 +158,19 @@ def _sums(node: Node) -> list[Node]:
     while (user := _only_user(found[-1] if found else node)) is not None and _is_sum(user):
         found.append(user)
     return found
+
+
+def read_by(
+    found: Iterable[Equation], position: Mapping[Node, int], reads: Callable[[Equation], Iterable[Node]] | None = None
+) -> tuple[dict[int, int], list[int]]:
+    """The values that equations want of a network, the layers' at some positions, with the dimension of channels, those that
+    recurrent cells read in whole; by default the values that the equations are about.
+    """
+    rows, whole = {}, []
+    for equation in found:
+        if equation.cells:
+            whole += [position[n] for n in pytree.tree_leaves(equation.at.args[:2]) if isinstance(n, Node)]
+        else:
+            nodes = [equation.at] if reads is None else reads(equation)
+            rows.update({position[n]: equation.writers[0].channel for n in nodes})
+    return rows, whole

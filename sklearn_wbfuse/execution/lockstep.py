@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from .affine import Writer, operation, rows_at
-from .equations import Equation
+from .equations import Equation, read_by
 from .recording import Recording
 from .steps import Steps
 
-__all__ = ["Parent", "Rows", "run_alongside"]
+__all__ = ["Beside", "Companions", "Rows", "run_in_lockstep"]
 
 _FEW = 10
 """A first dimension of fewer entries over all batches holds no samples (an unbatched network, steps before the batch)."""
@@ -25,48 +23,24 @@ Labelled = tuple[str, int]
 """An axis of a tensor, for the neurons that stand on it."""
 
 
-@dataclass(eq=False)
-class Parent:
-    """A parent in its own neurons, and how its activations are carried to the target's.
-
-    Attributes
-    ----------
-    recording : Recording
-        What it computes.
-    weight : float
-        Its proportion.
-    carry_map : callable
-        From the name of a tensor and an axis to the matrix that carries activations along that axis.
-    on_data : bool
-        Whether it runs on rows of data, which its running statistics are taken to describe.
-    """
+class Beside(Protocol):
+    """What is asked of a parent that runs beside the fused network."""
 
     recording: Recording
-    weight: float
-    carry_map: Callable[[str, int], Tensor]
-    on_data: bool = False
-    maps: dict[Labelled, Any] = field(default_factory=dict)
 
-    def carried(self, rows: Tensor, labelled: Labelled, *, magnitude: bool = False) -> Tensor:
-        """Activations (..., neurons) in the target's neurons; of a `magnitude` signs do not matter."""
-        if labelled not in self.maps:
-            self.maps[labelled] = _one_for_one(self.carry_map(*labelled).to(rows.device, rows.dtype))
-        matrix, index, factor = self.maps[labelled]
-        if matrix is not None:
-            return rows @ (matrix.abs() if magnitude else matrix).T
-        rows = rows if index is None else rows[..., index]
-        return rows if factor is None else rows * (factor.abs() if magnitude else factor)
+    def position(self, target: int) -> int:
+        """The operation that stands for one of the fused network's."""
 
 
-def _one_for_one(matrix: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A matrix, or the indices and factors that do the same where every neuron comes from one: None where nothing changes."""
-    if not bool((matrix != 0).sum(1).eq(1).all()):
-        return matrix, None, None
-    index = matrix.abs().argmax(1)
-    factor = matrix.gather(1, index[:, None])[:, 0]
-    here = torch.arange(len(index), device=index.device)
-    stays = matrix.shape[0] == matrix.shape[1] and torch.equal(index, here)
-    return None, None if stays else index, None if bool((factor == 1).all()) else factor
+class Companions(Protocol):
+    """What is asked of the parents together."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __getitem__(self, position: int, /) -> Any: ...
+
+    def mean_rows(self, values: Sequence[Tensor], labelled: Labelled, *, magnitude: bool = False) -> Tensor:
+        """The mean of activations, each in its parent's neurons, in the target's."""
 
 
 class Rows:
@@ -76,7 +50,7 @@ class Rows:
     ----------
     equation : Equation
     fused : Steps
-    parents : list of Parent
+    parents : AlignedParents
 
     Attributes
     ----------
@@ -87,7 +61,7 @@ class Rows:
         row is one.
     """
 
-    def __init__(self, equation: Equation, fused: Steps, parents: Sequence[Parent]):
+    def __init__(self, equation: Equation, fused: Steps, parents: Companions):
         self.equation, self.fused, self.parents = equation, fused, parents
         self.channel = equation.writers[0].channel
         self.others = [n for n in _terms(equation) if n not in equation.between]
@@ -104,9 +78,9 @@ class Rows:
         """The fused network's value at the positions taken, shape (positions, channels)."""
         return rows_at(self.fused.read(node, batch), self.channel, self.chosen[batch][taken])
 
-    def of_parent(self, parent: Parent, node: Node, batch: int, taken: Any = ...) -> Tensor:
+    def of_parent(self, parent: Beside, node: Node, batch: int, taken: Any = ...) -> Tensor:
         """A parent's; `node` is the fused network's."""
-        return parent.recording.rows(self.fused.position[node], self.channel, batch)[taken]
+        return parent.recording.rows(parent.position(self.fused.position[node]), self.channel, batch)[taken]
 
     @property
     def rectified(self) -> bool:
@@ -120,9 +94,7 @@ class Rows:
         Together they are the weighted mean of the parents' aligned values; `taken` are some of the positions.
         """
         labelled, rest = self.equation.writers[0].labelled, 0.0
-        total: Any = 0.0
-        for parent in self.parents:
-            total = total + parent.weight * parent.carried(self.of_parent(parent, self.equation.at, batch, taken), labelled)
+        total = self.parents.mean_rows([self.of_parent(p, self.equation.at, batch, taken) for p in self.parents], labelled)
         for node in self.others:
             rest = rest + self.of(node, batch, taken)  # type: ignore[assignment]
         return total - rest, rest
@@ -144,39 +116,24 @@ def _terms(equation: Equation) -> list[Node]:
     return found
 
 
-def read_by(
-    found: Iterable[Equation], position: Mapping[Node, int], reads: Callable[[Equation], Iterable[Node]] | None = None
-) -> tuple[dict[int, int], list[int]]:
-    """The values that equations want of a network, the layers' at some positions, with the dimension of channels, those that
-    recurrent cells read in whole; by default the values that the equations are about.
-    """
-    rows, whole = {}, []
-    for equation in found:
-        if equation.cells:
-            whole += [position[n] for n in pytree.tree_leaves(equation.at.args[:2]) if isinstance(n, Node)]
-        else:
-            nodes = [equation.at] if reads is None else reads(equation)
-            rows.update({position[n]: equation.writers[0].channel for n in nodes})
-    return rows, whole
-
-
-def run_alongside(
+def run_in_lockstep(
     fused: Steps,
-    parents: Sequence[Parent],
+    parents: Companions,
     found: Mapping[Node, Equation],
     correct: Callable[[Equation], None],
     *,
     reads: Callable[[Equation], Iterable[Node]] | None = None,
     runs_fused: bool = True,
+    runs_parents: bool = True,
 ) -> None:
     """Record the parents, then run the fused network operation by operation.
 
     `correct` may change the fused network's tensors, before it computes the operations of an equation. `reads` are the values of
     an equation that it wants of the parents; see `read_by`.
     """
-    wanted = read_by(found.values(), fused.position, reads)
-    for parent in parents:
-        parent.recording.record(*wanted)
+    for parent in parents if runs_parents else ():
+        position = {node: parent.position(k) for node, k in fused.position.items()}
+        parent.recording.record(*read_by(found.values(), position, reads))
     if not runs_fused:
         for node in sorted(found, key=fused.position.__getitem__):
             correct(found[node])

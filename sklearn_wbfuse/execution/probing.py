@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 
 from ..data.fusion_input import FusionInput
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
-from ..graph import Architecture, plain_copy, resized_inputs
+from ..graph import Architecture, resized_inputs
 from ..probes import zipf_chain
 from .ascent import ascended
 from .equations import Equation, equations
 from .memory import Memory
+from .parent import Parent
 from .probe import Probe, between, coloured, is_drawn, mixed, procedural, repeated, shares, with_tokens
 from .reading import read_as
 from .recording import Positions, Recording
@@ -49,12 +50,7 @@ class Probing:
 
     Parameters
     ----------
-    models : list of Module
-        The parents.
-    states : list of dict
-        Their tensors in the dtype and on the device of computation.
-    architectures : list of Architecture
-    weights : list of float
+    parents : list of Parent
     data : FusionInput or None
     probe : Probe
     rng : RandomState
@@ -71,18 +67,14 @@ class Probing:
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
-        states: Sequence[Mapping[str, Tensor]],
-        architectures: Sequence[Architecture],
-        weights: Sequence[float],
+        parents: Sequence[Parent],
         data: FusionInput | None,
         probe: Probe,
         rng: np.random.RandomState,
         *,
         mixes: bool = False,
     ):
-        self.plains = [plain_copy(m) for m in models]
-        self.states, self.architectures, self.weights = states, architectures, weights
+        self.parents = list(parents)
         self.generator = torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
         self.programs: dict[int, Any] = {}
         self.memory = Memory(probe.budget)
@@ -130,7 +122,8 @@ class Probing:
     def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
         """A parent at its start, on the probe's inputs or on others."""
         given = self.batches if batches is None else batches
-        return self._steps(self.architectures[i], self.plains[i], self.states[i], given)
+        own = self.parents[i]
+        return self._steps(own.architecture, own.plain, own.state, given)
 
     def recording(self, i: int, max_rows: int = MAX_ROWS) -> Recording:
         """A parent, recorded at so many positions; it runs once for all that want the same number."""
@@ -142,12 +135,13 @@ class Probing:
     def _positions(self, max_rows: int) -> Positions:
         """The same for all parents; fewer where files would grow much larger than what memory may hold."""
         if max_rows not in self.positions:
-            units = sum(units_of(self.steps(i, self.batches[:1])) for i in range(len(self.plains)))
+            units = sum(units_of(self.steps(i, self.batches[:1])) for i in range(len(self.parents)))
             self.positions[max_rows] = Positions(rows_within(_FILES * self.memory.limit, units, max_rows), self.seed)
         return self.positions[max_rows]
 
-    def record_further(self, plain: nn.Module, state: Mapping[str, Tensor]) -> Recording:
+    def record_further(self, network: Parent) -> Recording:
         """A further network of the target's widths, recorded where the parents are."""
+        plain, state = network.plain, network.state
         program = program_of(plain, self.batches[0], next(iter(state.values())))
         positions = self.recording(0).positions
         return self._recording(lambda batch: Steps(program, plain, state, [self.batches[batch]]), positions)
@@ -167,7 +161,7 @@ class Probing:
         batches: Sequence[tuple[Any, ...]],
         memory: Memory | None = None,
     ) -> Steps:
-        own = [resized_inputs(b, self.architectures[0].graph, architecture.graph.sizes) for b in batches]
+        own = [resized_inputs(b, self.parents[0].graph, architecture.graph.sizes) for b in batches]
         key = id(architecture)
         if key not in self.programs:
             self.programs[key] = program_of(architecture.plain, own[0], next(iter(state.values()), torch.zeros(())))
@@ -178,7 +172,7 @@ class Probing:
         n = len(data)
         if n < _FEWEST:
             raise FusionError(f"Activations of {n} rows say too little; give a FusionInput with more rows, or probe='noise'.")
-        parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
+        parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.parents[0].plain)]
         for k, tensor in enumerate(parts[0]):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"Input {k} has NaN or infinite values; activations are computed on finite rows.")
@@ -205,7 +199,7 @@ class Probing:
 
     def _drawn(self, probe: Probe) -> tuple[list[tuple[Any, ...]], str]:
         """Inputs from a procedure, or noise, and what they are."""
-        examples = self.architectures[0].inputs
+        examples = self.parents[0].architecture.inputs
         white = self._white(probe, examples)
         first = self.steps(0, white)
         strings = None if probe.kind == "noise" else zipf_chain
@@ -220,11 +214,11 @@ class Probing:
         floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if is_drawn(t)]
         drawn = with_strings
         if set(found) != set(floating) or "sequences" in {r.kind for r in found.values()}:
-            networks = [self.steps(i, with_strings) for i in range(len(self.plains))]
-            drawn = coloured(networks, self.weights, examples, self.generator)
+            networks = [self.steps(i, with_strings) for i in range(len(self.parents))]
+            drawn = coloured(networks, [p.weight for p in self.parents], examples, self.generator)
         drawn = procedural(found, drawn, examples, self.generator)
         if "images" in {r.kind for r in found.values()}:
-            plains = [p for p, w in zip(self.plains, self.weights, strict=True) if w]
+            plains = [p.plain for p in self.parents if p.weight]
             moving = [k for k, r in found.items() if r.kind == "images"]
             drawn = [ascended(plains, batch, moving, probe.n_steps, self.generator) for batch in drawn]
         kinds = [r.kind for r in found.values()] or (["noise"] if floating or probe.kind == "noise" else ["tokens"])

@@ -12,50 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..alignment import carry_state
-from ..alignment.alignment import Alignment, Network
+from ..alignment import Alignment, carry_state
 from ..base import HelpfulMixin, short_text
-from ..couplings import Coupling, Couplings
-from ..data.fusion_input import FusionInput, rows_of
-from ..data.scores import check_labels, outputs, score_outputs
+from ..couplings import Couplings
+from ..data import FusionInput, Objective, check_labels, outputs, rows_of, score_outputs
 from ..exceptions import FusionError, InvalidModelError, WidthError
-from ..execution.probing import Probing
-from ..graph import (
-    Architecture,
-    cast_inputs,
-    device_of,
-    discover_all,
-    floating_state,
-    plain_copy,
-    plain_state,
-    validate_models,
-    write_back,
-)
+from ..execution import Parent, Parents, Probing
+from ..graph import Architecture, cast_inputs, device_of, discover_all, plain_copy, plain_state, validate_models, write_back
 from ..graph.constants import warn_of_unread
 from ..graph.contexts import untouched_modules
-from ..graph.masks import Mask, find_masks, masked_graph, masked_state, ones_where_any
-from ..groups import Graph
+from ..graph.masks import Mask, find_masks, ones_where_any
+from .agreement import kind_of
 from .configs import follow_widths
-from .correcting import CorrectedMixin
+from .correcting import align, corrections_of, fuse, probe_of, run_on_probe
 from .judging import JudgedMixin, a_few, fingerprint, small_probe
-from .masking import compared, fused_masks
+from .making import Making, common_dtype, discovered, models_of, normalised
+from .masking import fused_masks
 from .progress import log, tells_progress
+from .roles import Roles
 from .storage import StorageMixin
 
-__all__ = ["Alignment", "BaseFusion", "Network"]
-
-Remember = Callable[[Any, Callable[[], Any]], Any]
+__all__ = ["BaseFusion"]
 
 
-class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
-    """Base of all fusions: subclasses say how neurons are coupled.
+class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
+    """Base of all fusions: a subclass has parameters, and says by `roles` what it is made of.
 
-    A subclass implements `_sizes` (the target's widths), `_align` (couplings of the parents) and `_align_new` (couplings of
-    one further network with the fused one).
+    Its parameters include those that are annotated here.
     """
 
     __metadata_request__fit = {"models": UNUSED}
@@ -68,7 +56,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
     probe: Any
     random_state: Any
     verbose: int
-    _masks: Mapping[str, Mask] = MappingProxyType({})
+    _masks: Mapping[str, Mask] = MappingProxyType({})  # of folders that were saved before there were any
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(auto_wrap_output_keys=None, **options)
@@ -89,7 +77,8 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         models : list of Module, or FusionInput
             The parents. They are not changed.
         y : array-like, optional
-            Labels or targets of the rows of a FusionInput. Their number is checked, and nothing is learnt from them.
+            Labels or targets of the rows of a FusionInput. Their number is checked; aligners and averagers of your own may learn
+            from them, those of this library do not.
 
         Returns
         -------
@@ -100,8 +89,17 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError, WidthError
             See the messages: each says which model, group and shape, and what to do.
         """
+        return self._fit(models, y, kind_of(y))
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @tells_progress
+    def fit_knowing(self, models: Any, kind: str) -> Any:
+        """As `fit`, where it is known what the outputs are, "targets", "classes" or "binary"; see `agreement_`."""
+        return self._fit(models, None, kind)
+
+    def _fit(self, models: Any, y: Any, kind: str | None) -> Any:
         data = models if isinstance(models, FusionInput) else None
-        parents = validate_models(_models_of(models))
+        given = validate_models(models_of(models))
         if y is not None and data is None:
             raise InvalidModelError(
                 "A list of models came with something else, which would not be looked at. Rows go beside the models: "
@@ -111,49 +109,58 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
         if y is not None and data is not None:
             check_labels(data, y)
-        data = None if data is None else data.taken_by(parents[0])
-        lambda_, corrections, probe = self._lambda(len(parents)), self._corrections(), self._probe()
-        architectures = self._architectures(parents, data)
-        warn_of_unread(parents, architectures[0].graph, architectures[0].check)
-        self._masks = find_masks(parents, architectures[0].check)
-        architectures = [self._masked(a) for a in architectures]
-        sizes = self._sizes([a.graph for a in architectures])
-        target = self._masked(self._target(architectures, sizes))
-        log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
-        dtype = torch.float64 if self._masks else _common_dtype(parents)  # masks that count much leave few digits to weights
-        networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
-        self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
-        probing = None
-        if corrections or self._compares_activations:
-            probing = self._probing(parents, networks, architectures, lambda_, data, probe)
-        self._seen = [fingerprint(m) for m in parents]
+        data = None if data is None else data.taken_by(given[0])
+        roles, weights = self.roles(), normalised(self.weights, len(given))
+        corrections, probe = corrections_of(self.correction), probe_of(self.probe)
+        is_lenient = isinstance(self.correction, str) and self.correction == "auto"
+        architectures = discovered(given, data, self.example_inputs)
+        warn_of_unread(given, architectures[0].graph, architectures[0].check)
+        masks = find_masks(given, architectures[0].check)
+        dtype = torch.float64 if masks else common_dtype(given)  # masks that count much leave few digits to weights
+        making = Making(architectures[0].inputs, dtype, self.device, masks)
+        architectures = list(map(making.masked, architectures))
+        sizes = roles.aligner.sizes([a.graph for a in architectures])
+        target = making.masked(_target(architectures, sizes))
+        making = replace(making, inputs=target.inputs)
+        log.info("fusing %d models of %d groups into widths %s", len(given), len(sizes), list(sizes.values()))
+        marks = [fingerprint(m) for m in given]
 
-        def remember(key: Any, compute: Callable[[], Any]) -> Any:
-            return compute() if data is None else data.cached((key, self._seen), compute)
+        def made() -> list[Parent]:
+            triples = zip(map(plain_copy, given), architectures, weights, strict=True)
+            return [making.parent(plain, a, w) for plain, a, w in triples]
 
-        found, probing = self._aligned(networks, target.graph, lambda_, probing=probing, remember=remember)
-        corrections = corrections if probing else []
-        kind = self._kind_of(y)
-        found, states, fused, said = self._corrected(found, corrections, probing, networks, target, lambda_, kind)
+        def cached(key: Any, compute: Callable[[], Any]) -> Any:
+            return compute() if data is None else data.cached((key, marks), compute)
+
+        parents = Parents(made(), further=making.further, cached=cached)
+        compares, rng = roles.aligner.compares_activations, check_random_state(self.random_state)
+        if corrections or compares:
+            options = {"is_lenient": is_lenient, "is_needed": compares}
+            parents = parents.with_runs(run_on_probe(parents, data, probe, corrections, rng, **options))
+        probabilities = target.graph.ends_in_probabilities
+        objective = None if data is None or y is None else Objective(data, y, probabilities=probabilities)
+        found, parents = align(roles, parents, target, objective, is_lenient=is_lenient)
+        runs, corrections = parents.runs, corrections if parents.runs else []
+        fused = fuse(roles, parents, found, target, corrections, objective, kind, is_lenient=is_lenient)
         self.graph_ = target.graph
-        self.couplings_ = [Couplings(plans) for plans in found.couplings]
-        self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
-        self.n_models_in_ = len(parents)
-        fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
-        self.fused_model_ = write_back(parents[0], fused, sized=target.plain)
-        self.fused_model_.to(device_of(parents[0]))
-        self._alignment = found
-        self._graphs = [a.graph for a in architectures]
+        self.couplings_ = [Couplings(plans) for plans in fused.alignment.couplings]
+        self.energy_, self.n_iter_, self.history_ = fused.alignment.energy, fused.alignment.n_iter, fused.alignment.history
+        self.n_models_in_ = len(given)
+        state = fused_masks(fused.state, fused.parents, masks)
+        self.fused_model_ = write_back(given[0], state, sized=target.plain)
+        self.fused_model_.to(device_of(given[0]))
+        self._alignment, self._graphs, self._seen = fused.alignment, [a.graph for a in architectures], marks
+        self._inputs, self._masks = target.inputs, masks
+        self._saw_rows = data is not None and self.example_inputs is None
         self._run_once()
-        follow_widths(self.fused_model_, parents[0], self._inputs)
-        few = None if probing else a_few(data)
+        follow_widths(self.fused_model_, given[0], self._inputs)
+        few = None if runs else a_few(data)
 
         def later() -> Probing:
-            states = [self._network(m, a.graph, dtype).state for m, a in zip(parents, architectures, strict=True)]
-            return Probing(parents, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
+            return Probing(made(), few, small_probe(probe), np.random.RandomState(0))
 
-        remedies = self._remedies(data, probing.source, len(parents)) if corrections and probing else []
-        self._judge(parents, probing, later, kind, remedies, [] if self._masks else said)
+        remedies = self._remedies(data, runs.source, len(given)) if corrections and runs else []
+        self._judge(given, runs, later, kind, remedies, [] if masks else fused.outputs)
         return self
 
     def transform(self, models: Any) -> list[nn.Module]:
@@ -173,25 +180,27 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             New modules in eval mode.
         """
         check_is_fitted(self)
-        given = validate_models(_models_of(models))
-        result, plain = [], plain_copy(self.fused_model_)
+        given = validate_models(models_of(models))
+        result, fused = [], plain_copy(self.fused_model_)
         for model in given:
-            dtype = _common_dtype([model, self.fused_model_])
-            mark = fingerprint(model)
+            making, mark = self._making([model, self.fused_model_]), fingerprint(model)
             if mark in self._seen:
-                i = self._seen.index(mark)
-                graph, plans, own = self._graphs[i], self._alignment.couplings[i], self._alignment.source_scales[i]
-                target_scales, network = self._alignment.target_scales, self._network(model, self._graphs[i], dtype)
+                i, found = self._seen.index(mark), self._alignment
+                graph, state = self._graphs[i], making.tensors(model)
             else:
-                graph = masked_graph(discover_all([plain, model], self._inputs)[1].graph, self._masks)
-                network = self._network(model, graph, dtype)
-                fused = self._network(self.fused_model_, self.graph_, dtype)
-                found = self._align_new(network, fused)
-                plans, own, target_scales = found.couplings[0], found.source_scales[0], found.target_scales
-            state = carry_state(network.state, graph, self.graph_, plans, own, target_scales)
+                i, found, parent = 0, *self._matched(model, fused, making)
+                graph, state = parent.graph, parent.state
+            state = carry_state(state, graph, self.graph_, found.couplings[i], found.source_scales[i], found.target_scales)
             state = ones_where_any(state, self._masks)
-            result.append(write_back(self.fused_model_, state, sized=plain, exact=True))
+            result.append(write_back(self.fused_model_, state, sized=fused, exact=True))
         return result
+
+    def _matched(self, model: nn.Module, fused: nn.Module, making: Making) -> tuple[Alignment, Parent]:
+        """A network that the fit has not seen, and its alignment with the fused one."""
+        plain = plain_copy(model)
+        first, other = discover_all([fused, plain], self._inputs)
+        parent = making.parent(plain, making.masked(other))
+        return self.roles().aligner.match(parent, making.parent(fused, replace(first, graph=self.graph_))), parent
 
     def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:
         r"""Carry models from the neuron order and scales of the fused model into those of a parent.
@@ -221,16 +230,15 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         position = self._position(parent)
         back = {}
         for name, coupling in self._alignment.couplings[position].items():
-            if coupling.index is None:
+            if not coupling.is_permutation:
                 raise FusionError(
                     f"The coupling of group {name!r} of model {position}, of shape {coupling.shape}, is no permutation and can't "
                     "be undone; fit with reg=0 and target_widths that are those of the models."
                 )
-            order = np.argsort(coupling.index)
-            back[name] = Coupling(index=order, signs=None if coupling.signs is None else coupling.signs[order])
+            back[name] = coupling.inverse()
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
         result, fused = [], plain_state(self.fused_model_)
-        for number, model in enumerate(validate_models(_models_of(models))):
+        for number, model in enumerate(validate_models(models_of(models))):
             given = plain_state(model)
             for name, tensor in fused.items():
                 shape = getattr(given.get(name), "shape", None)
@@ -239,8 +247,8 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
                         f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
                         f"{tuple(tensor.shape)}; transform brings it there."
                     )
-            network = self._network(model, self.graph_, _common_dtype([model]))
-            state = carry_state(network.state, self.graph_, self._graphs[position], back, scales, own)
+            state = self._making([model]).tensors(model)
+            state = carry_state(state, self.graph_, self._graphs[position], back, scales, own)
             state = ones_where_any(state, self._masks)
             result.append(write_back(model, state, sized=plain_copy(model), exact=True))
         return result
@@ -277,63 +285,12 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         return score_outputs(predicted, y, sample_weight, probabilities=self.graph_.ends_in_probabilities)
 
     @abstractmethod
-    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
-        """Sizes of the target's groups."""
+    def roles(self) -> Roles:
+        """What the fusion is made of, from its parameters."""
 
-    @abstractmethod
-    def _align(
-        self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None, remember: Remember
-    ) -> Alignment:
-        """Couplings of the parents; `probing` runs them where activations are compared.
-
-        ``remember(key, compute)`` is what `compute` returned for the same key and the same models, where fits share a
-        FusionInput.
-        """
-
-    @abstractmethod
-    def _align_new(self, network: Network, fused: Network) -> Alignment:
-        """Couplings of one further network with the fused one."""
-
-    def _lambda(self, n_models: int) -> list[float]:
-        if self.weights is None:
-            return [1 / n_models] * n_models
-        weights = np.asarray(self.weights, dtype=np.float64)
-        if weights.shape != (n_models,):
-            raise FusionError(f"weights must have one entry per model: {n_models}. Got shape {weights.shape}.")
-        if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
-            raise FusionError(f"weights must be finite, at least 0 and not all 0. Got {weights.tolist()}.")
-        return (weights / weights.sum()).tolist()
-
-    def _architectures(self, parents: list[nn.Module], data: FusionInput | None) -> list[Architecture]:
-        inputs = dict(self.example_inputs) if isinstance(self.example_inputs, Mapping) else self.example_inputs
-        if data is None:
-            return discover_all(parents, inputs)
-        example = data.taken_by(parents[0]).tensors(parents[0], slice(0, 2)) if inputs is None else inputs
-        return data.cached(inputs, lambda: discover_all(parents, example))
-
-    def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
-        first = architectures[0]
-        for a in dict.fromkeys(architectures):  # parents of several widths: each must widen without loss
-            if a is not first:
-                a.check_widening(sizes)
-        return first.resized(sizes)
-
-    def _network(self, model: nn.Module, graph: Graph, dtype: torch.dtype) -> Network:
-        try:
-            device = torch.device(self.device) if self.device is not None else device_of(model)
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise FusionError(
-                f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
-                "'cpu', or None for the models' own."
-            ) from error
-        state = {name: tensor.to(device, dtype) for name, tensor in plain_state(model).items()}
-        state = masked_state(state, self._masks)
-        return Network(graph, state, compared(state, self._masks))
-
-    def _masked(self, architecture: Architecture) -> Architecture:
-        graph = masked_graph(architecture.graph, self._masks)
-        return architecture if graph is architecture.graph else replace(architecture, graph=graph)
+    def _making(self, models: Sequence[nn.Module]) -> Making:
+        """How networks beside the parents are made, for a computation with these models."""
+        return Making(self._inputs, common_dtype(models), self.device, self._masks)
 
     def _run_once(self) -> None:
         try:
@@ -346,11 +303,9 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             ) from error
 
 
-def _models_of(given: Any) -> Any:
-    return given.models if isinstance(given, FusionInput) else given
-
-
-def _common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
-    """Where to compute: in double precision if a model has any."""
-    double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
-    return torch.float64 if double else torch.float32
+def _target(architectures: Sequence[Architecture], sizes: dict[str, int]) -> Architecture:
+    first = architectures[0]
+    for a in dict.fromkeys(architectures):  # parents of several widths: each must widen without loss
+        if a is not first:
+            a.check_widening(sizes)
+    return first.resized(sizes)

@@ -21,7 +21,7 @@ from ..execution.probing import Probing, chosen_of, rows_in
 from ..graph import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
 from ..graph.contexts import own_draws, untouched_modules
 from ..groups import Graph
-from .agreement import Agreement, agreement_of, kind_of, tell_values
+from .agreement import Agreement, agreement_of, tell_values
 
 __all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "small_probe", "why"]
 
@@ -45,7 +45,6 @@ class JudgedMixin:
     graph_: Graph
     _seen: Sequence[str]
     _verdict: Verdict | Callable[[], Verdict]
-    _kind: str | None = None  # what predictors and comparisons know of the outputs, whatever y holds
 
     @property
     def agreement_(self) -> Agreement | None:
@@ -68,10 +67,6 @@ class JudgedMixin:
             self._judged()  # parents and rows stay here
         return super().__getstate__()
 
-    def _kind_of(self, y: Any) -> str | None:
-        """What outputs are: as predictors and comparisons say, else as labels tell."""
-        return kind_of(y) if self._kind is None else self._kind
-
     def _judge(
         self,
         parents: Sequence[nn.Module],
@@ -88,7 +83,7 @@ class JudgedMixin:
         self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind, said)
         agreement = self._verdict[0]
         if remedies and agreement is not None and agreement.is_poor:
-            warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=5)  # at the call of fit
+            warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=6)  # at the call of fit
 
     def _judge_later(self, parents: Sequence[nn.Module], mark: str, later: Callable[[], Probing], kind: str | None) -> Verdict:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):
@@ -119,10 +114,10 @@ def agreement_on(
 
     `said` is what the fused network returns for these samples, where that is known; what is not known is run.
     """
-    models, reason = [*probing.plains, plain_copy(fused)], ""
-    sizes = [*(a.graph.sizes for a in probing.architectures), graph.sizes]
+    models, reason = [*(p.plain for p in probing.parents), plain_copy(fused)], ""
+    sizes = [*(p.graph.sizes for p in probing.parents), graph.sizes]
     some = list(zip(probing.batches, chosen, strict=True))
-    recorded = [probing.outputs(i) for i in range(len(probing.plains))]
+    recorded = [probing.outputs(i) for i in range(len(probing.parents))]
     known = [[chosen_of(o, c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded]
     for whole in (False, True):  # the batch size may be written into the code
         given = (probing.batches[4::5] or probing.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
@@ -132,13 +127,13 @@ def agreement_on(
                 if own and not whole:
                     arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
                 else:
-                    arrays.append(_outputs(model, [resized_inputs(b, probing.architectures[0].graph, size) for b in given]))
+                    arrays.append(_outputs(model, [resized_inputs(b, probing.parents[0].graph, size) for b in given]))
             found = incomparable(arrays, kind, graph.ends_in_probabilities)
             if found:
                 return None, found
             *others, own_output = (a for a in arrays if a is not None)
             options: Any = {"kind": kind, "probabilities": graph.ends_in_probabilities}
-            return agreement_of(own_output, others, probing.weights, probing.source, **options), None
+            return agreement_of(own_output, others, [p.weight for p in probing.parents], probing.source, **options), None
         except Exception as error:  # a network may do anything on inputs that it does not know
             reason = reason or why(error)
     return None, reason

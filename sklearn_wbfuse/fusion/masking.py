@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ..alignment import AlignedParents
 from ..exceptions import FusionWarning
 from ..graph.masks import Mask, ones_where_any
 
@@ -19,24 +20,22 @@ def compared(state: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str
     return {name: tensor * masks[name].factor if name in masks else tensor for name, tensor in state.items()}
 
 
-def fused_masks(
-    fused: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]], masks: Mapping[str, Mask]
-) -> dict[str, Tensor]:
+def fused_masks(fused: Mapping[str, Tensor], parents: AlignedParents, masks: Mapping[str, Mask]) -> dict[str, Tensor]:
     """The fused tensors with masks that are masks; warns where the aligned models have different ones.
 
     Parameters
     ----------
     fused : dict of str to Tensor
         The mean.
-    states : list of dict of str to Tensor
-        Of the carried models that have a weight.
+    parents : AlignedParents
     masks : dict of str to Mask
     """
     result = ones_where_any(fused, masks)
     different: dict[bool, list[str]] = {True: [], False: []}
     for name, mask in masks.items():
-        if all(torch.equal(own[name], states[0][name]) for own in states):
-            result[name] = states[0][name]
+        first, *others = (p.tensor(name) for p in parents)
+        if all(torch.equal(own, first) for own in others):
+            result[name] = first
         else:
             different[bool(mask.weights)].append(name)
     for multiplies, names in different.items():
@@ -51,6 +50,6 @@ def fused_masks(
                 f"The masks {shown} hold only -1, 0 and 1, and differ between the models even when their neurons are aligned. "
                 f"The fused network has {what}. Train models with the same masks to keep them.",
                 FusionWarning,
-                stacklevel=4,
+                stacklevel=6,  # at the call of fit
             )
     return result

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..alignment import features
-from ..alignment.alignment import Alignment, Network
-from ..alignment.energy import energy, mean_target
-from ..couplings import Coupling
-from ..exceptions import WidthError
-from ..execution.probing import Probing
-from ..groups import Graph
-from .base import BaseFusion, Remember
+from ..alignment import Identity
+from .base import BaseFusion
+from .roles import Roles
 
 __all__ = ["VanillaAveraging"]
 
@@ -88,29 +83,6 @@ class VanillaAveraging(BaseFusion):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
-        first = parents[0].sizes
-        for position, graph in enumerate(parents):
-            for name, size in graph.sizes.items():
-                if size != first[name]:
-                    raise WidthError(
-                        f"Plain averaging needs equal widths. Group {name!r} has {first[name]} neurons in model 0 "
-                        f"and {size} in model {position}; WassersteinFusion fuses different widths."
-                    )
-        return first
-
-    def _align(
-        self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None, remember: Remember
-    ) -> Alignment:
-        return self._as_they_stand(networks, target, weights)
-
-    def _align_new(self, network: Network, fused: Network) -> Alignment:
-        self._sizes([fused.graph, network.graph])
-        return self._as_they_stand([network], fused.graph, [1.0])
-
-    def _as_they_stand(self, networks: list[Network], target: Graph, weights: list[float]) -> Alignment:
-        identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
-        both = [features(n.graph, n.compared, 1.0) for n in networks]
-        arrays = [own for _, own in both]
-        value = energy(both[0][0], mean_target(arrays, weights), arrays, arrays, weights)
-        return Alignment([dict(identity) for _ in networks], [{} for _ in networks], {}, value)
+    def roles(self) -> Roles:
+        """Neurons as they stand, and the weighted mean."""
+        return Roles(Identity())

@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+import dataclasses
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.parallel import Parallel, delayed
-from torch import Tensor, nn
+from torch import nn
 
-from ..alignment import (
-    Feature,
-    Problem,
-    Solution,
-    activations_of,
-    balance,
-    blurred,
-    check_blocks,
-    features,
-    joint,
-    layerwise,
-    match,
-    match_all,
-    mean_scales,
-    random_start,
-    scaled,
-    with_activations,
-)
-from ..alignment.alignment import Alignment, Network, blocks_within, pinned_groups
-from ..exceptions import FusionError, WidthError
-from ..execution.probing import Probing
-from ..graph import discover_all, validate_models
-from ..graph.masks import masked_graph
-from ..groups import Graph
-from .base import BaseFusion, Remember
-from .widths import target_sizes
+from ..alignment import WassersteinAligner
+from .base import BaseFusion
+from .roles import Roles
 
 __all__ = ["WassersteinFusion"]
-
-_SAY_LITTLE = ("noise", "tokens")
-"""Procedural inputs on which activations are no better guide than weights."""
-
-log = logging.getLogger("sklearn_wbfuse")
 
 
 class WassersteinFusion(BaseFusion):
@@ -238,164 +205,7 @@ class WassersteinFusion(BaseFusion):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def _sizes(self, parents: list[Graph]) -> dict[str, int]:
-        sizes = target_sizes(self.target_widths, parents)
-        wider = [n for n, size in sizes.items() if size > max(p.sizes[n] for p in parents)]
-        if wider and len(parents) > 1 and self.merge == "auto":
-            raise NotImplementedError(
-                f"merge='auto' for several models into a target wider than every parent (groups {wider}) "
-                "is not built yet; use merge='all'."
-            )
-        return sizes
-
-    def _align(
-        self, networks: list[Network], target: Graph, weights: list[float], probing: Probing | None, remember: Remember
-    ) -> Alignment:
-        for network in networks:
-            check_blocks(network.graph, target)
-        pinned, scaled_alike = pinned_groups(networks, target, self.symmetry == "auto")
-        dtype = next((t.dtype for t in networks[0].state.values()), torch.float32)
-        given = [self._given_start(target, dtype)] if isinstance(self.init, nn.Module) else []
-        described, arrays, scales = self._balanced([*networks, *given], target.sizes, scaled_alike, None if given else remember)
-        share, mark = self._activation_share(probing), None
-        if probing is not None and share:
-            mark = probing.mark()
-            found = activations_of(probing, self.measure, [(self.init, n.state, n.graph) for n in given])
-            own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
-            described, arrays = with_activations(described, arrays, own, values, share)
-        arrays, scales, start = arrays[: len(networks)], scales[: len(networks)], arrays[len(networks) :]
-        problem = Problem(
-            described,
-            arrays,
-            target.sizes,
-            [n.graph.sizes for n in networks],
-            weights,
-            self.reg if self.schedule == "layerwise" else 0.0,  # the start of sweeps is exact
-            pinned,
-            blocks_within(target),
-            max_iter=self.max_iter,
-            tol=self.tol,
-            n_jobs=self.n_jobs if self.n_init == 1 else 1,
-        )
-        closest = sorted(range(len(networks)), key=lambda i: (problem.resizing(i), -weights[i], i))
-        rng = check_random_state(self.random_state)
-        seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
-
-        def solve_all() -> list[Solution]:
-            jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
-            return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
-
-        repeats = self._is_repeatable(share, [n.graph.sizes for n in networks], target.sizes)
-        solutions = remember((self._exact_options(), share, mark), solve_all) if repeats else solve_all()
-        order, history = sorted(range(len(solutions)), key=lambda k: solutions[k].energy), [list(s.history) for s in solutions]
-
-        def alignment(k: int) -> Alignment:
-            solution = solutions[k]
-            if self.schedule == "joint" and self.reg > 0:
-                solution = blurred(replace(problem, reg=self.reg, reference=closest[0]), solution)
-                history[k] = solution.history
-            gauge = mean_scales(scales, solution.plans, weights)
-            return Alignment(solution.plans, scales, gauge, solution.energy, solution.n_iter, history)
-
-        best, *others = map(alignment, order if probing is not None else order[:1])
-        return replace(best, others=others)
-
-    def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
-        """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
-        if self.schedule != "joint" or isinstance(self.init, nn.Module):
-            return False
-        draws = share or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
-        return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
-
-    def _exact_options(self) -> dict[str, Any]:
-        """The parameters on which couplings before the entropic step depend."""
-        without = ("reg", "correction", "probe", "example_inputs", "n_jobs", "verbose")
-        return {name: value for name, value in self.get_params(deep=False).items() if name not in without}
-
-    def _activation_share(self, probing: Probing | None) -> float:
-        """The share of activations in what is compared, on the inputs of a probe."""
-        if self.cost == "auto":
-            return 0.5 if probing is not None and probing.source not in _SAY_LITTLE else 0.0
-        return {"weight": 0.0, "activation": 1.0}[self.cost] if isinstance(self.cost, str) else float(self.cost)
-
-    @property
-    def _compares_activations(self) -> bool:
-        """Whether activations are compared even without a correction."""
-        return self.cost != "auto" and self._activation_share(None) > 0
-
-    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
-        """One start: `init` first, then the other parents' orders, then random couplings.
-
-        Where a group stands twice in a tensor its coupling starts from the linear term, then from what that says propagated
-        through the recurrent weights, then from the uniform plan, then from perturbed ones, with the parents' orders in turns.
-        """
-        problem = replace(problem, random_state=np.random.RandomState(seed))
-        init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
-        if problem.is_quadratic and self.init == "auto":
-            init = closest[k % len(closest)]
-            problem = replace(problem, start=("linear", "propagated", "uniform")[k] if k < 3 else "perturbed")
-        if isinstance(init, nn.Module):
-            start = match_all(problem, given[0])
-        elif init == "random":
-            start = random_start(problem)
-        else:
-            if init != "auto" and init >= len(problem.models):
-                raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
-            problem = replace(problem, reference=closest[0] if init == "auto" else init)
-            start = layerwise(problem, readers=self.schedule == "joint")
-        return joint(problem, start) if self.schedule == "joint" else start
-
-    def _given_start(self, target: Graph, dtype: torch.dtype) -> Network:
-        """The network that `init` is, which must have the target's widths."""
-        (given,) = validate_models([self.init])
-        graph = masked_graph(discover_all([given], self._inputs)[0].graph, self._masks)
-        if graph.sizes != target.sizes:
-            raise WidthError(f"init has widths {graph.sizes}, the target {target.sizes}; give a network of the target's widths.")
-        return self._network(given, graph, dtype)
-
-    def _align_new(self, network: Network, fused: Network) -> Alignment:
-        (_, pinned), scaled_alike = pinned_groups([fused, network], fused.graph, self.symmetry == "auto")
-        described, (own, targets), scales = self._balanced([network, fused], fused.graph.sizes, scaled_alike)
-        problem = Problem(
-            described,
-            [own],
-            fused.graph.sizes,
-            [network.graph.sizes],
-            [1.0],
-            self.reg,
-            [pinned],
-            blocks_within(fused.graph),
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
-        return Alignment([match(problem, targets)], [scales[0]], scales[1])
-
-    def _balanced(
-        self, networks: list[Network], sizes: dict[str, int], keep: Collection[str], remember: Remember | None = None
-    ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
-        """Features of every network in the gauge of balanced scales, and those scales."""
-        both = [features(n.graph, n.compared, self.alpha_h) for n in networks]
-
-        def balanced() -> list[dict[str, np.ndarray]]:
-            found = [balance(described, own, sizes, keep) for described, own in both]
-            return [{name: values.cpu().numpy() for name, values in c.items()} for c in found]
-
-        if self.symmetry != "auto":
-            scales: list[dict[str, np.ndarray]] = [{} for _ in networks]
-        else:
-            key = ("scales", sizes, sorted(keep), str(self.device))
-            scales = balanced() if remember is None else remember(key, balanced)
-        return *self._in_gauge(both[0][0], [own for _, own in both], scales), scales
-
-    def _in_gauge(
-        self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
-    ) -> tuple[list[Feature], list[list[Tensor]]]:
-        """Features after multiplying units by their scales, and without signs if these do not count."""
-        factors = [
-            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items() if own}
-            for own, cs in zip(arrays, scales, strict=True)
-        ]
-        arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
-        if self.symmetry != "auto":
-            described = [replace(f, odd=(False,) * len(f.odd)) for f in described]
-        return described, arrays
+    def roles(self) -> Roles:
+        """The aligner that finds the couplings, and the weighted mean."""
+        own = self.get_params(deep=False)
+        return Roles(WassersteinAligner(**{f.name: own[f.name] for f in dataclasses.fields(WassersteinAligner)}))

@@ -16,8 +16,9 @@ from ..data.fusion_input import FusionInput
 from ..execution import PROBES, Probe
 from ..execution.probing import Probing
 from ..execution.reading import read_as
-from ..fusion import WassersteinFusion
-from ..graph import validate_models
+from ..fusion.correcting import probe_of
+from ..fusion.making import Making, discovered, normalised
+from ..graph import plain_copy, validate_models
 from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]
@@ -78,13 +79,13 @@ class ProbeDisplay:
         given = models if isinstance(models, FusionInput) else None
         parents = validate_models(models if given is None else given.models)
         data = None if given is None else given.taken_by(parents[0])
-        fusion = WassersteinFusion(probe=probe, example_inputs=example_inputs)
-        few = clone(fusion._probe()).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
+        few = clone(probe_of(probe)).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
         few._validate_params()
-        architectures = fusion._architectures(parents, data)
-        states = [fusion._network(m, a.graph, torch.float32).state for m, a in zip(parents, architectures, strict=True)]
-        rng = check_random_state(random_state)
-        probing = Probing(parents, states, architectures, fusion._lambda(len(parents)), data, few, rng)
+        architectures = discovered(parents, data, example_inputs)
+        making, weights = Making(architectures[0].inputs, torch.float32), normalised(None, len(parents))
+        triples = zip(map(plain_copy, parents), architectures, weights, strict=True)
+        made = [making.parent(plain, architecture, weight) for plain, architecture, weight in triples]
+        probing = Probing(made, data, few, check_random_state(random_state))
         found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
         leaf, reading = next(iter(found.items()), (0, None))
         samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in probing.batches])[:n_samples].cpu()

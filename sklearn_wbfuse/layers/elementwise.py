@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..groups import along
+from ..couplings import along
 from .labels import Layer, Record, Value
 from .registry import register_rule, register_sizes
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..groups import Summed, along
+from ..couplings import along
+from ..groups import Summed
 
 __all__ = ["FIXED", "Layer", "Record", "Value"]
 

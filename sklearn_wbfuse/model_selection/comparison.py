@@ -21,6 +21,7 @@ from ..data.scores import are_probabilities, as_array, class_scores, holds_targe
 from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
+from ..fusion.making import discovered
 from ..graph import validate_models
 from ..groups import Graph
 from .predictors import FusionClassifier, FusionRegressor
@@ -125,9 +126,9 @@ def compare(
     rows, y = _labelled(X, y)
     shared = FusionInput(parents, (rows[:2] if X_fit is None else _other_rows(X_fit, rows)).arrays)
     start = time.perf_counter()
-    found = VanillaAveraging()._architectures(parents, shared)  # kept in shared.cache
+    found = discovered(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
-    discovered = dict(shared.cache)
+    kept = dict(shared.cache)
     score = _Score(y, given, found[0].graph)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
@@ -136,7 +137,7 @@ def compare(
     for name, estimator, note in _with_controls(given):
         ready, data = _without_data(estimator, shared) if X_fit is None else (clone(estimator), shared)
         shared.cache.clear()  # of what other fits left there
-        shared.cache.update(discovered)
+        shared.cache.update(kept)
         row = _of_fusion(name, ready, data, rows, score, judged=note is None)
         if row["score"] is not None:
             row["to_parents"] = row["score"] - mean
@@ -244,12 +245,13 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
     """Fit and score; an error of this library goes into the note."""
     row = _row(name)
     try:
-        if isinstance(estimator, BaseFusion):
-            estimator._kind = "targets" if score.metric == "R2" else "binary"
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PoorFusionWarning)  # the row says how good it is
-            estimator.fit(data)
+            if isinstance(estimator, BaseFusion):
+                estimator.fit_knowing(data, "targets" if score.metric == "R2" else "binary")
+            else:
+                estimator.fit(data)
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..correction import CORRECTIONS
-from ..couplings import Coupling
+from ..couplings import Coupling, coupling_from
 from ..exceptions import FusionWarning, PersistenceError
 from ..execution import Probe
 
@@ -94,7 +94,7 @@ class Encoder:
         if isinstance(value, (Tensor, np.ndarray)):
             return self._array(value, where)
         if isinstance(value, Coupling):
-            return {"$coupling": self.value(_arguments(value), where)}
+            return {"$coupling": self.value(value.arrays, where)}
         return self._object(value, where, fitted)
 
     def _object(self, value: Any, where: str, fitted: bool) -> Any:
@@ -154,7 +154,7 @@ class Decoder:
             "$tensor": lambda body: self.tensors[body].clone(),
             "$array": lambda body: self.tensors[body].numpy().copy(),
             "$objects": self._objects,
-            "$coupling": lambda body: Coupling(**self.value(body)),
+            "$coupling": lambda body: coupling_from(**self.value(body)),
             "$device": torch.device,
             "$random_state": self._random_state,
             "$network": lambda body: dict(self.network),
@@ -223,11 +223,3 @@ def _is_fitted(estimator: Any) -> bool:
     except (NotFittedError, TypeError):  # TypeError: it has no fit, as corrections
         return False
     return hasattr(estimator, "_stored")
-
-
-def _arguments(coupling: Coupling) -> dict[str, np.ndarray]:
-    """What `Coupling` is made of: the index of a permutation, or a plan with its mass where that is not its magnitude."""
-    if coupling.index is not None:
-        return {"index": coupling.index} | ({} if coupling.signs is None else {"signs": coupling.signs})
-    plan, mass = coupling.plan, coupling.mass
-    return {"plan": plan} | ({} if (mass == np.abs(plan)).all() else {"mass": mass})

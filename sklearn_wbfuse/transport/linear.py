@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation, Plan
 from ..exceptions import FusionWarning, TransportError
 from .assignment import Prices, assignment, centred
 from .sinkhorn import Potentials, sinkhorn
@@ -66,18 +66,18 @@ def solve(
         scale = largest(cost, signed)
         epsilon = reg * scale
         if signed is None and scale <= 1e-14 * np.abs(cost).max():
-            return Coupling(np.full(cost.shape, 1 / cost.size))  # all are equally good
+            return Plan(np.full(cost.shape, 1 / cost.size))  # all are equally good
     epsilon = epsilon or 0.0
     if signed is None:
         return entropic(cost, epsilon, start) if epsilon > 0 else exact(cost)
     size = np.abs(signed)
     if not epsilon > 0:
         found = exact(cost - size)
-        if found.index is not None:
-            return Coupling(index=found.index, signs=_sign(signed[np.arange(len(cost)), found.index]))
-        return Coupling(found.plan * _sign(signed), found.plan)
+        if isinstance(found, Permutation):
+            return Permutation(found.index, _sign(signed[np.arange(len(cost)), found.index]))
+        return Plan(found.plan * _sign(signed), found.plan)
     found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon, start)
-    return Coupling(found.plan * np.tanh(signed / epsilon), found.plan)
+    return Plan(found.plan * np.tanh(signed / epsilon), found.plan)
 
 
 def largest(cost: np.ndarray, signed: np.ndarray | None = None) -> float:
@@ -112,7 +112,7 @@ def exact(cost: np.ndarray, prices: Prices | None = None) -> Coupling:
     rows, columns = cost.shape
     if rows == columns:
         _check_finite(cost)
-        return Coupling(index=assignment(cost, prices))
+        return Permutation(assignment(cost, prices))
     import ot  # local: it brings all backends that it finds, half of scikit-learn and networkx
 
     cost = _shifted(cost)
@@ -123,7 +123,7 @@ def exact(cost: np.ndarray, prices: Prices | None = None) -> Coupling:
         warnings.simplefilter("ignore")
         plan = ot.emd(supply, demand, cost, numItermax=10_000_000, check_marginals=False)
     plan = np.asarray(plan) / supply.sum()
-    coupling = Coupling(plan)
+    coupling = Plan(plan)
     if coupling.marginal_error() > 1e-9:
         raise TransportError(
             f"The network simplex returned a plan of shape {cost.shape} with a marginal error of {coupling.marginal_error():.1e}."
@@ -135,7 +135,7 @@ def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) 
     """Sinkhorn's plan, stopped at an L1 marginal error of 1e-3 and rounded to both marginals; see `solve`."""
     _check_finite(cost)
     if not float(np.ptp(cost)):
-        return Coupling(np.full(cost.shape, 1 / cost.size))
+        return Plan(np.full(cost.shape, 1 / cost.size))
     plan, error = sinkhorn(np.asarray(cost, dtype=np.float64), epsilon, start or Potentials(), MARGINAL_TOL)
     if not error <= MARGINAL_TOL:
         warnings.warn(
@@ -145,7 +145,7 @@ def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) 
             FusionWarning,
             stacklevel=2,
         )
-    return Coupling(round_to_marginals(np.nan_to_num(plan)))
+    return Plan(round_to_marginals(np.nan_to_num(plan)))
 
 
 def round_to_marginals(plan: np.ndarray) -> np.ndarray:

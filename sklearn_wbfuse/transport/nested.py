@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation, Plan
 from ..exceptions import WidthError
 from .linear import exact, largest, solve
 
@@ -105,7 +105,7 @@ def check_multiple(shape: tuple[int, int], name: str = "") -> None:
 
 def _source_blocks(blocks: Coupling) -> np.ndarray:
     """The source block of each target block."""
-    return blocks.index if blocks.index is not None else blocks.plan.argmax(1)
+    return blocks.index if isinstance(blocks, Permutation) else blocks.plan.argmax(1)
 
 
 def assemble(costs: Costs, blocks: Coupling, reg: float = 0.0) -> Coupling:
@@ -118,13 +118,14 @@ def assemble(costs: Costs, blocks: Coupling, reg: float = 0.0) -> Coupling:
     epsilon = reg * largest(cost, signed)
     found = [solve(pairs[t], signed=None if signs is None else signs[t], epsilon=epsilon) for t in each]
     d, d_source = pairs.shape[1:]
-    if blocks.index is not None and all(c.index is not None for c in found):
-        index = np.concatenate([s * d + c.index for s, c in zip(of, found, strict=True)])
-        return Coupling(index=index, signs=np.concatenate([np.ones(d) if c.signs is None else c.signs for c in found]))
+    inner = [c for c in found if isinstance(c, Permutation)]
+    if isinstance(blocks, Permutation) and len(inner) == n:
+        index = np.concatenate([s * d + c.index for s, c in zip(of, inner, strict=True)])
+        return Permutation(index, np.concatenate([c.sign for c in inner]))
     plan, mass = (np.zeros((n, d, m, d_source)) for _ in range(2))
     for t, (s, c) in enumerate(zip(of, found, strict=True)):
         plan[t, :, s], mass[t, :, s] = c.plan / n, c.mass / n
-    return Coupling(plan.reshape(cost.shape), None if signed is None else mass.reshape(cost.shape))
+    return Plan(plan.reshape(cost.shape), None if signed is None else mass.reshape(cost.shape))
 
 
 def _cut(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -178,12 +179,12 @@ def _tied(
     n = shape[0]
     total, each = own + _value(linear, ties, orders, signs), np.arange(n)
     blocks = exact(total)
-    of, result = blocks.index, []
-    assert of is not None
+    assert isinstance(blocks, Permutation)
+    of, result = blocks.index, list[Coupling]()
     for order, sign in zip(orders, signs, strict=True):
         assert order is not None
         index = of[:, None] * order.shape[2] + order[each, of]
-        result.append(Coupling(index=index.ravel(), signs=sign[each, of].ravel()))
+        result.append(Permutation(index.ravel(), sign[each, of].ravel()))
     return blocks, result
 
 

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ..couplings import Coupling
+from ..couplings import Coupling, Permutation, Plan
 from .assignment import centred
 from .linear import exact, solve
 from .sinkhorn import Potentials
@@ -57,7 +57,7 @@ class Point:
         twin = object.__new__(Point)
         twin.pair = tuple((1 - step) * a + step * b for a, b in zip(self.pair, other.pair, strict=True))
         twin.slope = tuple((1 - step) * a + step * b for a, b in zip(self.slope, other.slope, strict=True))
-        twin.coupling = Coupling(twin.pair[-1], twin.pair[0])
+        twin.coupling = Plan(twin.pair[-1], twin.pair[0])
         return twin
 
 
@@ -93,7 +93,7 @@ class Quadratic:
             n, m = coupling.shape
             for axis in axes:
                 kept, other = int(term.odd[axis]), term.odd[1 - axis]
-                carried = _carried(term.source.movedim(1 - axis, 0), coupling, other)  # (n, m, k)
+                carried = coupling.apply(term.source.movedim(1 - axis, 0), 0, "mass", other)  # (n, m, k)
                 left = term.target.movedim(axis, 0).reshape(n, -1)
                 right = carried.permute(0, 2, 1).reshape(-1, m)
                 total[kept if self.signable else 0] += term.weight * (left @ right).cpu().numpy()
@@ -118,7 +118,7 @@ class Quadratic:
         similar = linear
         for _ in range(steps):
             mass = similar[0] if self.signable else similar[-1]
-            passed = _unit(self.products(Coupling(similar[-1], mass), axes=(0,)))
+            passed = _unit(self.products(Plan(similar[-1], mass), axes=(0,)))
             similar = _unit([a + b for a, b in zip(linear, passed, strict=True)])
         return tuple(-s for s in similar)
 
@@ -129,17 +129,6 @@ class Quadratic:
     def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
         """The linear oracle: one assignment (or transport problem)."""
         return Point(self.assigned(gradient, epsilon), self)
-
-
-def _carried(array: Tensor, coupling: Coupling, odd: bool) -> Tensor:
-    """The first axis times the plan; for a permutation that is a choice of rows."""
-    if coupling.index is not None:
-        rows = array.index_select(0, torch.as_tensor(coupling.index, device=array.device)) / len(coupling.index)
-        if odd and coupling.signs is not None:
-            rows = rows * torch.as_tensor(coupling.signs, dtype=array.dtype, device=array.device)[:, None, None]
-        return rows
-    plan = torch.as_tensor(coupling.plan if odd else coupling.mass, dtype=array.dtype, device=array.device)
-    return torch.tensordot(plan, array, dims=([1], [0]))
 
 
 def _unit(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -230,9 +219,9 @@ def _rounded(problem: Quadratic, point: Point, max_iter: int) -> Point:
     """A permutation near a point: the assignment of most mass, then full steps as long as they help."""
     if not point.coupling.is_permutation:
         nearest = exact(-point.pair[0])
-        assert nearest.index is not None
+        assert isinstance(nearest, Permutation)
         signs = np.where(point.pair[-1][np.arange(len(nearest.index)), nearest.index] < 0, -1.0, 1.0)
-        point = Point(Coupling(index=nearest.index, signs=signs if problem.signable else None), problem)
+        point = Point(Permutation(nearest.index, signs if problem.signable else None), problem)
     value = problem.value(point)
     for _ in range(max_iter):
         trial = problem.vertex(problem.gradient(point))
@@ -249,13 +238,10 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
     for _ in range(max_iter):
         pairs = _disjoint(exchanges(problem, point), -1e-9 * abs(value))
         while pairs:
-            index, signs = point.coupling.index.copy(), point.coupling.signs  # type: ignore[union-attr]
-            signs = None if signs is None else signs.copy()
+            order = np.arange(point.coupling.shape[0])
             for u, v in pairs:
-                index[[u, v]] = index[[v, u]]
-                if signs is not None:
-                    signs[[u, v]] = signs[[v, u]]
-            trial = Point(Coupling(index=index, signs=signs), problem)
+                order[[u, v]] = order[[v, u]]
+            trial = Point(Permutation(order).compose(point.coupling), problem)
             lower = problem.value(trial)
             if lower < value - 1e-12 * abs(value):
                 point, value = trial, lower
@@ -268,15 +254,15 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
 
 def exchanges(problem: Quadratic, point: Point) -> np.ndarray:
     """Change of the objective, for every pair of targets, when they exchange their sources, signs included."""
-    index, n = point.coupling.index, point.coupling.shape[0]
-    assert index is not None
-    signs = np.ones(n) if point.coupling.signs is None else point.coupling.signs
-    gradient = [g[:, index] for g in problem.gradient(point)]
+    coupling, n = point.coupling, point.coupling.shape[0]
+    assert isinstance(coupling, Permutation)
+    signs = coupling.sign
+    gradient = [g[:, coupling.index] for g in problem.gradient(point)]
     moved = gradient[0] + (gradient[1] * signs if problem.signable else 0)
     change = _differences(moved) / n
     for term in problem.terms:
-        rows = _carried(term.source, point.coupling, term.odd[0])
-        h = _carried(rows.movedim(1, 0), point.coupling, term.odd[1]).movedim(0, 1)
+        rows = coupling.apply(term.source, 0, "mass", term.odd[0])
+        h = coupling.apply(rows, 1, "mass", term.odd[1])
         t, scale = term.target, term.weight
         diagonal_t, diagonal_h = t.diagonal().T, h.diagonal().T  # (n, k)
         outer, crossed = diagonal_t @ diagonal_h.T, (t * h.transpose(0, 1)).sum(2)

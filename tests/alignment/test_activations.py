@@ -6,18 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import disguised, networks
-from stepping import channels_last, steps_of
+from stepping import channels_last, parents_of, steps_of
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
-from sklearn_wbfuse.alignment import activation_features
+from sklearn_wbfuse.alignment.activations import activation_features
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.execution import Memory, program_of
 from sklearn_wbfuse.execution.equations import equations
 from sklearn_wbfuse.execution.probing import Probing
 from sklearn_wbfuse.execution.recording import Positions, Recording
-from sklearn_wbfuse.graph import discover, discover_all, floating_state, plain_copy
+from sklearn_wbfuse.graph import discover
 
 
 def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):
@@ -114,9 +114,9 @@ def test_little_memory_changes_nothing_but_batches():
 def test_recordings_of_large_networks_have_fewer_positions():
     """Files stay within a few times the memory."""
     models, X = [MLP([4, 300, 300, 3]) for _ in range(2)], torch.randn(2000, 4)
-    architectures, states = discover_all(models, (X[:2],)), [floating_state(plain_copy(m)) for m in models]
+    parents = parents_of(models, (X[:2],))
     for memory, cap in ((1, 4 * 2**20 // (4 * 2 * 603)), (100, 20_000), (0, 500)):
         probe = Probe("data", n_samples=20, working_memory=memory)
         rng = np.random.RandomState(0)
-        probing = Probing(models, states, architectures, [0.5, 0.5], FusionInput(models, X), probe, rng)
+        probing = Probing(parents, FusionInput(models, X), probe, rng)
         assert [probing.recording(i).positions.cap for i in (0, 1)] == [cap, cap]

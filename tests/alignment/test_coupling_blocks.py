@@ -8,10 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.alignment import Problem, blurred, carry_state, features, joint, layerwise, match, match_all, random_start
+from sklearn_wbfuse.alignment import carry_state
+from sklearn_wbfuse.alignment.problem import Problem, random_start
+from sklearn_wbfuse.alignment.schedules import layerwise, match, match_all
+from sklearn_wbfuse.alignment.sweeps import blurred, joint
+from sklearn_wbfuse.alignment.view import features
 from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.groups import Graph, Group, LabelledTensor, Span, relabel
+from sklearn_wbfuse.mixture import Mixture
 
 
 def axis(group, size, role, odd=False):
@@ -72,7 +77,7 @@ def problem_of(graph, states, weights=None, **options):
     within = {n: g.within for n, g in graph.groups.items() if g.within}
     weights = weights or [1 / len(states)] * len(states)
     options = {"sizes": graph.sizes, "source_sizes": [graph.sizes] * len(states), **options}
-    return Problem(both[0][0], [arrays for _, arrays in both], weights=weights, within=within, **options)
+    return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), within=within, **options)
 
 
 def keeps_blocks(problem, plans):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sklearn_wbfuse.alignment.energy import carried, cost, energy, mean_target
 from sklearn_wbfuse.alignment.view import Feature
-from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.couplings import Permutation, Plan
+from sklearn_wbfuse.mixture import Mixture
 from sklearn_wbfuse.transport import round_to_marginals
 
 FEATURES = [
@@ -31,7 +32,7 @@ def problem(seed, target=(4, 3), source=(5, 2), device="cpu"):
 
     def coupling(shape):
         mass = round_to_marginals(rng.random(shape) + 1e-3)
-        return Coupling(mass * rng.uniform(-1, 1, shape), mass)
+        return Plan(mass * rng.uniform(-1, 1, shape), mass)
 
     return arrays(size), arrays(own), {g: coupling((size[g], own[g])) for g in "ab"}
 
@@ -64,7 +65,7 @@ def by_definition(targets, models, plans):
 def test_the_energy_is_its_definition(seed, source, device):
     targets, model, plans = problem(seed, source=source, device=device)
     moved = [carried(f, a, plans) for f, a in zip(FEATURES, model, strict=True)]
-    assert energy(FEATURES, targets, [model], [moved], [1.0]) == pytest.approx(by_definition(targets, model, plans))
+    assert energy(FEATURES, targets, [model], [moved], Mixture([1.0])) == pytest.approx(by_definition(targets, model, plans))
 
 
 @pytest.mark.parametrize("group", ["a", "b"])
@@ -73,7 +74,7 @@ def test_the_cost_matrix_holds_the_groups_share_of_the_energy(group, device):
     share = 0.0
     for f, t, s in zip(FEATURES, targets, model, strict=True):
         if group in f.groups:
-            share += f.groups.count(group) * energy([f], [t], [[s]], [[carried(f, s, plans)]], [1.0])
+            share += f.groups.count(group) * energy([f], [t], [[s]], [[carried(f, s, plans)]], Mixture([1.0]))
     assert inner(cost(group, FEATURES, targets, model, plans), plans[group]) == pytest.approx(share)
 
 
@@ -95,19 +96,19 @@ def test_cost_differences_are_energy_differences(device):
 def test_the_mean_of_carried_models_is_the_best_target(device, seed):
     _, one, plans = problem(seed, device=device)
     _, two, others = problem(seed + 1, device=device)
-    weights = [0.3, 0.7]
+    mixture = Mixture([0.3, 0.7])
     moved = [[carried(f, a, p) for f, a in zip(FEATURES, m, strict=True)] for m, p in ((one, plans), (two, others))]
-    best = mean_target(moved, weights)
-    lowest = energy(FEATURES, best, [one, two], moved, weights)
+    best = mean_target(moved, mixture)
+    lowest = energy(FEATURES, best, [one, two], moved, mixture)
     rng = np.random.default_rng(seed)
     nudged = [t + 0.1 * torch.as_tensor(rng.normal(size=t.shape)).to(device) for t in best]
-    assert energy(FEATURES, nudged, [one, two], moved, weights) > lowest
+    assert energy(FEATURES, nudged, [one, two], moved, mixture) > lowest
 
 
 def test_permutations_are_carried_as_gathers(device):
     rng = np.random.default_rng(0)
     _, model, _ = problem(0, source=(4, 3), device=device)
-    index = {g: Coupling(index=rng.permutation(n), signs=rng.choice([-1.0, 1.0], n)) for g, n in (("a", 4), ("b", 3))}
-    dense = {g: Coupling(c.plan) for g, c in index.items()}
+    index = {g: Permutation(rng.permutation(n), rng.choice([-1.0, 1.0], n)) for g, n in (("a", 4), ("b", 3))}
+    dense = {g: Plan(c.plan) for g, c in index.items()}
     for f, a in zip(FEATURES, model, strict=True):
         torch.testing.assert_close(carried(f, a, index), carried(f, a, dense))

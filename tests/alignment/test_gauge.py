@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from networks import disguised, networks
 
 from sklearn_wbfuse import discover
-from sklearn_wbfuse.alignment import balance, features, scaled
+from sklearn_wbfuse.alignment.gauge import balance, scaled
+from sklearn_wbfuse.alignment.view import features
 from sklearn_wbfuse.graph import floating_state
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from networks import CNN, MLP, networks, randomised
 
 from sklearn_wbfuse import WassersteinFusion
-from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.couplings import Plan
 
 
 def family(build, count):
@@ -153,4 +153,4 @@ def test_one_model_into_a_narrower_target_settles(seed):
 
 def test_couplings_of_equal_plans_and_different_mass_differ():
     mass = np.full((3, 3), 1 / 9)
-    assert not Coupling(np.zeros((3, 3)), mass).same_as(Coupling(np.zeros((3, 3)), np.eye(3) / 3))
+    assert not Plan(np.zeros((3, 3)), mass).same_as(Plan(np.zeros((3, 3)), np.eye(3) / 3))

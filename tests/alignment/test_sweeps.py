@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from sklearn_wbfuse.alignment import Problem, blurred, joint, layerwise, random_start
 from sklearn_wbfuse.alignment.energy import cost, energy, mean_target
 from sklearn_wbfuse.alignment.matching import couple
+from sklearn_wbfuse.alignment.problem import Problem, random_start
+from sklearn_wbfuse.alignment.schedules import layerwise
+from sklearn_wbfuse.alignment.sweeps import blurred, joint
 from sklearn_wbfuse.alignment.view import Feature
-from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.couplings import Coupling, Permutation
+from sklearn_wbfuse.mixture import Mixture
 
 SIZES = {"a": 9, "b": 7, "c": 8}
 
@@ -41,7 +44,7 @@ def random_problem(seed, count, signable, skip, weights, device):
         for _ in range(count)
     ]
     proportions = rng.dirichlet(np.ones(count)).tolist() if weights else [1 / count] * count
-    return Problem(described, models, SIZES, [SIZES] * count, proportions, random_state=np.random.RandomState(seed))
+    return Problem(described, models, SIZES, [SIZES] * count, Mixture(proportions), random_state=np.random.RandomState(seed))
 
 
 def plain_sweeps(problem, start):
@@ -55,7 +58,7 @@ def plain_sweeps(problem, start):
             for i in moving:
                 at = problem.touching([group])
                 arrays = [problem.carry(j, p) for j, p in enumerate(plans)]
-                others = [sum(problem.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in at]
+                others = [sum(problem.mixture.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in at]
                 described, source = [problem.described[p] for p in at], [problem.models[i][p] for p in at]
                 even, odd = cost(group, described, others, source, plans[i])
                 even, odd = (None if m is None else m.cpu().numpy() for m in (even, odd))
@@ -63,7 +66,7 @@ def plain_sweeps(problem, start):
                 index = linear_sum_assignment(matrix)[1]
                 signs = None if odd is None else np.where(odd[np.arange(len(index)), index] < 0, -1.0, 1.0)
                 trial = [dict(p) for p in plans]
-                trial[i][group] = Coupling(index=index, signs=signs)
+                trial[i][group] = Permutation(index, signs)
                 if problem.solution(trial).energy < problem.solution(plans).energy * (1 - 1e-12):
                     plans, changed = trial, True
         history.append(problem.solution(plans).energy)
@@ -82,7 +85,7 @@ def test_couplings_and_energies_are_those_of_plain_sweeps(device, seed, count, s
         for group in SIZES:
             np.testing.assert_allclose(ours[group].plan, theirs[group].plan)
     moved = [problem.carry(i, own) for i, own in enumerate(found.plans)]
-    lowest = energy(problem.described, mean_target(moved, problem.weights), problem.models, moved, problem.weights)
+    lowest = energy(problem.described, mean_target(moved, problem.mixture), problem.models, moved, problem.mixture)
     assert found.energy == pytest.approx(lowest)
 
 
@@ -105,7 +108,7 @@ def test_a_start_with_readers_leaves_nothing_to_do_for_a_single_layer(device, se
         Feature("out", ("a",), ("in",), (-1.0,), (signable,)),
     ]
     models = [[torch.as_tensor(rng.normal(size=(8, k))).to(device) for k in (3, 9)] for _ in range(count)]
-    problem = Problem(described, models, n, [n] * count, [1 / count] * count)
+    problem = Problem(described, models, n, [n] * count, Mixture([1 / count] * count))
     start = layerwise(problem, readers=True)
     assert start.energy <= layerwise(problem).energy * (1 + 1e-9) or count > 2
     found = joint(problem, start)
@@ -124,10 +127,10 @@ def test_a_few_neurons_that_move_are_updated_well(count, device):
     ]
     base = [rng.normal(size=(*[sizes[g] for g in f.groups], 6)) for f in described]
     models = [[torch.as_tensor(b + 0.8 * rng.normal(size=b.shape)).to(device) for b in base] for _ in range(count)]
-    problem = Problem(described, models, sizes, [sizes] * count, [1 / count] * count, tol=0)
+    problem = Problem(described, models, sizes, [sizes] * count, Mixture([1 / count] * count), tol=0)
     order = np.arange(40)
     order[:4] = [1, 2, 3, 0]
-    plans = [{g: Coupling(index=order if i else np.arange(40)) for g in sizes} for i in range(count)]
+    plans = [{g: Permutation(order if i else np.arange(40)) for g in sizes} for i in range(count)]
     start = problem.solution(plans)
     found, (_, history) = joint(problem, start), plain_sweeps(problem, start)
     np.testing.assert_allclose(found.history, history, rtol=1e-9)
@@ -136,7 +139,7 @@ def test_a_few_neurons_that_move_are_updated_well(count, device):
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4, 0.0]])
 def test_a_model_of_weight_0_is_matched_all_the_same(weights, device):
-    problem = replace(random_problem(3, len(weights), False, True, False, device), weights=weights)
+    problem = replace(random_problem(3, len(weights), False, True, False, device), mixture=Mixture(weights))
     i = weights.index(0.0)
     start = random_start(problem)
     found = joint(problem, start)
@@ -177,12 +180,12 @@ def test_the_entropic_step_couples_each_model_with_the_exact_others(device, seed
     arrays = [problem.carry(j, own) for j, own in enumerate(exact.plans)]
     for i, (own, soft) in enumerate(zip(exact.plans, found.plans, strict=True)):
         others = [j for j in range(count) if j != i]
-        share = sum(problem.weights[j] for j in others)
+        share = sum(problem.mixture.weights[j] for j in others)
         for group in SIZES:
             expected = own[group]
             if i != problem.reference:
                 at = problem.touching([group])
-                mean = [sum(problem.weights[j] * arrays[j][p] for j in others) / share for p in at]
+                mean = [sum(problem.mixture.weights[j] * arrays[j][p] for j in others) / share for p in at]
                 expected = couple(
                     group, [problem.described[p] for p in at], mean, [problem.models[i][p] for p in at], own, problem.reg
                 )
@@ -209,7 +212,7 @@ def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signab
 
 
 def test_a_reference_without_weight_is_blurred_and_the_heaviest_model_is_not(device):
-    problem = replace(random_problem(0, 3, True, True, False, device), weights=[0.3, 0.0, 0.7], reference=1, reg=0.05)
+    problem = replace(random_problem(0, 3, True, True, False, device), mixture=Mixture([0.3, 0.0, 0.7]), reference=1, reg=0.05)
     found = blurred(problem, random_start(problem))
     for group in SIZES:
         assert [own[group].is_permutation for own in found.plans] == [False, False, True]
@@ -224,5 +227,5 @@ def test_recurrent_groups_start_without_their_readers():
         Feature("head", ("h",), ("in",), (0.0,), (True,)),
     ]
     models = [[torch.as_tensor(rng.normal(size=shape)) for shape in ((6, 3), (6, 6, 1), (6, 9))] for _ in range(2)]
-    problem = Problem(described, models, n, [n] * 2, [0.5] * 2)
+    problem = Problem(described, models, n, [n] * 2, Mixture([0.5] * 2))
     assert layerwise(problem, readers=True).energy == layerwise(problem).energy

@@ -15,7 +15,7 @@ from torch import nn
 from sklearn_wbfuse.execution import program_of
 from sklearn_wbfuse.execution.affine import operation
 from sklearn_wbfuse.execution.equations import batch_norms, equations
-from sklearn_wbfuse.execution.lockstep import run_alongside
+from sklearn_wbfuse.execution.lockstep import run_in_lockstep
 
 
 def found(steps):
@@ -75,7 +75,7 @@ def test_values_are_what_the_layers_write(device, network):
     own = found(steps)
     assert_consistent(steps, own)
     steps, seen = steps_of(network, [x], device, program), []
-    run_alongside(steps, [], own, seen.append)
+    run_in_lockstep(steps, [], own, seen.append)
     assert [e.at for e in seen] == sorted(own, key=steps.position.__getitem__)
     torch.testing.assert_close(outputs(steps), expected(network, x, device))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stepping import parents_of
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
@@ -16,7 +17,7 @@ from sklearn_wbfuse.execution import Steps, program_of
 from sklearn_wbfuse.execution.ascent import ascended
 from sklearn_wbfuse.execution.probing import Probing
 from sklearn_wbfuse.execution.reading import read_as
-from sklearn_wbfuse.graph import cast_inputs, discover_all, floating_state, plain_copy
+from sklearn_wbfuse.graph import cast_inputs, floating_state, plain_copy
 
 
 class Net(nn.Module):
@@ -43,11 +44,8 @@ def pair(make, seed=0):
 
 
 def probing(models, inputs, kind="auto", n=40, **options):
-    architectures = discover_all(models, inputs)
-    states = [floating_state(plain_copy(m)) for m in models]
-    states = [{k: t.to(torch.float64 if t.dtype == torch.float64 else torch.float32) for k, t in s.items()} for s in states]
     probe = Probe(kind, n_samples=n, batch_size=20, **options)
-    return Probing(models, states, architectures, [0.5, 0.5], None, probe, np.random.RandomState(0))
+    return Probing(parents_of(models, inputs), None, probe, np.random.RandomState(0))
 
 
 def read(model, x):
@@ -295,11 +293,9 @@ def test_other_precisions(dtype, own, device):
 class TestMixtures:
     def batches(self, make, shape, n=30, mixes=True, **options):
         models, rows = pair(make), torch.rand(n, *shape)
-        architectures = discover_all(models, (rows[:2],))
-        states = [floating_state(plain_copy(m)) for m in models]
         probe = Probe(**{"n_samples": 80, "batch_size": 40, **options})
         rng = np.random.RandomState(0)
-        found = Probing(models, states, architectures, [0.5, 0.5], FusionInput(models, rows), probe, rng, mixes=mixes)
+        found = Probing(parents_of(models, (rows[:2],)), FusionInput(models, rows), probe, rng, mixes=mixes)
         return rows, torch.cat([x for (x,) in found.batches]), found
 
     @pytest.mark.parametrize(

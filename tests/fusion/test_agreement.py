@@ -1,6 +1,7 @@
 """How much a fused network agrees with its parents: the numbers, what they are measured on, and the warning."""
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -16,9 +17,11 @@ from torch import nn
 import sklearn_wbfuse.fusion.correcting as correcting
 import sklearn_wbfuse.fusion.judging as judging
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
+from sklearn_wbfuse.alignment import Identity
 from sklearn_wbfuse.correction import Probe
+from sklearn_wbfuse.couplings import Permutation
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
-from sklearn_wbfuse.fusion import Agreement
+from sklearn_wbfuse.fusion import Agreement, Roles
 from sklearn_wbfuse.fusion.agreement import agreement_of, kind_of
 
 KINDS = [None, "targets", "classes", "binary"]
@@ -172,7 +175,8 @@ def test_what_networks_said_on_the_way_is_what_they_say(correction, monkeypatch)
     models, given = copies(), rows()
     found = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
     monkeypatch.setattr(judging.Probing, "outputs", lambda self, i: [])
-    monkeypatch.setattr(correcting, "_corrected_by", lambda *args, old=correcting._corrected_by: (old(*args)[0], []))
+    old = correcting._corrected
+    monkeypatch.setattr(correcting, "_corrected", lambda *args: dataclasses.replace(old(*args), outputs=[]))
     again = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
     assert found.stored == again.stored
 
@@ -208,13 +212,15 @@ class TestWarning:
         assert np.isnan(found.among_parents) and "; a wider target; another" in text and "among" not in text
         others = [model, copies(5)[0]]
 
+        class Rolled(Identity):
+            def align(self, *arguments):
+                found = super().align(*arguments)
+                rolled = {name: Permutation(np.roll(c.index, 1)) for name, c in found.couplings[1].items()}
+                return dataclasses.replace(found, couplings=[found.couplings[0], rolled])
+
         class Lost(WassersteinFusion):
-            def _align(self, *arguments):
-                found = super()._align(*arguments)
-                found.couplings[1] = {
-                    name: type(c)(index=np.roll(np.arange(c.shape[0]), 1)) for name, c in found.couplings[1].items()
-                }
-                return found
+            def roles(self):
+                return Roles(Rolled())
 
         text, _ = self.message([model, copy.deepcopy(model)], Lost(correction="repair", random_state=0))
         assert "a wider target, target_widths=1.5, merge='all'" in text

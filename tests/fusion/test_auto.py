@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from networks import CNN, MLP, disguised, randomised
 from torch import nn
 
+import sklearn_wbfuse.execution.sizing as sizing
 import sklearn_wbfuse.fusion.correcting as correcting
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
-from sklearn_wbfuse.fusion.correcting import work_of
+from sklearn_wbfuse.execution.sizing import work_of
 
 
 def two(make, seed=0):
@@ -155,10 +156,10 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
 @pytest.mark.parametrize(("cost", "expected"), [(1.0, 2000), (1e8, None), (1e12, 64)], ids=["cheap", "between", "huge"])
 def test_samples_are_capped_by_what_they_cost(cost, expected):
     probe = Probe(n_samples=2000, n_steps=4)
-    with mock.patch.object(correcting, "work_of", lambda model, inputs: (cost * len(inputs[0]), 1)):
-        found = correcting._sized(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))], capped=True)
+    with mock.patch.object(sizing, "work_of", lambda model, inputs: (cost * len(inputs[0]), 1)):
+        found = sizing.sized(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))], capped=True)
     if expected is None:  # each parent once, 4 steps of half of the samples at three times the cost, and the fused network
-        expected = int(correcting._CAP / (cost * (2 * (1 + 4 * 3 / 2) + 1)))
+        expected = int(sizing._CAP / (cost * (2 * (1 + 4 * 3 / 2) + 1)))
     assert found.n_samples == expected and found.batch_size <= found.n_samples
     assert probe.n_samples == 2000 and found.n_steps == 4
 
@@ -242,5 +243,5 @@ def test_batches_are_sized_by_activations_not_by_weights():
     model, x = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 2)), torch.randn(2, 50)
     assert work_of(model, (x,))[1] == 2 * 400 * 4
     architecture = mock.Mock(plain=model, inputs=(x,))
-    sizes = [correcting._sized(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
+    sizes = [sizing.sized(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
     assert sizes == [2**20 // (6 * 1600), int(0.1 * 2**20 / (6 * 1600)), 1]

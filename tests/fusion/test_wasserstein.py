@@ -84,7 +84,7 @@ def test_grid_search_over_reg(n_jobs):
 
 
 def test_slices_share_one_discovery(monkeypatch):
-    import sklearn_wbfuse.fusion.base as base
+    import sklearn_wbfuse.fusion.making as base
 
     calls = []
     original = base.discover_all
@@ -446,7 +446,7 @@ def test_a_layer_that_is_the_same_in_all_parents_stays_as_it_is():
 
 def test_plain_averaging_of_different_widths():
     models = [randomised(MLP([5, n, 3]), np.random.default_rng(0)) for n in (8, 6)]
-    with pytest.raises(WidthError, match=r"Plain averaging needs equal widths. Group 'linears.0' has 8 neurons in model 0 and 6"):
+    with pytest.raises(WidthError, match=r"Equal widths are needed. Group 'linears.0' has 8 neurons in model 0 and 6"):
         VanillaAveraging().fit(models)
 
 

@@ -280,7 +280,7 @@ def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
     rows = silent(models, X, y)
     average = rows["plain average"]
     assert [average[key] for key in ("score", "to_parents", "parameters", "seconds")] == [None] * 4
-    assert average["note"].startswith("WidthError: Plain averaging needs equal widths. Group 'linears.0' has 8")
+    assert average["note"].startswith("WidthError: Equal widths are needed. Group 'linears.0' has 8")
     assert rows["WassersteinFusion()"]["score"] is not None
     sizes = [rows[f"parent {i}"]["parameters"] for i in range(4)]
     assert rows["ensemble"]["parameters"] == sum(sizes) and len(set(sizes)) == 2

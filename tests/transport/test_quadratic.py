@@ -10,7 +10,7 @@ from conformance.solvers import SolverConformance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.couplings import Permutation, Plan
 from sklearn_wbfuse.transport import Quadratic, Term, round_to_marginals, solve_quadratic
 from sklearn_wbfuse.transport.quadratic import Point, exchanges
 
@@ -36,7 +36,7 @@ def random_problem(seed, n, m, *, signable=True, gates=2, device="cpu"):
 
 def random_coupling(rng, n, m, *, signable=True):
     mass = round_to_marginals(rng.random((n, m)) + 1e-3)
-    return Coupling(mass * rng.uniform(-1, 1, (n, m)) if signable else mass, mass)
+    return Plan(mass * rng.uniform(-1, 1, (n, m)) if signable else mass, mass)
 
 
 def by_definition(problem, coupling):
@@ -55,7 +55,7 @@ def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
     at, toward = Point(one, problem), Point(two, problem)
     assert problem.value(at) == pytest.approx(by_definition(problem, one))
     middle = at.mixed(toward, 0.3)
-    assert problem.value(middle) == pytest.approx(by_definition(problem, Coupling(middle.pair[1], middle.pair[0])))
+    assert problem.value(middle) == pytest.approx(by_definition(problem, Plan(middle.pair[1], middle.pair[0])))
     slope = sum(((b - a) * g).sum() for a, b, g in zip(at.pair, toward.pair, problem.gradient(at), strict=True))
     assert (problem.value(at.mixed(toward, 1e-6)) - problem.value(at)) / 1e-6 == pytest.approx(slope, rel=1e-3, abs=1e-3)
 
@@ -63,7 +63,7 @@ def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
 @given(seeds, sizes)
 def test_permutations_are_worth_what_their_dense_plans_are(device, seed, n):
     problem, rng = random_problem(seed, n, n, device=device)
-    coupling = Coupling(index=rng.permutation(n), signs=rng.choice([-1.0, 1.0], n))
+    coupling = Permutation(rng.permutation(n), rng.choice([-1.0, 1.0], n))
     assert problem.value(Point(coupling, problem)) == pytest.approx(by_definition(problem, coupling))
 
 
@@ -71,12 +71,12 @@ def test_permutations_are_worth_what_their_dense_plans_are(device, seed, n):
 def test_exchanges_are_differences_of_the_objective(device, seed, n, signable):
     problem, rng = random_problem(seed, n, n, signable=signable, device=device)
     index, signs = rng.permutation(n), rng.choice([-1.0, 1.0], n) if signable else np.ones(n)
-    before = Coupling(index=index, signs=signs)
+    before = Permutation(index, signs)
     change = exchanges(problem, Point(before, problem))
     for u, v in itertools.combinations(range(n), 2):
         order = np.arange(n)
         order[[u, v]] = v, u
-        after = Coupling(index=index[order], signs=signs[order])
+        after = Permutation(index[order], signs[order])
         assert change[u, v] == pytest.approx(by_definition(problem, after) - by_definition(problem, before), abs=1e-9)
 
 
@@ -94,7 +94,7 @@ def test_never_worse_than_the_conditional_gradient_of_pot(seed, n, m, share, equ
     term = Term(torch.as_tensor(a)[..., None], torch.as_tensor(b)[..., None], (False, False), 2 * share)
     problem = Quadratic((1 - share) * cost, [term])
     ours = solve_quadratic(problem, start, max_iter=1000, tol=1e-14)
-    assert problem.value(Point(ours, problem)) <= problem.value(Point(Coupling(theirs), problem)) + 1e-8
+    assert problem.value(Point(ours, problem)) <= problem.value(Point(Plan(theirs), problem)) + 1e-8
 
 
 @given(seeds, st.integers(2, 5), st.booleans())
@@ -106,7 +106,7 @@ def test_permutations_come_close_to_the_best_of_all(device, seed, n, signable):
     assert all(c.is_permutation for c in found)
     flips = list(itertools.product((-1.0, 1.0), repeat=n)) if signable else [(1.0,) * n]
     values = [
-        by_definition(problem, Coupling(index=np.array(index), signs=np.array(signs)))
+        by_definition(problem, Permutation(np.array(index), np.array(signs)))
         for index in itertools.permutations(range(n))
         for signs in flips
     ]
@@ -142,7 +142,7 @@ def test_entropic_plans_are_stationary_points_of_the_entropic_objective(shape, e
     found = solve_quadratic(problem, random_coupling(rng, *shape, signable=False), epsilon, tol=1e-12, max_iter=500)
 
     def objective(plan):
-        return by_definition(problem, Coupling(plan)) + epsilon * (plan * np.log(np.maximum(plan, 1e-300))).sum()
+        return by_definition(problem, Plan(plan)) + epsilon * (plan * np.log(np.maximum(plan, 1e-300))).sum()
 
     value = objective(found.plan)
     for _ in range(20):
@@ -164,4 +164,4 @@ class TestLinearProblem(SolverConformance):
     """Without terms it is a transport problem like any other."""
 
     def solve(self, cost):
-        return solve_quadratic(Quadratic(cost, []), Coupling(np.full(cost.shape, 1 / cost.size)), tol=1e-14)
+        return solve_quadratic(Quadratic(cost, []), Plan(np.full(cost.shape, 1 / cost.size)), tol=1e-14)

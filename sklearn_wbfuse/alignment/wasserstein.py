@@ -1,0 +1,230 @@
+"""Wasserstein barycenters of neurons as an aligner: starts, sweeps, and the gauge in which parents are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.parallel import Parallel, delayed
+from torch import Tensor, nn
+
+from ..data import Objective
+from ..exceptions import FusionError, WidthError
+from ..execution import Parent, Parents, Probing
+from ..groups import Graph
+from ..mixture import Mixture
+from .activations import activations_of
+from .aligner import Aligner
+from .alignment import Alignment, blocks_within, pinned_groups
+from .carry import check_blocks, mean_scales
+from .gauge import balance, scaled
+from .problem import Problem, Solution, random_start
+from .schedules import layerwise, match, match_all
+from .sweeps import blurred, joint
+from .view import Feature, features, with_activations
+from .widths import target_sizes
+
+__all__ = ["WassersteinAligner"]
+
+_SAY_LITTLE = ("noise", "tokens")
+"""Procedural inputs on which activations are no better guide than weights."""
+
+_NOT_IN_COUPLINGS = ("reg", "n_jobs")
+"""Parameters on which couplings before the entropic step do not depend."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WassersteinAligner(Aligner):
+    """Couplings that minimise one energy over all labelled tensors; the parameters are those of `WassersteinFusion`."""
+
+    target_widths: Any = None
+    reg: float = 0.0
+    alpha_h: float = 1.0
+    schedule: str = "joint"
+    cost: str | float = "weight"
+    measure: str = "correlation"
+    symmetry: str = "auto"
+    merge: str = "auto"
+    init: Any = "auto"
+    n_init: int = 1
+    max_iter: int = 100
+    tol: float = 1e-6
+    random_state: Any = None
+    n_jobs: int | None = None
+
+    @property
+    def compares_activations(self) -> bool:  # type: ignore[override]
+        """See `Aligner`."""
+        return self.cost != "auto" and self._activation_share(None) > 0
+
+    def sizes(self, graphs: Sequence[Graph]) -> dict[str, int]:
+        """See `Aligner`."""
+        sizes = target_sizes(self.target_widths, graphs)
+        wider = [n for n, size in sizes.items() if size > max(g.sizes[n] for g in graphs)]
+        if wider and len(graphs) > 1 and self.merge == "auto":
+            raise NotImplementedError(
+                f"merge='auto' for several models into a target wider than every parent (groups {wider}) "
+                "is not built yet; use merge='all'."
+            )
+        return sizes
+
+    def align(self, parents: Parents, target: Graph, objective: Objective | None = None) -> Alignment:
+        """See `Aligner`; further starts are `Alignment.others`."""
+        for parent in parents:
+            check_blocks(parent.graph, target)
+        pinned, scaled_alike = pinned_groups(parents, target, self.symmetry == "auto")
+        given = [self._given_start(parents, target)] if isinstance(self.init, nn.Module) else []
+        features_and_scales = self._balanced([*parents, *given], target.sizes, scaled_alike, None if given else parents)
+        described, arrays, scales = features_and_scales
+        share, mark = self._activation_share(parents.runs), None
+        if parents.runs is not None and share:
+            mark = parents.runs.mark()
+            found = activations_of(parents.runs, self.measure, given)
+            own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
+            described, arrays = with_activations(described, arrays, own, values, share)
+        count, mixture = len(parents), parents.mixture
+        arrays, scales, start = arrays[:count], scales[:count], arrays[count:]
+        problem = Problem(
+            described,
+            arrays,
+            target.sizes,
+            [p.graph.sizes for p in parents],
+            mixture,
+            self.reg if self.schedule == "layerwise" else 0.0,  # the start of sweeps is exact
+            pinned,
+            blocks_within(target),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            n_jobs=self.n_jobs if self.n_init == 1 else 1,
+        )
+        closest = sorted(range(count), key=lambda i: (problem.resizing(i), -mixture.weights[i], i))
+        rng = check_random_state(self.random_state)
+        seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
+
+        def solve_all() -> list[Solution]:
+            jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
+            return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
+
+        repeats = self._is_repeatable(share, [p.graph.sizes for p in parents], target.sizes)
+        options = self._exact_options(parents)
+        solutions = parents.remember((options, share, mark), solve_all) if repeats else solve_all()
+        order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
+        kept = order if parents.runs is not None else order[:1]
+        if self.schedule == "joint" and self.reg > 0:
+            entropic = replace(problem, reg=self.reg, reference=closest[0])
+            solutions = [blurred(entropic, s) if k in kept else s for k, s in enumerate(solutions)]
+        history = [list(s.history) for s in solutions]
+        best, *others = [_alignment(solutions[k], scales, mixture, history) for k in kept]
+        return replace(best, others=others)
+
+    def match(self, parent: Parent, fused: Parent) -> Alignment:
+        """See `Aligner`."""
+        (_, pinned), scaled_alike = pinned_groups([fused, parent], fused.graph, self.symmetry == "auto")
+        described, (own, targets), scales = self._balanced([parent, fused], fused.graph.sizes, scaled_alike)
+        problem = Problem(
+            described,
+            [own],
+            fused.graph.sizes,
+            [parent.graph.sizes],
+            Mixture([1.0]),
+            self.reg,
+            [pinned],
+            blocks_within(fused.graph),
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
+        return Alignment([match(problem, targets)], [scales[0]], scales[1])
+
+    def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
+        """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
+        if self.schedule != "joint" or isinstance(self.init, nn.Module):
+            return False
+        draws = share or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
+        return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
+
+    def _exact_options(self, parents: Parents) -> dict[str, Any]:
+        """All on which couplings before the entropic step depend, beside the parents' tensors."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_IN_COUPLINGS}
+        return {**own, "weights": parents.mixture.weights, "device": _device(parents)}
+
+    def _activation_share(self, runs: Probing | None) -> float:
+        """The share of activations in what is compared, on the inputs of a probe."""
+        if self.cost == "auto":
+            return 0.5 if runs is not None and runs.source not in _SAY_LITTLE else 0.0
+        return {"weight": 0.0, "activation": 1.0}[self.cost] if isinstance(self.cost, str) else float(self.cost)
+
+    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
+        """One start: `init` first, then the other parents' orders, then random couplings.
+
+        Where a group stands twice in a tensor its coupling starts from the linear term, then from what that says propagated
+        through the recurrent weights, then from the uniform plan, then from perturbed ones, with the parents' orders in turns.
+        """
+        problem = replace(problem, random_state=np.random.RandomState(seed))
+        init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
+        if problem.is_quadratic and self.init == "auto":
+            init = closest[k % len(closest)]
+            problem = replace(problem, start=("linear", "propagated", "uniform")[k] if k < 3 else "perturbed")
+        if isinstance(init, nn.Module):
+            start = match_all(problem, given[0])
+        elif init == "random":
+            start = random_start(problem)
+        else:
+            if init != "auto" and init >= len(problem.models):
+                raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
+            problem = replace(problem, reference=closest[0] if init == "auto" else init)
+            start = layerwise(problem, readers=self.schedule == "joint")
+        return joint(problem, start) if self.schedule == "joint" else start
+
+    def _given_start(self, parents: Parents, target: Graph) -> Parent:
+        """The network that `init` is, which must have the target's widths."""
+        given = parents.further(self.init)
+        if given.graph.sizes != target.sizes:
+            raise WidthError(
+                f"init has widths {given.graph.sizes}, the target {target.sizes}; give a network of the target's widths."
+            )
+        return given
+
+    def _balanced(
+        self, networks: Sequence[Parent], sizes: dict[str, int], keep: Collection[str], shared: Parents | None = None
+    ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
+        """Features of every network in the gauge of balanced scales, and those scales, which parents remember."""
+        both = [features(n.graph, n.compared, self.alpha_h) for n in networks]
+
+        def balanced() -> list[dict[str, np.ndarray]]:
+            found = [balance(described, own, sizes, keep) for described, own in both]
+            return [{name: values.cpu().numpy() for name, values in c.items()} for c in found]
+
+        if self.symmetry != "auto":
+            scales: list[dict[str, np.ndarray]] = [{} for _ in networks]
+        elif shared is None:
+            scales = balanced()
+        else:
+            scales = shared.remember(("scales", sizes, sorted(keep), _device(shared)), balanced)
+        return *self._in_gauge(both[0][0], [own for _, own in both], scales), scales
+
+    def _in_gauge(
+        self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
+    ) -> tuple[list[Feature], list[list[Tensor]]]:
+        """Features after multiplying units by their scales, and without signs if these do not count."""
+        factors = [
+            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items() if own}
+            for own, cs in zip(arrays, scales, strict=True)
+        ]
+        arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
+        if self.symmetry != "auto":
+            described = [replace(f, odd=(False,) * len(f.odd)) for f in described]
+        return described, arrays
+
+
+def _alignment(solution: Solution, scales: list[dict[str, np.ndarray]], mixture: Mixture, history: list[Any]) -> Alignment:
+    gauge = mean_scales(scales, solution.plans, mixture)
+    return Alignment(solution.plans, scales, gauge, solution.energy, solution.n_iter, history)
+
+
+def _device(parents: Parents) -> str:
+    return next((str(t.device) for t in parents[0].state.values()), "")

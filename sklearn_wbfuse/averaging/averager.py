@@ -1,0 +1,46 @@
+"""The role of averagers, and the weighted mean."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..alignment import AlignedParents
+from ..data import Objective
+
+__all__ = ["Averager", "WeightedMean"]
+
+
+class Averager(ABC):
+    """Aligned parents in, the tensors of the fused network out: abstract.
+
+    An averager sees parents whose neurons correspond already, whichever aligner found that out, and may weigh every entry of
+    every tensor by itself. The average of equal states is that state.
+    """
+
+    @abstractmethod
+    def average(self, parents: AlignedParents, objective: Objective | None = None) -> dict[str, Tensor]:
+        """Average.
+
+        Parameters
+        ----------
+        parents : AlignedParents
+            Those that have a weight: ``parent.tensor(name)`` is in the target's neurons, ``parents.mixture`` takes means.
+        objective : Objective, optional
+            What the fused network should be good at, where rows and labels are known.
+
+        Returns
+        -------
+        dict of str to Tensor
+            All tensors of the target.
+        """
+
+
+class WeightedMean(Averager):
+    r"""The closed-form target :math:`T_p = \sum_i \lambda_i A^i_p` (eq. 9 of arXiv:2210.06671, with input axes split)."""
+
+    def average(self, parents: AlignedParents, objective: Objective | None = None) -> dict[str, Tensor]:
+        """See `Averager`."""
+        tensors = parents.target.graph.tensors
+        return {n: parents.mixture.mean_tensor([p.tensor(n) for p in parents], tensors[n]) for n in tensors}

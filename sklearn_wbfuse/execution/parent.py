@@ -1,0 +1,46 @@
+"""A parent of a fusion, made once for all roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..correspondence import SAME_NAMES, Correspondence
+from ..graph import Architecture
+from ..groups import Graph
+
+__all__ = ["Parent"]
+
+
+@dataclass(eq=False)
+class Parent:
+    """A trained network as every role sees it; nothing of it is changed.
+
+    Attributes
+    ----------
+    plain : Module
+        Its only copy, in eval mode and without parametrizations.
+    architecture : Architecture
+        The same object for all parents of equal widths.
+    state : dict of str to Tensor
+        Its tensors in the dtype and on the device of computation.
+    compared : dict of str to Tensor
+        The same as neurons are compared by: masks may count more than they are.
+    weight : float
+        Its share of the mixture.
+    correspondence : Correspondence
+        Which of its parts stand for which of the target's.
+    """
+
+    plain: nn.Module
+    architecture: Architecture
+    state: dict[str, Tensor]
+    compared: dict[str, Tensor]
+    weight: float = 1.0
+    correspondence: Correspondence = SAME_NAMES
+
+    @property
+    def graph(self) -> Graph:
+        """Its neuron groups and labelled tensors."""
+        return self.architecture.graph

@@ -1,0 +1,72 @@
+"""The parents of one fusion together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
+
+from torch import nn
+
+from ..mixture import Mixture
+from .parent import Parent
+from .probing import Probing
+
+__all__ = ["Parents"]
+
+
+class Parents(Sequence[Parent]):
+    """The parents of one fusion, and what the roles share.
+
+    Parameters
+    ----------
+    parents : sequence of Parent
+    runs : Probing, optional
+        The parents on the inputs of the probe, where anything is computed from activations.
+    further : callable, optional
+        Makes a `Parent` of one further network that the user gives.
+    cached : callable, optional
+        ``cached(key, compute)`` is what `compute` returned for that key and the same networks in any fit that shares their rows.
+    """
+
+    def __init__(
+        self,
+        parents: Sequence[Parent],
+        *,
+        runs: Probing | None = None,
+        further: Callable[[nn.Module], Parent] | None = None,
+        cached: Callable[[Any, Callable[[], Any]], Any] | None = None,
+    ):
+        self._parents, self.runs = list(parents), runs
+        self._further, self._cached = further, cached
+
+    @property
+    def mixture(self) -> Mixture:
+        """The weights of the parents."""
+        return Mixture([p.weight for p in self._parents])
+
+    def with_runs(self, runs: Probing | None) -> Parents:
+        """The same, run on other inputs, or on none."""
+        return Parents(self._parents, runs=runs, further=self._further, cached=self._cached)
+
+    def further(self, model: nn.Module) -> Parent:
+        """One further network, such as a start that the user gives, as data."""
+        if self._further is None:
+            raise ValueError("These parents were made by hand; there is nothing that makes further ones.")
+        return self._further(model)
+
+    def remember(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns for these networks, computed once for all fits that share their rows; the key names it."""
+        return compute() if self._cached is None else self._cached(key, compute)
+
+    def __len__(self) -> int:
+        return len(self._parents)
+
+    @overload
+    def __getitem__(self, position: int) -> Parent: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Parent]: ...
+    def __getitem__(self, position: int | slice) -> Parent | Sequence[Parent]:
+        return self._parents[position]
+
+    def __iter__(self) -> Iterator[Parent]:
+        return iter(self._parents)
