@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import re
 from functools import partial
 from typing import Any
 
+from sklearn.base import clone
 from torch import nn
 
 from .. import VanillaAveraging, WassersteinFusion, compare, discover
-from ..base import aligned
+from ..base import aligned, label_of
 from ..data.fusion_input import FusionInput, noise_like
 from ..exceptions import FusionError, WidthError
 from ..fusion.agreement import agreement_text
-from ..model_selection.table import n_parameters, table_text
+from ..model_selection.comparison import unaligned
+from ..model_selection.table import n_parameters
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read
@@ -32,9 +31,6 @@ _ENERGIES = (
     "Energies: of the fusion after all neurons were brought to balanced scales and before corrections, with activations where "
     "these are compared; of the plain average as they stand."
 )
-
-# compare names estimators by their parameters; these are noise, or of the shapes that the user gave
-_INPUTS_IN_NAME = re.compile(r"example_inputs=.*?, (?=device=|random_state=)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,16 +86,16 @@ def _estimator(arguments: argparse.Namespace, inputs: Any) -> WassersteinFusion:
 
 
 def _with_data(models: list[nn.Module], fusion: Any, data: Any) -> Result:
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        table, _ = timed("fusing", lambda: compare(models, data["X"], data["y"], [fusion], X_fit=data.get("X_fit")))
-    row = next(r for r in table if r["name"].startswith("WassersteinFusion"))
+    rows, labels, rows_to_fit = data["X"], data["y"], data.get("X_fit")
+    table, _ = timed("fusing", lambda: compare(models, rows, labels, [fusion], X_fit=rows_to_fit, verbose=False))
+    row = next(r for r in table if r["name"] == label_of(fusion))
     if row["estimator"] is None:
         raise FusionError(row["note"])
+    # compare names estimators by their parameters; of these the inputs are noise, or of the shapes that the user gave
+    names = {label_of(e): label_of(clone(e).set_params(example_inputs=None)) for e in (fusion, unaligned(fusion))}
     for other in table:
-        other["name"] = _INPUTS_IN_NAME.sub("", other["name"])
-    title = next(line for line in reversed(printed.getvalue().splitlines()) if "The fits saw" in line)
-    metric = "accuracy" if "; accuracy on" in title else "R2"
-    return Result(row["estimator"], table, title, f"{title}\n\n{table_text(table, metric)}")
+        other["name"] = names.get(other["name"], other["name"])
+    return Result(row["estimator"], table, table.title, str(table))
 
 
 def _without_data(models: list[nn.Module], fusion: Any) -> Result:

@@ -30,7 +30,7 @@ from ..graph.masks import Mask, find_masks, ones_where_any
 from .agreement import kind_of
 from .configs import follow_widths
 from .correcting import align, corrections_of, fuse, probe_of, run_on_probe
-from .judging import JudgedMixin, a_few, fingerprint, small_probe
+from .judging import JudgedMixin, a_few, fingerprint, known_kind, small_probe
 from .making import Making, common_dtype, discovered, models_of, normalised
 from .masking import fused_masks
 from .progress import log, tells_progress
@@ -89,15 +89,6 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError, WidthError
             See the messages: each says which model, group and shape, and what to do.
         """
-        return self._fit(models, y, kind_of(y))
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    @tells_progress
-    def fit_knowing(self, models: Any, kind: str) -> Any:
-        """As `fit`, where it is known what the outputs are, "targets", "classes" or "binary"; see `agreement_`."""
-        return self._fit(models, None, kind)
-
-    def _fit(self, models: Any, y: Any, kind: str | None) -> Any:
         data = models if isinstance(models, FusionInput) else None
         given = validate_models(models_of(models))
         if y is not None and data is None:
@@ -110,6 +101,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         if y is not None and data is not None:
             check_labels(data, y)
         data = None if data is None else data.taken_by(given[0])
+        kind = known_kind() or kind_of(y)
         roles, weights = self.roles(), normalised(self.weights, len(given))
         corrections, probe = corrections_of(self.correction), probe_of(self.probe)
         is_lenient = isinstance(self.correction, str) and self.correction == "auto"

@@ -71,7 +71,7 @@ def follow_widths(model: nn.Module, template: nn.Module, inputs: Sequence[Any]) 
                 "and no fields were found that say them, so that save_pretrained and from_pretrained will not give it back. Save "
                 "the fusion (fusion.save), or the whole network (torch.save(model, path)).",
                 FusionWarning,
-                stacklevel=6,  # at the call of fit
+                stacklevel=5,  # at the call of fit
             )
 
 

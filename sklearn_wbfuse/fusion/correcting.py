@@ -186,5 +186,5 @@ def _warn_without(error: Exception) -> None:
     warnings.warn(
         f"The fused network is not corrected: {why(error)} Give rows, fit(FusionInput(models, X)), or say correction=None.",
         FusionWarning,
-        stacklevel=7,  # at the call of fit
+        stacklevel=6,  # at the call of fit
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from ..graph.contexts import own_draws, untouched_modules
 from ..groups import Graph
 from .agreement import Agreement, agreement_of, tell_values
 
-__all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "small_probe", "why"]
+__all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "known_kind", "outputs_are", "small_probe", "why"]
 
 _FEW = 200
 """Samples for the agreement of a fusion without correction, which nothing but a question needs."""
@@ -32,6 +34,24 @@ Verdict = tuple[Agreement | None, str | None]
 """An agreement, or the reason why there is none."""
 
 Batches = Sequence[tuple[Any, ...]]
+
+
+_KIND: ContextVar[str | None] = ContextVar("kind", default=None)
+
+
+@contextlib.contextmanager
+def outputs_are(kind: str) -> Iterator[None]:
+    """Fits within know what outputs are, "targets", "classes" or "binary", whatever their labels tell."""
+    token = _KIND.set(kind)
+    try:
+        yield
+    finally:
+        _KIND.reset(token)
+
+
+def known_kind() -> str | None:
+    """What outputs are known to be."""
+    return _KIND.get()
 
 
 class JudgedMixin:
@@ -83,7 +103,7 @@ class JudgedMixin:
         self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind, said)
         agreement = self._verdict[0]
         if remedies and agreement is not None and agreement.is_poor:
-            warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=6)  # at the call of fit
+            warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=5)  # at the call of fit
 
     def _judge_later(self, parents: Sequence[nn.Module], mark: str, later: Callable[[], Probing], kind: str | None) -> Verdict:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):

@@ -50,6 +50,6 @@ def fused_masks(fused: Mapping[str, Tensor], parents: AlignedParents, masks: Map
                 f"The masks {shown} hold only -1, 0 and 1, and differ between the models even when their neurons are aligned. "
                 f"The fused network has {what}. Train models with the same masks to keep them.",
                 FusionWarning,
-                stacklevel=6,  # at the call of fit
+                stacklevel=5,  # at the call of fit
             )
     return result

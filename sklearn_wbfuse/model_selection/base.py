@@ -16,7 +16,8 @@ from ..base import HelpfulMixin, label_of, short_text
 from ..data.fusion_input import FusionInput, rows_of
 from ..data.scores import check_labels, outputs, outputs_for
 from ..exceptions import FusionError, InvalidModelError
-from ..fusion import BaseFusion, WassersteinFusion
+from ..fusion import WassersteinFusion
+from ..fusion.judging import outputs_are
 from ..graph import guess_inputs, validate_models
 from ..persistence import PersistenceMixin
 
@@ -77,7 +78,8 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
             raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {label_of(fusion)}.")
-        self.fusion_ = fusion.fit_knowing(X, self._kind) if isinstance(fusion, BaseFusion) else fusion.fit(X)
+        with outputs_are(self._kind):
+            self.fusion_ = fusion.fit(X)
         if not hasattr(fusion, "fused_model_"):
             raise TypeError(
                 f"fusion={short_text(self.fusion)} has no fused_model_ after fit; give one such as WassersteinFusion()."

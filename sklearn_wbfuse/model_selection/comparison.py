@@ -21,13 +21,14 @@ from ..data.scores import are_probabilities, as_array, class_scores, holds_targe
 from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
+from ..fusion.judging import outputs_are
 from ..fusion.making import discovered
 from ..graph import validate_models
 from ..groups import Graph
 from .predictors import FusionClassifier, FusionRegressor
-from .table import counted, n_parameters, table_text
+from .table import Comparison, counted, n_parameters
 
-__all__ = ["compare"]
+__all__ = ["compare", "unaligned"]
 
 PREDICTORS = (FusionClassifier, FusionRegressor)
 BATCH_SIZE = 200  # of what is no predictor
@@ -35,7 +36,7 @@ BATCH_SIZE = 200  # of what is no predictor
 
 def compare(
     models: Sequence[nn.Module], X: Any, y: Any, fusions: Any = None, *, X_fit: Any = None, verbose: bool = True
-) -> list[dict[str, Any]]:
+) -> Comparison:
     """Fuse models in several ways and score the results beside their controls.
 
     The controls are every parent, the best of them, their ensemble (the ceiling), the plain average of their parameters (the
@@ -63,8 +64,9 @@ def compare(
 
     Returns
     -------
-    list of dict
-        One per row of the table, ready for ``pandas.DataFrame``. Keys, None where there is no value:
+    Comparison
+        The rows of the table, a list of one dict each; it prints as the table, has its `metric` and `title`, and
+        ``to_frame()`` makes a ``pandas.DataFrame`` of it. Keys of a row, None where there is no value:
 
         - ``name``: that of a fusion shows the parameters that are not at their defaults;
         - ``score``: accuracy or R2, as `score` of the fusions gives it; that of the ensemble is of the mean softmax output for
@@ -126,10 +128,10 @@ def compare(
     rows, y = _labelled(X, y)
     shared = FusionInput(parents, (rows[:2] if X_fit is None else _other_rows(X_fit, rows)).arrays)
     start = time.perf_counter()
-    found = discovered(parents, shared)  # kept in shared.cache
+    architectures = discovered(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
     kept = dict(shared.cache)
-    score = _Score(y, given, found[0].graph)
+    score = _Score(y, given, architectures[0].graph)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     controls: list[tuple[list[Any], dict[str, Any]]] = []
@@ -148,14 +150,15 @@ def compare(
         elif row["score"] is not None and row["score"] < best:
             losers.append((estimator, row))
     for estimator, row in losers:
-        alone = _identity(_unaligned(estimator))
+        alone = _identity(unaligned(estimator))
         if any(row["score"] <= other["score"] for key, other in controls if key == alone and other["score"] is not None):
             row["note"] += f"; alignment did not help{_what_to_try(_inside(estimator), X_fit)}"
+    seen = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
+    title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {seen}."
+    found = Comparison(table, score.metric, title)
     if verbose:
-        seen = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
-        title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {seen}."
-        print(f"{title}\n\n{table_text(table, score.metric)}", flush=True)
-    return table
+        print(found, flush=True)
+    return found
 
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
@@ -246,12 +249,9 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
     row = _row(name)
     try:
         start = time.perf_counter()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), outputs_are("targets" if score.metric == "R2" else "binary"):
             warnings.simplefilter("ignore", PoorFusionWarning)  # the row says how good it is
-            if isinstance(estimator, BaseFusion):
-                estimator.fit_knowing(data, "targets" if score.metric == "R2" else "binary")
-            else:
-                estimator.fit(data)
+            estimator.fit(data)
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
             raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
@@ -326,7 +326,7 @@ def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
     corrected = [_identity(f) for f in map(_inside, fusions) if isinstance(f, VanillaAveraging)]
     for fusion in fusions:
         found.append((label_of(fusion), fusion, None))
-        control = _unaligned(fusion)
+        control = unaligned(fusion)
         if getattr(control, "correction", None) is not None and _identity(control) not in corrected:
             corrected.append(_identity(control))
             found.append((label_of(control), control, "the same correction without alignment"))
@@ -338,7 +338,7 @@ def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
     return found
 
 
-def _unaligned(fusion: Any) -> Any:
+def unaligned(fusion: Any) -> Any:
     """The plain average that differs from a fusion in the alignment alone; without a correction nothing is drawn."""
     options = _inside(fusion).get_params(deep=False)
     names = ["weights"] if options.get("correction") is None else list(VanillaAveraging().get_params())

@@ -1,15 +1,16 @@
-"""The table of a comparison in text, and numbers of things."""
+"""The table of a comparison: as rows, as text, as a frame."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from ..base import aligned
 
-__all__ = ["counted", "n_parameters", "table_text"]
+__all__ = ["Comparison", "counted", "n_parameters"]
 
 LONGEST_NOTE = 60  # characters; longer ones are printed below the table
 
@@ -24,7 +25,58 @@ def counted(things: Any, name: str) -> str:
     return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
 
 
-def table_text(table: list[dict[str, Any]], metric: str) -> str:
+class Comparison(list[dict[str, Any]]):
+    """The rows of a comparison, one dict each, with what they are about.
+
+    It iterates and indexes as the list of its rows; ``print(comparison)`` shows the table.
+
+    Attributes
+    ----------
+    metric : {"accuracy", "R2"}
+        What ``score`` is.
+    title : str
+        Networks, rows and what the fits saw, in a sentence.
+
+    Examples
+    --------
+    >>> row = {"name": "parent 0", "score": 0.5, "to_parents": 0.0, "agreement": None}
+    >>> found = Comparison([row | {"parameters": 10, "seconds": None, "note": ""}], "accuracy", "1 network.")
+    >>> print(found)
+    1 network.
+    <BLANKLINE>
+    network   accuracy  to parents  parameters  seconds  note
+    --------  --------  ----------  ----------  -------  ----
+    parent 0    50.00%       +0.00          10
+    >>> found[0]["score"]
+    0.5
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], metric: str, title: str):
+        super().__init__(rows)
+        self.metric, self.title = metric, title
+
+    def __str__(self) -> str:
+        return f"{self.title}\n\n{_table_text(self, self.metric)}"
+
+    def __repr__(self) -> str:
+        return f"Comparison({counted(self, 'row')}, {self.metric})"
+
+    def to_frame(self) -> Any:
+        """The rows as a ``pandas.DataFrame``.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        try:
+            import pandas as pd  # local: not needed for anything else
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas. Without it, list(comparison) has the rows.") from error
+        return pd.DataFrame(list(self))
+
+
+def _table_text(table: list[dict[str, Any]], metric: str) -> str:
     """The table in aligned columns, long notes below it."""
     digits = ".2%" if metric == "accuracy" else ".4f"
     share = ".1%" if metric == "accuracy" else ".3f"

@@ -1,6 +1,7 @@
 """`compare`: the rows of its table, what the fits get to see, errors, and how the table is printed."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +14,14 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-import sklearn_wbfuse.fusion.base as base
+import sklearn_wbfuse.fusion.making as making
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare
 from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError, PoorFusionWarning
+from sklearn_wbfuse.fusion import BaseFusion
 from sklearn_wbfuse.model_selection import comparison
-from sklearn_wbfuse.model_selection.table import table_text
+from sklearn_wbfuse.model_selection.table import Comparison
 
 ROWS = 80
 PLAIN = WassersteinFusion(correction=None)
@@ -259,9 +261,9 @@ def test_what_fusions_agree_on_with_their_parents():
     assert all(
         row["agreement"] is None for row in table if row["estimator"] is None or row["name"] in ("plain average", "Foreign()")
     )
-    header, *lines = table_text(table, "accuracy").splitlines()
+    _, _, header, *lines = str(table).splitlines()
     assert "  agrees  " in header and any(" 100.0% " in line for line in lines)
-    assert "agrees" not in table_text(compare(models, X, y, [], verbose=False), "accuracy")
+    assert "agrees" not in str(compare(models, X, y, [], verbose=False))
 
 
 def test_a_poor_fusion_warns_by_its_row_alone(recwarn):
@@ -382,8 +384,8 @@ class TestWhatTheFitsSee:
 
     @pytest.mark.parametrize("with_data", [False, True])
     def test_the_groups_are_found_once(self, monkeypatch, with_data):
-        calls, original = [], base.discover_all
-        monkeypatch.setattr(base, "discover_all", lambda *a: calls.append(1) or original(*a))
+        calls, original = [], making.discover_all
+        monkeypatch.setattr(making, "discover_all", lambda *a: calls.append(1) or original(*a))
         models = family()
         X, y, _ = data(models)
         fusions = [WassersteinFusion(), WassersteinFusion(reg=1e-2), VanillaAveraging()]
@@ -677,7 +679,7 @@ class TestPredictors:
     def test_errors_before_any_fit(self, monkeypatch, fusions, y, message):
         models = family()
         X, labels, _ = data(models)
-        monkeypatch.setattr(base.BaseFusion, "fit", lambda *_: pytest.fail("fitted"))
+        monkeypatch.setattr(BaseFusion, "fit", lambda *_: pytest.fail("fitted"))
         with pytest.raises(FusionError, match=message):
             compare(models, X, labels if y is None else y, [WassersteinFusion(), *fusions], verbose=False)
 
@@ -820,7 +822,7 @@ class TestPrinting:
         X, y, _ = data(models)
         table = compare(models, X, y, [], verbose=False)
         table[0]["to_parents"] = -1e-17  # from the rounding of a mean
-        assert "+0.00" in table_text(table[:1], "accuracy")
+        assert "+0.00" in str(Comparison(table[:1], "accuracy", ""))
 
     def test_r2_has_four_digits(self, capsys):
         models = family()
@@ -915,3 +917,29 @@ def test_targets_of_any_shape_and_numbers_alone():
         compare(parents, X, np.repeat(["a", "b"], 10), FusionRegressor(), verbose=False)
     with pytest.raises(FusionError, match=r"FusionClassifier\(classes="):
         compare(family(), np.zeros((4, 5)), list("abab"), verbose=False)
+
+
+class TestComparison:
+    """What `compare` returns is the list of rows, and knows what they are about."""
+
+    @pytest.fixture(scope="class")
+    def found(self):
+        models = family()
+        X, y, _ = data(models)
+        return compare(models, X, y, [], verbose=False)
+
+    def test_it_iterates_and_indexes_as_the_list_of_rows(self, found):
+        assert isinstance(found, list) and found == list(found) and found[-1]["name"] == "plain average"
+        assert [row["name"] for row in found[:2]] == ["parent 0", "parent 1"] and len(found) == len(list(found))
+
+    def test_it_says_what_it_is_about(self, found, capsys):
+        assert found.metric == "accuracy" and found.title.startswith("2 networks; accuracy on")
+        assert str(found).startswith(f"{found.title}\n\nnetwork ") and repr(found) == f"Comparison({len(found)} rows, accuracy)"
+        assert capsys.readouterr().out == ""
+
+    def test_a_frame_is_made_by_pandas(self, found, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows: ("frame", rows)))
+        assert found.to_frame() == ("frame", list(found))
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match="pip install pandas"):
+            found.to_frame()
