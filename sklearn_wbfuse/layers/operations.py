@@ -23,6 +23,7 @@ KINDS = {
     "product": "f(c x, y) = f(x, c y) = c f(x, y)",
     "quotient": "f(c x, y) = c f(x, y) = f(x, y / c)",
     "general": "elementwise, and nothing else is known",
+    "gates": "one half times a function of the other",
     # the operands' values at other places
     "reshapes": "all values in another form or order of dimensions",
     "expands": "the values repeated along dimensions of size 1 or in front",
@@ -169,7 +170,8 @@ ROWS: tuple[tuple[str, Facts], ...] = (
         "erfc lgamma digamma i0 special_erfcx special_i0e special_i1 special_i1e special_ndtri special_entr",
         Facts("general", None),
     ),
-    ("where masked_fill bucketize glu lerp", Facts("general")),
+    ("where masked_fill bucketize lerp", Facts("general")),
+    ("glu", Facts("gates")),
     # movement
     ("flatten permute transpose t numpy_T squeeze unsqueeze movedim swapaxes swapdims", Facts("reshapes")),
     ("permute_copy transpose_copy squeeze_copy unsqueeze_copy", Facts("reshapes")),
