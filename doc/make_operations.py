@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from sklearn_wbfuse import layers
+from sklearn_wbfuse.layers.operations import TABLE
 from sklearn_wbfuse.layers.registry import RULES
 
 PAGE = Path(__file__).with_name("operations.md")
@@ -52,7 +53,7 @@ def described(operation: str, rule: Callable[..., Any]) -> str:
     closure = inspect.getclosurevars(inspect.unwrap(rule)).nonlocals
     if rule.__doc__:
         return first_line(rule.__doc__)
-    if operation in layers.elementwise.IDENTITIES:
+    if TABLE[operation].kind == "identity":
         return KINDS["identity"]
     if isinstance(closure.get("kind"), str):
         return KINDS.get(closure["kind"], closure["kind"])

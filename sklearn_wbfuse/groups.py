@@ -202,8 +202,8 @@ class Graph:
         Tensors that matching leaves out: running means and variances of norms, and biases in front, taken off with a mean.
     summed : tuple of Summed
     states : tuple of State
-    operations : tuple of str
-        The operations of the network in order: two networks of one architecture share them.
+    operations : tuple of (str, str, tuple of str)
+        The operations of the network in order: name, module and options of each. Two networks of one architecture share them.
     frozen : tuple of (str, str)
         What is kept in place for lack of a rule: parameter, and why.
     ends_in_probabilities : bool
@@ -215,7 +215,7 @@ class Graph:
     uncompared: frozenset[str] = frozenset()
     summed: tuple[Summed, ...] = ()
     states: tuple[State, ...] = ()
-    operations: tuple[str, ...] = ()
+    operations: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
     ends_in_probabilities: bool = False
 

@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..execution import Parent, Probing
-from ..execution.affine import operation
 from ..execution.equations import Equation, equations, read_by
 from ..execution.probing import rows_within, units_of
 from ..execution.recording import Recording
 from ..execution.recurrent import Sequences, levels
 from ..groups import Graph
-from ..layers.elementwise import NONLINEAR
+from ..layers.operations import facts_of
 from .view import Feature
 
 __all__ = ["activation_features", "activations_of"]
@@ -107,7 +106,7 @@ def _some(rows: Tensor, most: int) -> Tensor:
 def _through(rows: Tensor, node: Node) -> Tensor:
     """Rows of a value after the nonlinearity, if all that reads the value is one and the same."""
     users = list(node.users)
-    if not users or any(operation(u).removesuffix("_") not in NONLINEAR or u.all_input_nodes != [node] for u in users):
+    if not users or any(not facts_of(u).is_nonlinearity or u.all_input_nodes != [node] for u in users):
         return rows
     first = users[0]
     if any((u.target, u.args, u.kwargs) != (first.target, first.args, first.kwargs) for u in users):

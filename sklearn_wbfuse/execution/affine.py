@@ -17,15 +17,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..layers.conv import is_depthwise
+from ..layers.operations import facts_of
 from .steps import Steps
 
-__all__ = ["Conv", "Linear", "Norm", "Writer", "operation", "rows_at", "writer_of"]
-
-
-def operation(node: Any) -> str:
-    """The name of what a node computes, such as "linear"; empty for what is no operation."""
-    schema = getattr(getattr(node, "target", None), "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else ""
+__all__ = ["Conv", "Linear", "Norm", "Writer", "rows_at", "writer_of"]
 
 
 def rows_at(y: Tensor, channel: int, chosen: Tensor) -> Tensor:
@@ -73,7 +68,7 @@ class Writer:
     @property
     def channel(self) -> int:
         """The dimension of the output that holds neurons."""
-        raise NotImplementedError
+        return facts_of(self.node).channel
 
     def read(self, steps: Steps, batch: int) -> Tensor:
         """What the operation reads on a batch."""
@@ -162,8 +157,6 @@ class Writer:
 class Linear(Writer):
     """``aten::linear``."""
 
-    channel = -1
-
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
         """See `Writer`."""
         return x.reshape(-1, x.shape[-1])[chosen][None]
@@ -183,12 +176,12 @@ class Conv(Writer):
     @property
     def transposed(self) -> bool:
         """Whether inputs are spread rather than outputs."""
-        return "transpose" in operation(self.node)
+        return facts_of(self.node).transposed
 
     @property
     def space(self) -> int:
         """Number of dimensions of space."""
-        return int(operation(self.node)[-2])
+        return facts_of(self.node).space
 
     @property
     def out_axis(self) -> int:  # type: ignore[override]
@@ -205,11 +198,6 @@ class Conv(Writer):
         """See `Writer`. A depthwise weight may undo the scales of its inputs; what is added to the outputs has theirs."""
         found = super().labelled
         return (self.bias, 0) if found[0] == self.weight and self.bias is not None and self._is_depthwise else found
-
-    @property
-    def channel(self) -> int:
-        """See `Writer`."""
-        return -self.space - 1
 
     def _options(self, kernel: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int], int, list[int]]:
         """Stride, padding at both ends, dilation, groups, and zeros to put between the inputs."""
@@ -281,15 +269,10 @@ class Conv(Writer):
 class Norm(Writer):
     """The weight and bias behind a normalisation: one number per channel."""
 
-    @property
-    def channel(self) -> int:
-        """See `Writer`."""
-        return -1 if operation(self.node) in ("layer_norm", "rms_norm") else 1
-
     def read(self, steps: Steps, batch: int) -> Tensor:
         """What is normalised, without weight and bias."""
-        arguments = list(self.node.args)
-        for at in _NORMS[operation(self.node)]:
+        arguments, facts = list(self.node.args), facts_of(self.node)
+        for at in (facts.weight, facts.bias):
             if at is not None and at < len(arguments):
                 arguments[at] = None
         return steps.compute(self.node, batch, tuple(arguments))
@@ -307,24 +290,16 @@ class Norm(Writer):
         return matrix.flatten()
 
 
-_CONVOLUTIONS = {f"conv{transposed}{space}d" for transposed in ("", "_transpose") for space in (1, 2, 3)}
-_NORMS = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3), "batch_norm": (1, 2), "instance_norm": (1, 2)}
-
-
 def writer_of(node: Node, parameters: Mapping[Node, str]) -> Writer | None:
     """The map that a node computes with parameters of its own, if it is one."""
-    kind = operation(node)
-    if kind in _NORMS:
-        at, then = _NORMS[kind]
-        build: type[Writer] = Norm
-    elif kind == "linear" or kind in _CONVOLUTIONS:
-        at, then, build = 1, 2, Linear if kind == "linear" else Conv
-    else:
+    facts = facts_of(node)
+    if facts.weight is None:
         return None
-    given = [node.args[k] if k is not None and k < len(node.args) else None for k in (at, then)]
+    build: type[Writer] = {"normalises": Norm, "convolves": Conv, "contracts": Linear}[facts.kind]
+    given = [node.args[k] if k is not None and k < len(node.args) else None for k in (facts.weight, facts.bias)]
     if given[0] not in parameters or (given[1] is not None and given[1] not in parameters):
         return None
     weight, bias = (None if g is None else parameters[g] for g in given)  # type: ignore[index]
-    if (build is Norm) != (node.args[at].meta["val"].dim() == 1):  # type: ignore[union-attr]
+    if (build is Norm) != (given[0].meta["val"].dim() == 1):  # type: ignore[union-attr]
         return None
     return build(node, str(weight), bias)

@@ -11,13 +11,11 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from .affine import Norm, Writer, operation, writer_of
+from ..layers.operations import operation, passes_on
+from .affine import Norm, Writer, writer_of
 from .recurrent import Cell, cells_of
 
 __all__ = ["Equation", "batch_norms", "equations", "read_by", "running_statistics"]
-
-_DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-_IDENTITIES = {"clone", "contiguous", "alias", "detach", "to", "_to_copy", *_DROPOUTS}
 
 
 @dataclass(eq=False)
@@ -138,10 +136,7 @@ def _follow(writer: Writer, parameters: Mapping[Node, str], uses: Mapping[str, i
 
 def _is_identity(node: Node, of: Node) -> bool:
     """Whether an operation hands a value on as it is."""
-    kind = operation(node)
-    if kind not in _IDENTITIES or node.args[0] is not of or (kind in _DROPOUTS and node.args[2]):
-        return False
-    return node.meta["val"].dtype == of.meta["val"].dtype
+    return passes_on(node) and node.args[0] is of and node.meta["val"].dtype == of.meta["val"].dtype
 
 
 def _is_sum(node: Any) -> bool:

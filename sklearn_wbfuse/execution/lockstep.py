@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .affine import Writer, operation, rows_at
+from ..layers.operations import operation
+from .affine import Writer, rows_at
 from .equations import Equation, read_by
 from .recording import Recording
 from .steps import Steps
@@ -86,7 +87,7 @@ class Rows:
     def rectified(self) -> bool:
         """Whether nothing but ReLUs reads the value."""
         users = self.equation.at.users
-        return bool(users) and all(operation(u) in ("relu", "relu_") for u in users)
+        return bool(users) and all(operation(u) == "relu" for u in users)
 
     def target(self, batch: int, taken: Any = ...) -> tuple[Tensor, Tensor | float]:
         """What the writers should compute, and what comes into the sum from elsewhere, shape (positions, channels).

@@ -12,24 +12,11 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..exceptions import FusionError
-from .affine import operation
+from ..layers.operations import Facts, facts_of, operation
 from .recurrent import cells_of
 from .steps import Steps
 
 __all__ = ["Reading", "read_as", "vocabularies"]
-
-_CASTS = {"to", "_to_copy", "clone", "contiguous", "alias", "detach", "type_as", "dropout", "feature_dropout"}
-_NORMS = {"batch_norm", "layer_norm", "instance_norm", "group_norm"}
-"""What changes values where they stand, as what works point by point does: they stay images or signals."""
-
-_MOVES = {
-    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "mT", "squeeze", "unsqueeze"),
-    *("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "index", "index_select", "cat", "stack"),
-    *("flip", "rot90", "roll", "movedim", "swapaxes", "expand", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle"),
-    *("constant_pad_nd", "pad"),
-}
-_WINDOWS = ("pool2d", "bilinear2d", "bicubic2d", "nearest2d", "pad2d", "pool1d", "linear1d", "nearest1d", "pad1d")
-"""How operations on neighbours in space end: what they read is images or signals already."""
 
 
 @dataclass(eq=False)
@@ -103,24 +90,33 @@ def _read_first(source: Node, steps: Steps) -> Reading | None:
         before = next((a for a in node.all_input_nodes if a in positions), None)
         if before is None or node.op != "call_function":
             continue
-        kind, index = operation(node), positions[before]
-        if node.args[0] is before and (kind in ("conv2d", "conv1d") or kind.endswith(_WINDOWS)):
-            dimensions = int(kind[-2])
-            whole = index if index.dim() == dimensions + 2 else index[None]
-            return Reading("images" if dimensions == 2 else "signals", whole.long())
+        facts, index = facts_of(node), positions[before]
+        if node.args[0] is before and facts.space in (1, 2) and not facts.transposed:
+            whole = index if index.dim() == facts.space + 2 else index[None]
+            return Reading("images" if facts.space == 2 else "signals", whole.long())
         if cells_of(node, steps.parameters) and node.args[0] is before:
             whole = index if index.dim() == 3 else index[:, None]
             whole = whole if node.args[-1] and index.dim() == 3 else whole.transpose(0, 1)
             return Reading("sequences", whole.long())
         if node.target is operator.getitem:
             positions[node] = index[node.args[1]]
-        elif kind in _CASTS | _NORMS or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        elif facts.kind == "identity" or _is_norm(facts) or torch.Tag.pointwise in getattr(node.target, "tags", ()):
             shape = node.meta["val"].shape
             if index.dim() <= len(shape):
                 positions[node] = index.expand(shape)
-        elif kind in _MOVES:
+        elif _is_followed(facts):
             positions[node] = _moved(node, positions, steps)
     return None
+
+
+def _is_norm(facts: Facts) -> bool:
+    """Whether an operation changes values where they stand, as what works point by point does: they stay images or signals."""
+    return facts.kind == "normalises" and facts.weight is not None
+
+
+def _is_followed(facts: Facts) -> bool:
+    """Whether positions can be moved as an operation moves values; what it writes are those of other tensors."""
+    return facts.moves and facts.kind != "writes"
 
 
 def _moved(node: Node, positions: dict[Node, Any], steps: Steps) -> Any:
@@ -147,8 +143,9 @@ def vocabularies(node: Node, steps: Steps) -> list[int]:
     """How many rows the embeddings have that an input goes into, through views and casts."""
     found = []
     for user in node.users:
-        if operation(user) in ("embedding", "embedding_bag") and user.args[0] in steps.parameters and user.args[1] is node:
+        facts = facts_of(user)
+        if facts.kind == "embeds" and user.args[0] in steps.parameters and user.args[1] is node:
             found.append(len(steps.state[steps.parameters[user.args[0]]]))  # type: ignore[index]
-        elif operation(user) in _CASTS | _MOVES:
+        elif facts.kind == "identity" or _is_followed(facts):
             found += vocabularies(user, steps)
     return found

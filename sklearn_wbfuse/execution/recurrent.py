@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.functional import linear
 
+from ..layers.operations import operation
 from ..layers.recurrent import KINDS
-from .affine import operation
 from .recording import Recording
 from .steps import Steps
 

@@ -17,15 +17,13 @@ from torch.utils import _pytree as pytree
 
 from ..graph.export import export
 from ..graph.modules import aliases, plain_copy
+from ..layers.operations import facts_of, named
 from .memory import Held, Memory
 
 __all__ = ["Steps", "program_of"]
 
 aten = torch.ops.aten
-_BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
-"""The names of batch norms in functional graphs, with statistics and without."""
-
-_ANY_STRIDES: dict[Any, Any] = dict.fromkeys([aten.view.default, aten._unsafe_view.default], aten.reshape.default)
+_ANY_STRIDES: dict[Any, Any] = {getattr(aten, name).default: aten.reshape.default for name in named(same_as="reshape")}
 """Networks are traced on the CPU; on another device attention and convolutions may lay their results out in another order."""
 
 
@@ -50,9 +48,9 @@ def _tidy(graph: Graph) -> None:
         if node.op == "call_function" and not node.users:
             graph.erase_node(node)
     for node in graph.nodes:
-        if node.target not in _BATCH_NORMS or any(user.args[1] != 0 for user in node.users):
-            continue
         arguments: list[Any] = list(node.args)
+        if facts_of(node).same_as != "batch_norm" or len(arguments) == 8 or any(user.args[1] != 0 for user in node.users):
+            continue  # of 8 arguments, it changes running statistics
         if len(arguments) == 7:  # input, weight, bias, mean, var, momentum, eps
             arguments.insert(5, False)
         else:  # input, weight, bias, training, momentum, eps

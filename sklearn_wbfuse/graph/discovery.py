@@ -285,11 +285,9 @@ def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
 
 def _compare_graphs(first: Graph, other: Graph, position: int) -> None:
     if first.operations != other.operations:
-        a, b = next(
-            (p for p in zip(first.operations, other.operations, strict=False) if p[0] != p[1]),
-            ("more operations", "fewer"),
-        )
-        raise ArchitectureMismatchError(f"Models 0 and {position} compute different functions: {a.strip()} against {b.strip()}.")
+        differing = ((str(a), str(b)) for a, b in zip(first.operations, other.operations, strict=False) if a != b)
+        more, fewer = next(differing, ("more operations", "fewer"))
+        raise ArchitectureMismatchError(f"Models 0 and {position} compute different functions: {more} against {fewer}.")
     for name, tensor in first.tensors.items():
         twin = other.tensors[name]
         for axis, (left, right) in enumerate(zip(tensor.spans, twin.spans, strict=True)):

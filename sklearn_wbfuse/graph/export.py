@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
+from ..layers.operations import schema_name
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
@@ -112,14 +113,13 @@ def _memory(tensor: Any) -> tuple[Any, ...]:
 
 def _decompositions() -> dict[Any, Any]:
     """What PyTorch makes of the operations that have no rule."""
-    return {op: made_of for op, made_of in torch.export.default_decompositions().items() if rule_for(op._schema.name) is None}
+    return {op: made_of for op, made_of in torch.export.default_decompositions().items() if rule_for(schema_name(op)) is None}
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
     """Whether no operation changes its operands and all have rules, so that the slow pass over the graph can be spared."""
     targets = {n.target for n in program.graph.nodes if n.op == "call_function"} - {operator.getitem}
-    schemas = [getattr(target, "_schema", None) for target in targets]
-    return all(s is not None and not s.is_mutable and rule_for(s.name) is not None for s in schemas)
+    return all(rule_for(schema_name(target)) is not None and not target._schema.is_mutable for target in targets)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..groups import Graph, Group, LabelledTensor, Span
 from ..layers import FIXED, Record
+from ..layers.operations import Operation
 from .blocks import movable_classes, refined, units_and_blocks
 from .symmetries import symmetries
 
@@ -18,7 +19,7 @@ def group_units(
     record: Record,
     axes: Mapping[tuple[str, int], np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
-    operations: tuple[str, ...],
+    operations: tuple[Operation, ...],
     diagonal: Mapping[str, int],
 ) -> Graph:
     """Units are classes of united labels; groups are classes of units that stand on the same axes equally often.
@@ -31,7 +32,7 @@ def group_units(
     axes : mapping of (str, int) to ndarray
         Labels of each axis of each tensor.
     shapes : mapping of str to tuple
-    operations : tuple of str
+    operations : tuple of Operation
     diagonal : mapping of str to int
         See `LabelledTensor`.
     """

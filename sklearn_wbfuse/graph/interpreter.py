@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -17,29 +16,14 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
-from ..layers import Layer, Record, Value, indexing, movement, rule_for
+from ..layers import Layer, Record, Value, rule_for
 from ..layers.conv import is_depthwise
+from ..layers.operations import Operation, facts_of, schema_name
 from .states import Declared
 
 __all__ = ["Interpreter"]
 
 _TALLY = 1 << 22  # constants larger than this are not computed
-_SIZED = (
-    "view",
-    "reshape",
-    "expand",
-    "zeros",
-    "ones",
-    "full",
-    "split",
-    "slice",
-    "repeat",
-    "arange",
-    "unflatten",
-    "layer_norm",
-    "rms_norm",
-    "group_norm",
-)
 
 
 class Interpreter:
@@ -60,7 +44,7 @@ class Interpreter:
     record : Record
     axes : dict of (str, int) to Tensor
         The labels of each axis of each tensor.
-    operations : list of str
+    operations : list of Operation
         The operations in order, with the options that belong to the architecture.
     reached : set of str
         Tensors that some operation reads.
@@ -75,7 +59,7 @@ class Interpreter:
         self.states = states
         self.record = Record()
         self.axes: dict[tuple[str, int], Tensor] = {}
-        self.operations: list[str] = []
+        self.operations: list[Operation] = []
         self.reached: set[str] = set()
         self.parameters: dict[str, Value] = {}
         self.uses: dict[str, int] = {}
@@ -162,11 +146,11 @@ class Interpreter:
         if node.target is operator.getitem:
             whole, key = arguments[0], int(node.args[1])  # type: ignore[arg-type]
             return whole[key] if isinstance(whole, tuple) and key < len(whole) else Value(_shape(node))
-        name = getattr(getattr(node.target, "_schema", None), "name", str(node.target))
+        name, facts = schema_name(node.target) or str(node.target), facts_of(node)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = stack[-1][0] if stack else ""
         self.record.path, self.record.where = path, f"{path} ({name})" if path else name
-        self.operations.append(f"{name} {path} {_options(node, self.position)}")
+        self.operations.append(Operation(name, path, _options(node, self.position)))
         read = _leaves(arguments, named)
         if all(v.constant is not None for v in read):
             return self._constant(node, arguments, named)
@@ -175,12 +159,11 @@ class Interpreter:
             self.record.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
         self.record.wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
-        moves = rule.__module__ in (movement.__name__, indexing.__name__)
-        if not moves:
+        if facts.computes:
             self.record.sees([layer for v in read for layer in v.layers])
         try:
             result = _completed(node, rule(self.record, *arguments, **named))
-            if moves and not _keeps_places(name):
+            if facts.moves and not facts.keeps_places:
                 self.record.moves(read, _leaves(result), of_table=node not in self.of_inputs)
             return result
         except DiscoveryError:
@@ -200,14 +183,9 @@ class Interpreter:
                 result = node.target(*concrete[0], **concrete[1])  # type: ignore[operator]
         except Exception:
             return _without_labels(node)
-        if "empty" in str(node.target):  # what stands there by chance tells no units apart
+        if facts_of(node).unset:  # what stands there by chance tells no units apart
             result = torch.zeros_like(result)
         return tuple(map(_known, result)) if isinstance(result, (tuple, list)) else _known(result)
-
-
-def _keeps_places(name: str) -> bool:
-    """Whether an operation only gives dimensions another form or order, or repeats what there is."""
-    return bool(re.search("view|reshape|flatten|permute|transpose|squeeze|expand|repeat|tile|movedim|swap|alias|_t$|:t$", name))
 
 
 def _known(tensor: Any) -> Value:
@@ -225,10 +203,10 @@ def _in_groups(program: Any, names: Mapping[str, str]) -> dict[str, int]:
     for node, spec in zip(graph.find_nodes(op="placeholder"), specs, strict=True):
         shape = getattr(node.meta.get("val"), "shape", ())
         for user in node.users:
-            kind = re.match(r"aten::conv(_transpose)?\dd$", getattr(getattr(user.target, "_schema", None), "name", ""))
-            reads = kind and user.args[1] is node and user.args[0] is not node
+            facts = facts_of(user)
+            reads = facts.kind == "convolves" and user.args[1] is node and user.args[0] is not node
             groups = user.args[6] if reads and len(user.args) > 6 else 1
-            whole = reads and not is_depthwise(shape, groups, bool(kind and kind[1]))
+            whole = reads and not is_depthwise(shape, groups, facts.transposed)
             found.setdefault(names.get(spec.target, spec.target), set()).add(groups if whole else 1)
     return {name: groups.pop() for name, groups in found.items() if len(groups) == 1 and groups != {1}}
 
@@ -283,21 +261,19 @@ def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
     return replace(value, shape=shape, layers=layers, dtype=dtype, bias=value.bias if len(node.users) == 1 else None)
 
 
-def _options(node: Node, position: Mapping[Node, int]) -> str:
+def _options(node: Node, position: Mapping[Node, int]) -> tuple[str, ...]:
     """Wiring and options that belong to the architecture; sizes do not."""
-    sized = any(word in str(node.target) for word in _SIZED)
+    facts = facts_of(node)
 
-    def shown(argument: Any) -> Any:
+    def shown(argument: Any) -> str:
         if isinstance(argument, Node):
             return f"%{position[argument]}"
         if isinstance(argument, (list, tuple)):
-            return [shown(a) for a in argument]
-        return "" if sized and isinstance(argument, int) else argument
+            return f"[{', '.join(map(shown, argument))}]"
+        return "_" if facts.sizes and isinstance(argument, int) else repr(argument)
 
-    arguments = list(node.args)
-    if re.search(r"aten\.conv(_transpose)?\d", str(node.target)) and len(arguments) > 6:
-        weight = arguments[1].meta["val"]  # type: ignore[union-attr]
-        arguments[6] = (
-            "depthwise" if is_depthwise(weight.shape, int(str(arguments[6])), "transpose" in str(node.target)) else arguments[6]
-        )
-    return repr([shown(a) for a in arguments] + [(k, shown(a)) for k, a in node.kwargs.items()])
+    arguments: list[Any] = list(node.args)
+    if facts.kind == "convolves" and len(arguments) > 6:
+        shape, groups = arguments[1].meta["val"].shape, arguments[6]
+        arguments[6] = "depthwise" if is_depthwise(shape, groups, facts.transposed) else groups
+    return (*map(shown, arguments), *(f"{key}={shown(value)}" for key, value in node.kwargs.items()))

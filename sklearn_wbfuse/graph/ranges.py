@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from ..exceptions import FusionError
+from ..layers.operations import facts_of, operation, passes_on
 from .export import export
 from .modules import plain_copy
 
@@ -24,38 +25,6 @@ Read = Callable[[int], Range]
 _ANY: Range = (-math.inf, math.inf)
 _SPARE = 1e-3  # p + eps is a probability still
 _LARGE = 1 << 16  # numbers; the values of larger constants are not looked at
-
-_VIEWS = set(
-    "alias clone contiguous copy detach expand expand_as view view_as _unsafe_view reshape reshape_as flatten unflatten squeeze "
-    "unsqueeze permute transpose t numpy_T movedim swapaxes to _to_copy type_as lift_fresh_copy dropout feature_dropout".split()
-)
-"""Each value of the first operand as it is: discovery traces networks in eval mode, in which dropout does nothing."""
-
-_WITHIN = _VIEWS | set(
-    "select slice narrow split split_with_sizes chunk tensor_split unbind index index_select gather take_along_dim masked_select "
-    "flip roll repeat tile diagonal cat concatenate concat stack hstack vstack column_stack mean amax amin median sort "
-    "topk avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
-    "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d cummax cummin".split()
-)
-"""Some of the operands' values, or means of them."""
-
-_INDEXED = set(
-    "max min median sort topk adaptive_max_pool1d adaptive_max_pool2d cummax cummin max_pool2d_with_indices "
-    "max_pool3d_with_indices".split()
-)
-"""Their second result are positions."""
-
-_CONVEX = {"softmax", "_softmax", "special_softmax", "_safe_softmax"}
-_KNOWN: dict[str, Range] = {
-    **dict.fromkeys([*_CONVEX, "sigmoid", "special_expit", "hardsigmoid", "special_ndtr", "one_hot"], (0.0, 1.0)),
-    **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "isnan"], (0.0, 1.0)),
-    **dict.fromkeys(["log_softmax", "_log_softmax", "special_log_softmax", "log_sigmoid"], (-math.inf, 0.0)),
-    **dict.fromkeys(["tanh", "erf", "special_erf", "sin", "cos", "cosine_similarity"], (-1.0, 1.0)),
-    **dict.fromkeys(["zeros", "zeros_like", "new_zeros"], (0.0, 0.0)),
-    **dict.fromkeys(["ones", "ones_like", "new_ones"], (1.0, 1.0)),
-    "softplus": (0.0, math.inf),
-}
 
 
 def returns_probabilities(program: torch.export.ExportedProgram) -> bool:
@@ -104,24 +73,18 @@ def _computed(node: Node, ranges: Mapping[Node, Range]) -> Range:
     if node.target is operator.getitem:
         source, position = node.args
         assert isinstance(source, Node)
-        return _ANY if _name(source) in _INDEXED and position else ranges[source]
+        return _ANY if facts_of(source).positions and position else ranges[source]
 
     def read(position: int) -> Range:
         return _range_of(node.args[position], ranges) if position < len(node.args) else _ANY
 
-    name = _name(node)
-    if name in _KNOWN:
-        return _KNOWN[name]
-    if name in _WITHIN:
+    facts = facts_of(node)
+    if facts.bounds is not None:
+        return facts.bounds
+    if facts.averages or passes_on(node):
         return read(0)
-    rule = _RULES.get(name)
+    rule = _RULES.get(operation(node))
     return rule(node, read) if rule is not None else _ANY
-
-
-def _name(node: Any) -> str:
-    """An operation's name, without its overload; functional twins of in-place ones share it."""
-    schema = getattr(node.target, "_schema", None) if isinstance(node, Node) else None
-    return "" if schema is None else schema.name.removeprefix("aten::")
 
 
 def _range_of(value: Any, ranges: Mapping[Node, Range]) -> Range:
@@ -141,8 +104,8 @@ def _is_pair(node: Node) -> bool:
 
 
 def _origin(node: Any) -> Any:
-    """What a chain of views was taken of."""
-    while isinstance(node, Node) and _name(node) in _VIEWS:
+    """What a chain of operations that leave all values as they are was taken of."""
+    while isinstance(node, Node) and (facts_of(node).kind in ("reshapes", "expands") or passes_on(node)):
         node = node.args[0]
     return node
 
@@ -160,7 +123,7 @@ def _added(node: Node, read: Read, sign: float = 1.0) -> Range:
     alpha = node.kwargs.get("alpha", 1)
     times = sign * (float(alpha) if isinstance(alpha, (int, float)) else math.nan)
     first, second = read(0), read(1)
-    if sign < 0 and _name(_origin(node.args[1])) == "logsumexp" and _same(_origin(node.args[1]).args[0], node.args[0]):
+    if sign < 0 and operation(_origin(node.args[1])) == "logsumexp" and _same(_origin(node.args[1]).args[0], node.args[0]):
         return -math.inf, 0.0
     if math.isnan(times):
         return _ANY
@@ -195,9 +158,9 @@ def _quotient(node: Node, read: Read) -> Range:
     if node.kwargs.get("rounding_mode") is not None:
         return _ANY
     total = _origin(node.args[1])
-    while _name(total) in ("clamp", "clamp_min", "clip", "add") and not _is_pair(total):  # against division by 0
+    while operation(total) in ("clamp", "clamp_min", "add") and not _is_pair(total):  # against division by 0
         total = _origin(total.args[0])
-    is_sum = _name(total) == "sum" or (_name(total) in ("linalg_vector_norm", "norm") and 1 in total.args[1:2])
+    is_sum = operation(total) == "sum" or (operation(total) in ("linalg_vector_norm", "norm") and 1 in total.args[1:2])
     if is_sum and read(0)[0] >= 0 and _same(total.args[0], node.args[0]):
         return 0.0, 1.0
     return _product(read(0), _inverse(read(1)))
@@ -205,7 +168,7 @@ def _quotient(node: Node, read: Read) -> Range:
 
 def _sum(node: Node, read: Read) -> Range:
     summed = _origin(node.args[0])
-    if _name(summed) in ("mul", "multiply") and _weighted(summed):
+    if operation(summed) == "mul" and _weighted(summed):
         return _mixture(summed, read(0))
     shapes = [getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node) if isinstance(n, Node)]
     if len(shapes) < 2 or None in shapes or not math.prod(shapes[1]):  # type: ignore[arg-type]
@@ -217,7 +180,7 @@ def _sum(node: Node, read: Read) -> Range:
 def _weighted(node: Node) -> bool:
     """Whether one of the factors is a softmax: the gates of a mixture, the weights of attention."""
     factors = [f for a in node.args for f in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(f, Node)]
-    return any(_name(_origin(f)) in _CONVEX for f in factors)
+    return any(facts_of(_origin(f)).kind == "softmax" for f in factors)
 
 
 def _mixture(node: Node, products: Range) -> Range:
@@ -226,7 +189,7 @@ def _mixture(node: Node, products: Range) -> Range:
 
 
 def _contracted(node: Node, read: Read) -> Range:
-    factors = [read(0), read(1)] if _name(node) != "einsum" else [read(1)] * 2
+    factors = [read(0), read(1)] if operation(node) != "einsum" else [read(1)] * 2
     return _mixture(node, _product(*factors)) if _weighted(node) else _ANY
 
 
@@ -264,7 +227,7 @@ def _absolute(node: Node, read: Read) -> Range:
 
 
 def _power(node: Node, read: Read) -> Range:
-    (low, high), (exponent, same) = read(0), read(1) if _name(node) == "pow" else (2.0, 2.0)
+    (low, high), (exponent, same) = read(0), read(1) if operation(node) == "pow" else (2.0, 2.0)
     if exponent == same and exponent > 0 and low >= 0:
         return low**exponent, high**exponent
     return (0.0, math.inf) if exponent == same and exponent % 2 == 0 else _ANY
@@ -272,7 +235,7 @@ def _power(node: Node, read: Read) -> Range:
 
 def _filled(node: Node, read: Read) -> Range:
     """Zeros, or numbers that are given, beside the operand's values."""
-    numbers = [float(a) for a in node.args[1:] if isinstance(a, (int, float))] if _name(node) not in ("tril", "triu") else []
+    numbers = [float(a) for a in node.args[1:] if isinstance(a, (int, float))]
     return _hull(read(0), *((n, n) for n in [0.0, *numbers]))
 
 
@@ -283,10 +246,10 @@ def _larger(node: Node, read: Read, pick: Callable[..., float] = max) -> Range:
 
 _RULES: dict[str, Callable[[Node, Read], Range]] = {
     "add": _added,
-    **dict.fromkeys(["sub", "subtract"], lambda node, read: _added(node, read, -1.0)),
+    "sub": lambda node, read: _added(node, read, -1.0),
     "rsub": _reversed,
-    **dict.fromkeys(["mul", "multiply"], lambda node, read: _product(read(0), read(1))),
-    **dict.fromkeys(["div", "divide", "true_divide"], _quotient),
+    "mul": lambda node, read: _product(read(0), read(1)),
+    "div": _quotient,
     "reciprocal": lambda node, read: _inverse(read(0)),
     "neg": lambda node, read: (-read(0)[1], -read(0)[0]),
     "abs": _absolute,
@@ -302,7 +265,7 @@ _RULES: dict[str, Callable[[Node, Read], Range]] = {
     "round": _rising(lambda x: float(round(x)) if math.isfinite(x) else x),
     "relu": _rising(lambda x: max(x, 0.0)),
     "relu6": _rising(lambda x: min(max(x, 0.0), 6.0)),
-    **dict.fromkeys(["clamp", "clip"], _bounded(1, 2)),
+    "clamp": _bounded(1, 2),
     "hardtanh": lambda node, read: _bounded(1, 2)(node, read) if len(node.args) == 3 else (-1.0, 1.0),
     "clamp_min": _bounded(1, None),
     "clamp_max": _bounded(None, 1),
@@ -313,7 +276,8 @@ _RULES: dict[str, Callable[[Node, Read], Range]] = {
     "scatter": lambda node, read: _ANY if "reduce" in node.kwargs else _hull(read(0), read(3)),
     "index_put": lambda node, read: _ANY if len(node.args) > 3 and node.args[3] else _hull(read(0), read(2)),
     **dict.fromkeys(["select_scatter", "slice_scatter"], lambda node, read: _hull(read(0), read(1))),
-    **dict.fromkeys(["constant_pad_nd", "pad", "tril", "triu", "nan_to_num"], _filled),
+    **dict.fromkeys(["constant_pad_nd", "pad", "nan_to_num"], _filled),
+    "copy": lambda node, read: read(1),
     "full": lambda node, read: read(1),
     "full_like": lambda node, read: read(1),
     "new_full": lambda node, read: read(2),

@@ -12,6 +12,7 @@ from torch import nn
 from .elementwise import combine, varies
 from .labels import Layer, Record, Value
 from .linear import add_bias, opaque, read
+from .operations import TABLE, named
 from .registry import Blocks, register_rule, register_sizes
 
 __all__ = ["is_depthwise"]
@@ -137,13 +138,12 @@ def _stretch(ids: torch.Tensor, shape: Sequence[int], first: int) -> torch.Tenso
     return ids.expand(tuple(shape))
 
 
-for _space in (1, 2, 3):
-    register_rule(f"aten::conv{_space}d")(_convolution(_space, False))
-    register_rule(f"aten::conv_transpose{_space}d")(_convolution(_space, True))
+for _name in named("convolves"):
+    register_rule(f"aten::{_name}")(_convolution(TABLE[_name].space, TABLE[_name].transposed))
 
 
-def _spatial(name: str, space: int) -> None:
-    operation = getattr(torch.ops.aten, name)
+def _spatial(name: str) -> None:
+    operation, space, maxima = getattr(torch.ops.aten, name), TABLE[name].space, TABLE[name].maxima
 
     def apply(record: Record, x: Value, *options: Any, **named: Any) -> Value | tuple[Value, Value]:
         """The same to every channel; where maxima are taken, channels can't change sign."""
@@ -155,7 +155,7 @@ def _spatial(name: str, space: int) -> None:
             Layer(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
         ]
         value = Value(shape, tuple(layers), is_weight=x.is_weight)
-        if "max" in name:
+        if maxima:
             record.no_sign(*layers)
         if isinstance(out, tuple):  # values and indices; the indices do not scale
             record.rigid(*layers)
@@ -165,27 +165,9 @@ def _spatial(name: str, space: int) -> None:
     register_rule(f"aten::{name}")(apply)
 
 
-for _space in (1, 2, 3):
-    for _name in (
-        "max_pool{}d",
-        "avg_pool{}d",
-        "adaptive_avg_pool{}d",
-        "_adaptive_avg_pool{}d",
-        "adaptive_max_pool{}d",
-        "max_pool{}d_with_indices",
-    ):
-        if hasattr(torch.ops.aten, _name.format(_space)):
-            _spatial(_name.format(_space), _space)
-for _name in ("upsample_nearest{}d", "reflection_pad{}d", "replication_pad{}d"):
-    for _space in (1, 2, 3):
-        if hasattr(torch.ops.aten, _name.format(_space)):
-            _spatial(_name.format(_space), _space)
-for _space in (1, 2, 3):
-    _spatial(f"_upsample_nearest_exact{_space}d", _space)
-for _name in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
-    _spatial(_name, 2)
-_spatial("upsample_linear1d", 1)
-_spatial("upsample_trilinear3d", 3)
+for _name in named("windows"):
+    if hasattr(torch.ops.aten, _name):
+        _spatial(_name)
 
 
 @register_rule("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")

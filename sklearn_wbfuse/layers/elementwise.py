@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,28 +13,15 @@ from torch import Tensor, nn
 
 from ..couplings import along
 from .labels import Layer, Record, Value
+from .operations import TABLE
 from .registry import register_rule, register_sizes
 
-__all__ = ["NONLINEAR", "TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
+__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
 
 register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
 TRACKED = 1 << 20
 """Of larger values it is not remembered which elements are equal."""
-
-IDENTITIES = "alias clone detach contiguous dropout feature_dropout alpha_dropout _to_copy to lift_fresh_copy lift_fresh".split()
-LINEAR = [*IDENTITIES, "neg", "native_dropout"]
-HOMOGENEOUS = ["relu", "leaky_relu", "abs"]
-ODD = "tanh sin tan atan asin sinh asinh atanh erf erfinv sign sgn trunc frac".split()
-GENERAL = """gelu sigmoid silu elu selu celu softplus hardtanh hardswish hardsigmoid hardshrink softshrink mish relu6 exp
-log log1p expm1 sqrt rsqrt reciprocal square pow cos acos cosh floor ceil round clamp clamp_min clamp_max log_sigmoid
-logical_not bitwise_not isnan isfinite isinf sinc threshold rrelu ne eq lt gt le ge logical_and logical_or logical_xor
-atan2 fmod remainder bitwise_and bitwise_or bitwise_xor floor_divide nan_to_num logit xlogy acosh erfc exp2 log2 log10 lgamma
-digamma i0 signbit copysign logaddexp logaddexp2 heaviside special_erfcx special_i0e special_i1 special_i1e special_ndtri
-special_log_ndtr special_entr""".split()
-
-NONLINEAR = frozenset((*HOMOGENEOUS, *ODD, *GENERAL))
-"""What a unit's value may go through on its own, if there is no second operand."""
 
 
 def combine(record: Record, operation: str, values: Sequence[Value], kind: str) -> Value:
@@ -57,11 +45,10 @@ def combine(record: Record, operation: str, values: Sequence[Value], kind: str) 
     forbid = {"general": record.rigid, "homogeneous": record.no_sign, "odd": record.no_scale}.get(kind)
     if forbid is not None:
         forbid(*total)
-    bias = values[0].bias if operation in IDENTITIES else None
     pattern = _pattern(values, shape)
     free = set(range(len(shape))) - {d for layer in total for d in layer.dims}
     uniform = tuple(d for d in free if shape[d] > 1 and not varies(values, [d], shape))
-    return Value(shape, tuple(total), is_weight=_only_weights(values), bias=bias, pattern=pattern, uniform=uniform)
+    return Value(shape, tuple(total), is_weight=_only_weights(values), pattern=pattern, uniform=uniform)
 
 
 def _pattern(values: Sequence[Value], shape: tuple[int, ...]) -> Tensor | None:
@@ -274,20 +261,17 @@ def _register() -> None:
 
         register_rule(f"aten::{name}")(apply)
 
-    for name in LINEAR:
-        rule(name, "sum", 1)
-    for name in HOMOGENEOUS:
-        rule(name, "homogeneous", 1)
-    for name in ODD:
-        rule(name, "odd", 1)
-    for name in GENERAL:
-        rule(name, "general", None)
-    for name in ("add", "sub", "rsub"):
-        rule(name, "sum", 2)
-    for name in ("maximum", "minimum", "fmax", "fmin", "hypot"):
-        rule(name, "homogeneous", 2)
-    rule("mul", "product", 2)
-    rule("div", "quotient", 2)
+    def identity(name: str) -> None:
+        def apply(record: Record, x: Value, *_: Any, **__: Any) -> Value:
+            return replace(combine(record, name, [x], "sum"), bias=x.bias)
+
+        register_rule(f"aten::{name}")(apply)
+
+    for name, facts in TABLE.items():
+        if facts.kind == "identity":
+            identity(name)
+        elif facts.operands != 0:
+            rule(name, facts.kind, facts.operands)
 
 
 _register()

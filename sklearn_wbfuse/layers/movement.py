@@ -16,23 +16,14 @@ from torch import Tensor
 
 from .elementwise import TRACKED, is_zero, unmarked, varies
 from .labels import FIXED, Layer, Record, Value
+from .operations import TABLE, named
 from .registry import register_rule
 
 __all__: list[str] = []
 
-MOVES = """view reshape _unsafe_view flatten unflatten permute transpose t numpy_T squeeze unsqueeze slice select narrow
-roll flip movedim unfold swapaxes swapdims diagonal pixel_shuffle pixel_unshuffle channel_shuffle
-alias_copy view_copy permute_copy transpose_copy squeeze_copy unsqueeze_copy slice_copy select_copy""".split()
-REPEATS = "repeat tile repeat_interleave".split()
-SPLITS = """split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk unsafe_split_with_sizes split_copy
-split_with_sizes_copy unbind_copy""".split()
-
 
 def _operation(name: str) -> Any:
-    if name in ("view", "_unsafe_view", "view_copy"):
-        return torch.reshape  # expanded labels can't always be viewed
-    packet = getattr(torch.ops.aten, name, None)
-    return packet if packet is not None else getattr(torch, name)
+    return getattr(torch.ops.aten, TABLE[name].same_as or name)  # expanded labels can't always be viewed
 
 
 def _register_moves() -> None:
@@ -67,14 +58,9 @@ def _register_moves() -> None:
 
         register_rule(f"aten::{name}")(apply)
 
-    for name in MOVES:
-        if hasattr(torch.ops.aten, name):
-            move(name)
-    for name in REPEATS:
-        repeated(name)
-    for name in SPLITS:
-        if hasattr(torch.ops.aten, name):
-            split(name)
+    for kind, register in {"reshapes": move, "moves": move, "repeats": repeated, "splits": split}.items():
+        for name in named(kind):
+            register(name)
 
 
 _register_moves()

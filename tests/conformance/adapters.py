@@ -10,6 +10,7 @@ import torch
 from sklearn_wbfuse import WassersteinFusion
 from sklearn_wbfuse.graph import Architecture, floating_state, plain_copy
 from sklearn_wbfuse.groups import relabel
+from sklearn_wbfuse.layers.operations import TABLE
 
 
 @dataclass
@@ -64,6 +65,10 @@ class AdapterConformance:
         assert {n: g.within for n, g in prepared[2].groups.items() if g.within} == case.within
         assert {n for n, g in prepared[2].groups.items() if g.scalable} == case.scalable
         assert {n for n, g in prepared[2].groups.items() if g.signable} == case.signable
+
+    def test_every_operation_is_in_the_table(self, case, prepared):
+        names = {name.removeprefix("aten::") for name, _, _ in prepared[2].operations if name.startswith("aten::")}
+        assert names and names <= set(TABLE)
 
     def test_permuting_scaling_and_flipping_every_group_keeps_the_outputs(self, case, prepared):
         model, inputs, graph, rng = prepared

@@ -10,8 +10,9 @@ from stepping import at_end, channels_last, expected, outputs
 from torch import nn
 
 from sklearn_wbfuse import discover
-from sklearn_wbfuse.execution.affine import operation, writer_of
+from sklearn_wbfuse.execution.affine import writer_of
 from sklearn_wbfuse.execution.equations import equations
+from sklearn_wbfuse.layers.operations import operation
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -13,9 +13,9 @@ from stepping import TRACED, at_end, channels_last, expected, outputs, steps_of,
 from torch import nn
 
 from sklearn_wbfuse.execution import program_of
-from sklearn_wbfuse.execution.affine import operation
 from sklearn_wbfuse.execution.equations import batch_norms, equations
 from sklearn_wbfuse.execution.lockstep import run_in_lockstep
+from sklearn_wbfuse.layers.operations import operation
 
 
 def found(steps):

@@ -95,6 +95,12 @@ IMAGES = {
     "beside coordinates": (lambda: Net(conv(), lambda x: torch.cat([x, torch.zeros_like(x[:, :1])], 1)), (2, 2, 8, 8)),
     "one half": (lambda: Net(conv(1), lambda x: x.chunk(2, 1)[1]), (2, 2, 8, 8)),
     "pooled": (lambda: Net(conv(), nn.MaxPool2d(2)), (2, 3, 8, 8)),
+    "pooled with positions": (lambda: Net(conv(), lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (2, 3, 8, 8)),
+    "resized exactly": (lambda: Net(conv(), lambda x: F.interpolate(x, 6, mode="nearest-exact")), (2, 3, 8, 8)),
+    "resized smoothly": (lambda: Net(conv(), lambda x: F.interpolate(x, 6, mode="bilinear", antialias=True)), (2, 3, 8, 8)),
+    "unfolded": (lambda: Net(nn.Linear(48, 4), lambda x: F.unfold(x, 4, stride=4).mT), (2, 3, 8, 8)),
+    "channels shuffled": (lambda: Net(conv(4), lambda x: torch.channel_shuffle(x, 2)), (2, 4, 8, 8)),
+    "by root mean square": (lambda: Net(conv(), lambda x: F.rms_norm(x, (8, 8))), (2, 3, 8, 8)),
 }
 SEQUENCES = {
     "batch first": (lambda: Net(nn.LSTM(3, 4, batch_first=True)), (2, 9, 3)),

@@ -73,6 +73,12 @@ PROBABILITIES = {
     "the largest": lambda z, net, h: z.softmax(1).max(1).values,
     "masked": lambda z, net, h: torch.where(z > 0, z.softmax(1), 0.0).masked_fill(z > 9, 1.0),
     "two outputs": lambda z, net, h: (z.softmax(1), z.sigmoid()),
+    "copied": lambda z, net, h: torch.full_like(z, 2.0).copy_(z.softmax(1)),
+    "put between": lambda z, net, h: F.interpolate(
+        F.pad(z.softmax(1)[:, None], (1, 1), mode="replicate"), 9, mode="nearest-exact"
+    ),
+    "the largest but one": lambda z, net, h: z.softmax(1).kthvalue(2, 1).values,
+    "windows": lambda z, net, h: z.sigmoid().unfold(1, 2, 1).repeat_interleave(2, 0),
 }
 OTHERS = {
     "logits": lambda z, net, h: z,
@@ -97,6 +103,10 @@ OTHERS = {
     "divided by its norm": lambda z, net, h: z / z.sum(1, keepdim=True),
     "positions of the largest": lambda z, net, h: z.softmax(1).max(1).indices.to(z.dtype),
     "a parameter's share": lambda z, net, h: z.softmax(1) * net.shares[0],
+    "copied logits": lambda z, net, h: torch.zeros_like(z).copy_(z),
+    "positions of the largest but one": lambda z, net, h: z.softmax(1).kthvalue(2, 1).indices.to(z.dtype),
+    "positions of what is pooled": lambda z, net, h: F.max_pool1d(z.sigmoid(), 2, return_indices=True)[1].to(z.dtype),
+    "a dropout that is always on": lambda z, net, h: F.dropout(z.softmax(1), 0.5, True),
     "standardised": lambda z, net, h: F.layer_norm(z.softmax(1), (3,)),
 }
 
