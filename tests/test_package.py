@@ -1,9 +1,13 @@
 """The package's names, which are imported when they are first used."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from sklearn.base import BaseEstimator
+from torch import nn
 
 import sklearn_wbfuse
 
@@ -45,3 +49,48 @@ def test_load_knows_all_estimators_though_none_was_named(tmp_path):
     sklearn_wbfuse.FusionClassifier(sklearn_wbfuse.VanillaAveraging(), classes=["a", "b"]).fit([model, model]).save(folder)
     code = "import torch\nfrom sklearn_wbfuse.persistence import load\nprint(type(load({!r}, torch.nn.Linear(2, 2))).__name__)"
     assert python(code.format(folder)) == "FusionClassifier\n"
+
+
+class TestPrivateNames:
+    """What begins with an underscore stays in its package; names that scikit-learn and PyTorch define are theirs."""
+
+    ROOT = Path(sklearn_wbfuse.__file__).parent
+
+    def trees(self):
+        return {path.relative_to(self.ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in self.ROOT.rglob("*.py")}
+
+    def test_no_package_uses_one_of_another(self):
+        trees, defined = self.trees(), {}
+        for path, tree in trees.items():
+            defined.setdefault(path.parts[0], set()).update(_defined(tree))
+        wrong = []
+        for path, tree in trees.items():
+            elsewhere = set().union(*(names for package, names in defined.items() if package != path.parts[0]))
+            for node in ast.walk(tree):
+                imported = [a.name for a in node.names if _is_private(a.name)] if _comes_from_elsewhere(node) else []
+                wrong += [f"{path}:{node.lineno} imports {name}" for name in imported]
+                if isinstance(node, ast.Attribute) and _is_private(node.attr) and not hasattr(BaseEstimator, node.attr):
+                    is_torchs = hasattr(nn.Module(), node.attr) or hasattr(nn.RNN(1, 1), node.attr)
+                    if node.attr in elsewhere - defined[path.parts[0]] and not is_torchs and node.attr != CONSTRAINTS:
+                        wrong.append(f"{path}:{node.lineno} uses {ast.unparse(node)}")
+        assert not wrong, "\n".join(wrong)
+
+
+CONSTRAINTS = "_parameter_constraints"  # of scikit-learn's estimators, which declare it in each class
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _comes_from_elsewhere(node):
+    inside = isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith("sklearn_wbfuse"))
+    return inside and not (node.module or "").endswith("graph.contexts")  # code that is run in place of torch's imports itself
+
+
+def _defined(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
+            yield node.attr if isinstance(node, ast.Attribute) else node.id

@@ -42,7 +42,7 @@ def layerwise(problem: Problem, *, readers: bool = False) -> Solution:
     same_sizes = all(own == problem.sizes for own in problem.source_sizes)
     readers = readers and same_sizes and not problem.is_quadratic
     for step, at in _in_order(problem, plans, readers):
-        _layer(problem, step, at, plans)
+        plans[:] = _layer(problem, step, at, plans)
     found = problem.solution(plans, n_iter=1)
     log.info("layerwise: energy %.6g", found.energy)
     return found
@@ -105,50 +105,47 @@ def _usable(problem: Problem, group: str, known: Collection[str], readers: bool)
     return [p for p in found if len(roles[p]) == 1 or p in computing] if readers else computing
 
 
-def _layer(problem: Problem, step: Step, at: Sequence[int], plans: list[Plans]) -> None:
-    """Couplings and target of the groups of a step, in turns, their inputs already matched."""
+def _layer(problem: Problem, step: Step, at: Sequence[int], plans: Sequence[Plans]) -> list[Plans]:
+    """Couplings of all models with those of a step's groups, in turns with the target, their inputs already matched."""
     described = [problem.described[p] for p in at]
     sources = [[own[p] for p in at] for own in problem.models]
-    kept = {**plans[problem.reference], **_start(problem, step, described, sources[problem.reference], plans[problem.reference])}
+    reference = plans[problem.reference]
+    kept = {**reference, **_start(problem, step, described, sources[problem.reference], reference)}
     current = [carried(f, a, kept) for f, a in zip(described, sources[problem.reference], strict=True)]
+    potentials: list[dict[tuple[int, str], Potentials]] = [{} for _ in plans]
 
-    potentials: dict[tuple[int, str], Potentials] = {}
+    def updated(i: int, own: Plans, target: Sequence[Tensor]) -> Plans:
+        return {**own, **step.solve(problem, i, at, target, sources[i], own, potentials[i])}
 
-    def update(i: int, target: Sequence[Tensor]) -> bool:
-        old = plans[i]
-        found = step.solve(problem, i, at, target, sources[i], old, potentials)
-        plans[i] = {**old, **found}
-        return not all(g in old and c.same_as(old[g], problem.tol) for g, c in found.items())
-
-    def first(i: int) -> None:
+    def first(i: int) -> Plans:
         if i == problem.reference and problem.reg == 0 and _repeats(problem, step, i):
-            plans[i].update({g: kept[g] for g in step.all})  # its own target
-        else:
-            update(i, current)
+            return {**plans[i], **{g: kept[g] for g in step.all}}  # its own target
+        return updated(i, plans[i], current)
 
     # Perturbed starts draw from one random state, in the order of the models.
     jobs = 1 if problem.start == "perturbed" else problem.n_jobs
     if effective_n_jobs(jobs) == 1:  # Parallel takes as long as a small layer
-        for i in range(len(plans)):
-            first(i)
+        found = list(map(first, range(len(plans))))
     else:
-        Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))  # which writes into `plans`
-    if problem.reg == 0 and all(own[g].is_permutation for own in plans for g in step.all):
-        if len(plans) > 2:  # each to the mean of the others: that of all would hold a model where it is
-            sweeps = Sweeps(replace(problem, described=described, models=sources), plans, [step])
+        found = Parallel(n_jobs=jobs, require="sharedmem")(delayed(first)(i) for i in range(len(plans)))
+    if problem.reg == 0 and all(own[g].is_permutation for own in found for g in step.all):
+        if len(found) > 2:  # each to the mean of the others: that of all would hold a model where it is
+            sweeps = Sweeps(replace(problem, described=described, models=sources), found, [step])
             for _ in range(problem.max_iter):
                 if sweeps.sweep() == 0:
                     break
-            plans[:] = sweeps.plans
-        return
-    arrays = [[carried(f, a, own) for f, a in zip(described, s, strict=True)] for own, s in zip(plans, sources, strict=True)]
+            return sweeps.plans
+        return found
+    arrays = [[carried(f, a, own) for f, a in zip(described, s, strict=True)] for own, s in zip(found, sources, strict=True)]
     for _ in range(problem.max_iter):
         changed = False
-        for i in range(len(plans)):
-            if update(i, mean_target(arrays, problem.mixture)):
-                changed, arrays[i] = True, [carried(f, a, plans[i]) for f, a in zip(described, sources[i], strict=True)]
+        for i, old in enumerate(found):
+            found[i] = updated(i, old, mean_target(arrays, problem.mixture))
+            if not all(g in old and found[i][g].same_as(old[g], problem.tol) for g in step.all):
+                changed, arrays[i] = True, [carried(f, a, found[i]) for f, a in zip(described, sources[i], strict=True)]
         if not changed:
             break
+    return found
 
 
 def _repeats(problem: Problem, step: Step, model: int) -> bool:

@@ -219,7 +219,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             If there is no such parent, or its couplings can't be undone.
         """
         check_is_fitted(self)
-        position = self._position(parent)
+        position = self.position_of(parent)
         back = {}
         for name, coupling in self._alignment.couplings[position].items():
             if not coupling.is_permutation:
@@ -245,7 +245,14 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             result.append(write_back(model, state, sized=plain_copy(model), exact=True))
         return result
 
-    def _position(self, parent: int | nn.Module) -> int:
+    def position_of(self, parent: int | nn.Module) -> int:
+        """The position of a parent among the models of `fit`, of a network or of a position that may be negative.
+
+        Raises
+        ------
+        FusionError
+            If there is no such parent.
+        """
         if isinstance(parent, nn.Module):
             mark = fingerprint(validate_models([parent])[0])
             if mark in self._seen:

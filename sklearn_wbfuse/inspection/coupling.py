@@ -104,7 +104,7 @@ class CouplingDisplay:
             If matplotlib is not installed.
         """
         fusion = fitted(fusion, "couplings_")[1]
-        position = fusion._position(model)
+        position = fusion.position_of(model)
         couplings = fusion.couplings_[position]
         names = list(couplings)
         if not names:
