@@ -117,7 +117,6 @@ class Interpreter:
 
     def _outputs(self, node: Node, values: Mapping[Node, Any]) -> None:
         """What is returned stays in place: rightly, if it is no state; a declared state is free."""
-        self.record.where = ""
         specs, results = self.program.graph_signature.output_specs, cast("tuple[Any, ...]", node.args[0])
         returned = [n for n, s in zip(results, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
         spec = self.program.call_spec.out_spec
@@ -146,19 +145,21 @@ class Interpreter:
         if node.target is operator.getitem:
             whole, key = arguments[0], int(node.args[1])  # type: ignore[arg-type]
             return whole[key] if isinstance(whole, tuple) and key < len(whole) else Value(_shape(node))
-        name, facts = schema_name(node.target) or str(node.target), facts_of(node)
+        name = schema_name(node.target) or str(node.target)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = stack[-1][0] if stack else ""
-        self.record.path, self.record.where = path, f"{path} ({name})" if path else name
         self.operations.append(Operation(name, path, _options(node, self.position)))
-        read = _leaves(arguments, named)
-        if all(v.constant is not None for v in read):
+        if all(v.constant is not None for v in _leaves(arguments, named)):
             return self._constant(node, arguments, named)
-        rule = rule_for(name)
+        wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
+        with self.record.during(path, f"{path} ({name})" if path else name, wanted):
+            return self._by_rule(node, name, arguments, named)
+
+    def _by_rule(self, node: Node, name: str, arguments: Any, named: Any) -> Any:
+        read, rule, facts = _leaves(arguments, named), rule_for(name), facts_of(node)
         if rule is None:
             self.record.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
-        self.record.wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
         if facts.computes:
             self.record.sees([layer for v in read for layer in v.layers])
         try:

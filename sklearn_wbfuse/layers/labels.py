@@ -8,7 +8,8 @@ operations say about labels: which stand for the same unit, which must stay in p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +187,16 @@ class Record:
         self.path = ""
         self.where = ""
         self.wanted: set[int] | None = None
+
+    @contextlib.contextmanager
+    def during(self, path: str, where: str, wanted: set[int]) -> Iterator[None]:
+        """One operation, of the module at a path, is what the rules speak of; `where` says so in words."""
+        before = self.path, self.where, self.wanted
+        self.path, self.where, self.wanted = path, where, wanted
+        try:
+            yield
+        finally:
+            self.path, self.where, self.wanted = before
 
     def fresh(self, size: int) -> Tensor:
         """Labels that nothing else has."""
