@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..data.fusion_input import FusionInput
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
-from ..graph import Architecture, plain_copy, resized_inputs
+from ..graph import Architecture, resized_inputs
 from ..probes import zipf_chain
 from .ascent import ascended
 from .equations import Equation, equations
@@ -49,8 +49,8 @@ class Probing:
 
     Parameters
     ----------
-    models : list of Module
-        The parents.
+    plains : list of Module
+        Plain copies of the parents.
     states : list of dict
         Their tensors in the dtype and on the device of computation.
     architectures : list of Architecture
@@ -71,7 +71,7 @@ class Probing:
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
+        plains: Sequence[nn.Module],
         states: Sequence[Mapping[str, Tensor]],
         architectures: Sequence[Architecture],
         weights: Sequence[float],
@@ -81,8 +81,7 @@ class Probing:
         *,
         mixes: bool = False,
     ):
-        self.plains = [plain_copy(m) for m in models]
-        self.states, self.architectures, self.weights = states, architectures, weights
+        self.plains, self.states, self.architectures, self.weights = plains, states, architectures, weights
         self.generator = torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
         self.programs: dict[int, Any] = {}
         self.memory = Memory(probe.budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..execution.probing import Probing
 from ..graph import (
     Architecture,
+    apart,
     cast_inputs,
     device_of,
     discover_all,
@@ -113,7 +115,8 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             check_labels(data, y)
         data = None if data is None else data.taken_by(parents[0])
         lambda_, corrections, probe = self._lambda(len(parents)), self._corrections(), self._probe()
-        architectures = self._architectures(parents, data)
+        copied = functools.cache(plain_copy)  # one copy a parent, whoever asks for it
+        architectures = self._architectures(parents, data, copied)
         warn_of_unread(parents, architectures[0].graph, architectures[0].check)
         self._masks = find_masks(parents, architectures[0].check)
         architectures = [self._masked(a) for a in architectures]
@@ -121,11 +124,11 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         target = self._masked(self._target(architectures, sizes))
         log.info("fusing %d models of %d groups into widths %s", len(parents), len(sizes), list(sizes.values()))
         dtype = torch.float64 if self._masks else _common_dtype(parents)  # masks that count much leave few digits to weights
-        networks = [self._network(m, a.graph, dtype) for m, a in zip(parents, architectures, strict=True)]
+        networks = [self._network(m, a.graph, dtype, copied) for m, a in zip(parents, architectures, strict=True)]
         self._inputs, self._saw_rows = target.inputs, data is not None and self.example_inputs is None
         probing = None
         if corrections or self._compares_activations:
-            probing = self._probing(parents, networks, architectures, lambda_, data, probe)
+            probing = self._probing(list(map(copied, parents)), networks, architectures, lambda_, data, probe)
         self._seen = [fingerprint(m) for m in parents]
 
         def remember(key: Any, compute: Callable[[], Any]) -> Any:
@@ -140,7 +143,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
         self.n_models_in_ = len(parents)
         fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
-        self.fused_model_ = write_back(parents[0], fused, sized=target.plain)
+        self.fused_model_ = write_back(parents[0], fused, sized=target.plain, plain=copied)
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]
@@ -150,7 +153,8 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
 
         def later() -> Probing:
             states = [self._network(m, a.graph, dtype).state for m, a in zip(parents, architectures, strict=True)]
-            return Probing(parents, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
+            plains = list(map(plain_copy, parents))
+            return Probing(plains, states, architectures, lambda_, few, small_probe(probe), np.random.RandomState(0))
 
         remedies = self._remedies(data, probing.source, len(parents)) if corrections and probing else []
         self._judge(parents, probing, later, kind, remedies, [] if self._masks else said)
@@ -304,12 +308,14 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
             raise FusionError(f"weights must be finite, at least 0 and not all 0. Got {weights.tolist()}.")
         return (weights / weights.sum()).tolist()
 
-    def _architectures(self, parents: list[nn.Module], data: FusionInput | None) -> list[Architecture]:
+    def _architectures(
+        self, parents: list[nn.Module], data: FusionInput | None, copied: Callable[[nn.Module], nn.Module] = plain_copy
+    ) -> list[Architecture]:
         inputs = dict(self.example_inputs) if isinstance(self.example_inputs, Mapping) else self.example_inputs
         if data is None:
-            return discover_all(parents, inputs)
+            return discover_all(parents, inputs, list(map(copied, parents)))
         example = data.taken_by(parents[0]).tensors(parents[0], slice(0, 2)) if inputs is None else inputs
-        return data.cached(inputs, lambda: discover_all(parents, example))
+        return data.cached(inputs, lambda: apart(discover_all(parents, example, list(map(copied, parents)))))
 
     def _target(self, architectures: list[Architecture], sizes: dict[str, int]) -> Architecture:
         first = architectures[0]
@@ -318,7 +324,9 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
                 a.check_widening(sizes)
         return first.resized(sizes)
 
-    def _network(self, model: nn.Module, graph: Graph, dtype: torch.dtype) -> Network:
+    def _network(
+        self, model: nn.Module, graph: Graph, dtype: torch.dtype, copied: Callable[[nn.Module], nn.Module] = plain_copy
+    ) -> Network:
         try:
             device = torch.device(self.device) if self.device is not None else device_of(model)
             torch.zeros(1, device=device)
@@ -327,7 +335,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
                 f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
                 "'cpu', or None for the models' own."
             ) from error
-        state = {name: tensor.to(device, dtype) for name, tensor in plain_state(model).items()}
+        state = {name: tensor.to(device, dtype) for name, tensor in plain_state(model, copied).items()}
         state = masked_state(state, self._masks)
         return Network(graph, state, compared(state, self._masks))
 

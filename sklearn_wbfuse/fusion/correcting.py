@@ -28,8 +28,9 @@ from ..data.fusion_input import FusionInput
 from ..exceptions import FusionWarning, did_you_mean
 from ..execution import PROBES, Parent, Probe
 from ..execution.probing import MAX_ROWS, Probing, chosen_of, rows_in
-from ..graph import Architecture, cast_inputs, plain_copy, write_back
+from ..graph import Architecture, cast_inputs, write_back
 from ..graph.contexts import untouched_modules
+from ..graph.modules import lent
 from .judging import agreement_on, why
 from .progress import log
 
@@ -99,7 +100,7 @@ class CorrectedMixin:
 
     def _probing(
         self,
-        parents: Sequence[nn.Module],
+        plains: Sequence[nn.Module],
         networks: Sequence[Network],
         architectures: Sequence[Architecture],
         weights: Sequence[float],
@@ -109,7 +110,7 @@ class CorrectedMixin:
         """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
         rng = check_random_state(self.random_state)
         mixes = any(getattr(c, "uses_mixtures", False) for c in self._corrections())
-        given = parents, [n.state for n in networks], architectures, weights, data
+        given = plains, [n.state for n in networks], architectures, weights, data
         if not self._is_lenient:
             return Probing(*given, _sized(probe, architectures, capped=False), rng, mixes=mixes)
         try:
@@ -227,10 +228,10 @@ def work_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
     """How many multiplications and additions a network needs for inputs, as PyTorch counts them, and the bytes of its largest
     value.
     """
-    plain = plain_copy(model)
-    counter, largest = FlopCounterMode(display=False), _Largest([*plain.parameters(), *plain.buffers()])
-    with _in_products(), counter, largest, untouched_modules(plain), torch.random.fork_rng(devices=[]):
-        plain(*cast_inputs(inputs, plain))
+    with lent(model), untouched_modules(model), torch.random.fork_rng(devices=[]), _in_products():
+        counter, largest = FlopCounterMode(display=False), _Largest([*model.parameters(), *model.buffers()])
+        with counter, largest:
+            model(*cast_inputs(inputs, model))
     return counter.get_total_flops() / 2, largest.size
 
 

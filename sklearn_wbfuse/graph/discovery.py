@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import warnings
@@ -17,7 +18,8 @@ from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarnin
 from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck
-from .constants import computes_the_same, with_constants
+from .constants import computes_the_same, constants_of
+from .contexts import watched_assignments
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
@@ -29,7 +31,7 @@ from .ranges import returns_probabilities
 from .restricted import like
 from .states import declared_states, resized_inputs, with_states
 
-__all__ = ["Architecture", "discover", "discover_all"]
+__all__ = ["Architecture", "apart", "discover", "discover_all"]
 
 
 def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -73,17 +75,30 @@ class Architecture:
     check: SelfCheck
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
-        """Discover one model; see `discover`."""
-        plain = plain_copy(model).to("cpu")
+    def of(
+        cls, model: nn.Module, example_inputs: Any = None, *, plain: nn.Module | None = None, warn: bool = True
+    ) -> Architecture:
+        """Discover one model; see `discover`.
+
+        Parameters
+        ----------
+        model : Module
+        example_inputs : tuple of Tensor, Tensor or mapping, optional
+        plain : Module, optional
+            A plain copy of the model that the architecture may have, and run with other tensors; made if not given. Of one on
+            another device, or in half precision, it takes a copy.
+        warn : bool, default=True
+            Whether parameters whose neurons stay in place are told of.
+        """
+        if plain is None or not _can_be_traced(plain):
+            plain = plain_copy(model).to("cpu")
+            plain = plain if _can_be_traced(plain) else plain.float()
         refuse_views(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if tensor.is_complex():
                 raise DiscoveryError(
                     f"{name!r} of {type(model).__name__} is complex; only networks of real tensors can be fused."
                 )
-        if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
-            plain = plain.float()
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
         inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
@@ -192,16 +207,30 @@ class Architecture:
         return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
 
 
-def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> list[Architecture]:
+def discover_all(
+    models: Sequence[nn.Module], example_inputs: Any = None, plains: Sequence[nn.Module] | None = None
+) -> list[Architecture]:
     """Discover several models that must share one architecture up to the sizes of their groups.
+
+    Parameters
+    ----------
+    models : list of Module
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+    plains : list of Module, optional
+        Plain copies of the models, made if not given. Their tensors are brought into one order, and architectures may have them:
+        see `Architecture.of` and `apart`.
 
     Raises
     ------
     ArchitectureMismatchError
         Naming the first difference.
     """
+    with watched_assignments():
+        return _discover_all(models, example_inputs, [plain_copy(m) for m in models] if plains is None else plains)
+
+
+def _discover_all(models: Sequence[nn.Module], example_inputs: Any, plains: Sequence[nn.Module]) -> list[Architecture]:
     found: list[Architecture] = []
-    plains = [plain_copy(m) for m in models]
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
             _compare_cells(plains[0], plain, position)
@@ -213,13 +242,28 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
             found.append(twin)
             continue
         inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
-        architecture = Architecture.of(plain if position else model, inputs, warn=not position)
+        architecture = Architecture.of(plain if position else model, inputs, plain=plain, warn=not position)
         if position:
             architecture.graph = like(architecture.graph, found[0].graph)
             _compare_graphs(found[0].graph, architecture.graph, position)
-            computes_the_same(architecture.check, plain, with_constants(plain, plains[0]), position)
+            computes_the_same(architecture.check, plain, plain, position, constants_of(plains[0], fitting=plain))
         found.append(architecture)
     return found
+
+
+def apart(architectures: Sequence[Architecture]) -> list[Architecture]:
+    """The same architectures with networks of their own: for fits to share, each of which runs its own copies of the parents."""
+    own = {}
+    for architecture in dict.fromkeys(architectures):
+        check, plain = copy.copy(architecture.check), plain_copy(architecture.plain)
+        check.model = plain
+        own[architecture] = dataclasses.replace(architecture, plain=plain, check=check)
+    return [own[a] for a in architectures]
+
+
+def _can_be_traced(plain: nn.Module) -> bool:
+    tensors = floating_state(plain).values()
+    return not any(t.dtype in (torch.float16, torch.bfloat16) or t.device.type != "cpu" for t in tensors)
 
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:

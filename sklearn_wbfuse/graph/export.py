@@ -18,6 +18,7 @@ from ..layers import rule_for
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
+from .modules import lent
 
 __all__ = ["export"]
 
@@ -67,7 +68,7 @@ def export(model: nn.Module, inputs: Sequence[Any], *, runs: bool = True) -> tor
 
 def _run(model: nn.Module, inputs: Sequence[Any]) -> None:
     try:
-        with torch.no_grad(), untouched_modules(model):
+        with torch.no_grad(), lent(model), untouched_modules(model):
             model(*inputs)
     except Exception as error:
         raise DiscoveryError(

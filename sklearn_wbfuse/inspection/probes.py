@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..execution import PROBES, Probe
 from ..execution.probing import Probing
 from ..execution.reading import read_as
 from ..fusion import WassersteinFusion
-from ..graph import validate_models
+from ..graph import plain_copy, validate_models
 from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]
@@ -81,10 +82,11 @@ class ProbeDisplay:
         fusion = WassersteinFusion(probe=probe, example_inputs=example_inputs)
         few = clone(fusion._probe()).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
         few._validate_params()
-        architectures = fusion._architectures(parents, data)
-        states = [fusion._network(m, a.graph, torch.float32).state for m, a in zip(parents, architectures, strict=True)]
+        copied = functools.cache(plain_copy)
+        architectures = fusion._architectures(parents, data, copied)
+        states = [fusion._network(m, a.graph, torch.float32, copied).state for m, a in zip(parents, architectures, strict=True)]
         rng = check_random_state(random_state)
-        probing = Probing(parents, states, architectures, fusion._lambda(len(parents)), data, few, rng)
+        probing = Probing(list(map(copied, parents)), states, architectures, fusion._lambda(len(parents)), data, few, rng)
         found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
         leaf, reading = next(iter(found.items()), (0, None))
         samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in probing.batches])[:n_samples].cpu()
