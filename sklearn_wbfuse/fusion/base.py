@@ -143,7 +143,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
         self.n_models_in_ = len(parents)
         fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
-        self.fused_model_ = write_back(parents[0], fused, sized=target.plain, plain=copied)
+        self.fused_model_ = write_back(parents[0], fused, sized=target.plain, takes=True, plain=copied)
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]

@@ -40,13 +40,13 @@ class _Precision(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.is_lowered and _has(torch.float64, (args, kwargs)):
-            self.is_lowered = any(_has(dtype, out) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+        if not self.is_lowered and _has(out, torch.float32, torch.bfloat16, torch.float16):
+            self.is_lowered = _has((args, kwargs), torch.float64)
         return out
 
 
-def _has(dtype: torch.dtype, tree: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.dtype == dtype and t.dim() > 0 for t in pytree.tree_leaves(tree))
+def _has(tree: Any, *dtypes: torch.dtype) -> bool:
+    return any(isinstance(t, Tensor) and t.dtype in dtypes and t.dim() > 0 for t in pytree.tree_leaves(tree))
 
 
 class SelfCheck:

@@ -141,21 +141,26 @@ class Architecture:
         if dict(sizes) == self.graph.sizes:
             return self
         wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
-        self.check_widening(sizes)
+        graph = self.check_widening(sizes, wide)
         self._check_blocks(sizes)
         try:
-            graph = _trace(wide, inputs)
+            graph = like(_trace(wide, inputs), self.graph) if graph is None else graph
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(like(graph, self.graph), frozen=self.graph.frozen)
+        graph = dataclasses.replace(graph, frozen=self.graph.frozen)
         if graph.sizes != dict(sizes):
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
             )
         return Architecture(wide, graph, inputs, self.check)
 
-    def check_widening(self, sizes: Mapping[str, int]) -> None:
+    def check_widening(self, sizes: Mapping[str, int], wide: nn.Module | None = None) -> Graph | None:
         """Doubling the groups that are to have other sizes must keep the function; those of one factor at a time.
+
+        Returns
+        -------
+        Graph or None
+            Of `wide`, the network in these sizes, if they are the doubled ones, so that it was traced.
 
         Raises
         ------
@@ -167,8 +172,9 @@ class Architecture:
             factors = frozenset(sizes[n] / self.graph.sizes[n] for n in family) - {1.0}
             if factors:
                 by_factor.setdefault(factors, []).append(family)
+        graph = None
         for families in by_factor.values():
-            why = self._doubling_fails([name for family in families for name in family])
+            why, graph = self._doubled([name for family in families for name in family], sizes, wide)
             if why:
                 wrong = [name for family in families if self._doubling_fails(family) for name in family]
                 wrong = wrong or [name for family in families for name in family]
@@ -176,6 +182,7 @@ class Architecture:
                     f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes; widths that "
                     "depend on each other can only change together, as a float for target_widths does."
                 )
+        return graph
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:
         """Blocks hold equally many neurons, and others than before only if they may."""
@@ -195,16 +202,23 @@ class Architecture:
 
     def _doubling_fails(self, names: Sequence[str]) -> str:
         """Why the network with some groups doubled computes something else; empty if it does not."""
+        return self._doubled(names, {}, None)[0]
+
+    def _doubled(self, names: Sequence[str], target: Mapping[str, int], given: nn.Module | None) -> tuple[str, Graph | None]:
+        """Why doubling some groups fails; and the graph of the network of the target's sizes, if it is the doubled one."""
         sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
+        is_target = given is not None and sizes == dict(target)
         try:
-            wide = resize(self.plain, self.graph, sizes)
+            wide = given if given is not None and is_target else resize(self.plain, self.graph, sizes)
             graph = like(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
             if graph.sizes != sizes:
-                return "its groups come out otherwise"
+                return "its groups come out otherwise", None
             same = self.check.widens(wide, graph)
         except Exception as error:  # it does not run, or its blocks come out otherwise
-            return f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
-        return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
+            why = f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
+            return why, None
+        why = "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
+        return why, graph if is_target else None
 
 
 def discover_all(

@@ -185,15 +185,15 @@ def lent(
     Buffers that are in no state are copies: what a run writes into them is lost. Other threads lend afterwards.
     """
     with _LENDING:
-        buffers = dict(model.named_buffers())
-        own = [(tensor, tensor.data) for tensor in [*model.parameters(), *buffers.values()]]
+        named = [*((n, p, False) for n, p in model.named_parameters()), *((n, b, True) for n, b in model.named_buffers())]
+        own = [(tensor, tensor.data) for _, tensor, _ in named]
         try:
-            for name, tensor in [*model.named_parameters(), *buffers.items()]:
+            for name, tensor, is_buffer in named:
                 if name in state:
                     tensor.data = state[name]
                 else:
                     kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-                    tensor.data = tensor.data.to("cpu", kept, copy=name in buffers)
+                    tensor.data = tensor.data.to("cpu", kept, copy=is_buffer)
             yield
         finally:
             for tensor, data in own:
@@ -346,6 +346,7 @@ def write_back(
     *,
     sized: nn.Module,
     exact: bool = False,
+    takes: bool = False,
     plain: Callable[[nn.Module], nn.Module] = plain_copy,
 ) -> nn.Module:
     """A copy of `template` (wrapping, hooks, ``requires_grad``, ties, parametrizations) that holds `state`.
@@ -360,6 +361,8 @@ def write_back(
         A plain copy with the right shapes.
     exact : bool
         Whether spectral norms hold values of a norm above 1, or bring them to norm 1; see `write_parametrized`.
+    takes : bool
+        Whether `sized` itself may become the result, in place of a copy.
     plain : callable
         What gives a plain copy of `template` where it is parametrized, of which only shapes and dtypes are read.
     """
@@ -369,7 +372,7 @@ def write_back(
     rigid = parametrized - pruned_names(template)
     if not same and rigid:
         raise WidthError(f"Parametrized tensors {sorted(rigid)} can't change their sizes; remove the parametrizations first.")
-    result = plain_copy(template, plain=False) if same else plain_copy(sized)
+    result = plain_copy(template, plain=False) if same else sized if takes else plain_copy(sized)
     if not same:
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
             tensor.data = tensor.data.to(own[name].dtype if name in own else tensor.dtype)
