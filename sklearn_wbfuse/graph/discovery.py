@@ -19,7 +19,6 @@ from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck
 from .constants import computes_the_same, constants_of
-from .contexts import watched_assignments
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
@@ -239,11 +238,7 @@ def discover_all(
     ArchitectureMismatchError
         Naming the first difference.
     """
-    with watched_assignments():
-        return _discover_all(models, example_inputs, [plain_copy(m) for m in models] if plains is None else plains)
-
-
-def _discover_all(models: Sequence[nn.Module], example_inputs: Any, plains: Sequence[nn.Module]) -> list[Architecture]:
+    plains = [plain_copy(m) for m in models] if plains is None else plains
     found: list[Architecture] = []
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
