@@ -129,6 +129,8 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         probing = None
         if corrections or self._compares_activations:
             probing = self._probing(list(map(copied, parents)), networks, architectures, lambda_, data, probe)
+        own = plain_state(parents[0], copied)
+        copied.cache_clear()  # what nothing runs takes no memory from here on
         self._seen = [fingerprint(m) for m in parents]
 
         def remember(key: Any, compute: Callable[[], Any]) -> Any:
@@ -143,7 +145,7 @@ class BaseFusion(CorrectedMixin, JudgedMixin, StorageMixin, HelpfulMixin, Transf
         self.energy_, self.n_iter_, self.history_ = found.energy, found.n_iter, found.history
         self.n_models_in_ = len(parents)
         fused = fused_masks(fused, [s for s, w in zip(states, lambda_, strict=True) if w], self._masks)
-        self.fused_model_ = write_back(parents[0], fused, sized=target.plain, takes=True, plain=copied)
+        self.fused_model_ = write_back(parents[0], fused, sized=target.plain, takes=True, own=own)
         self.fused_model_.to(device_of(parents[0]))
         self._alignment = found
         self._graphs = [a.graph for a in architectures]

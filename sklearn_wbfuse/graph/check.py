@@ -344,7 +344,9 @@ class SelfCheck:
                 self.state = state
                 self.expected = own[1] if state is own[0] else [self._run(self.model, state, x) for x in self.inputs]
                 larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in state.items()}
-                if not self._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies)):
+                same = self._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies))
+                del larger  # before the next are made
+                if not same:
                     return False
         finally:
             self.state, self.expected = own

@@ -347,7 +347,7 @@ def write_back(
     sized: nn.Module,
     exact: bool = False,
     takes: bool = False,
-    plain: Callable[[nn.Module], nn.Module] = plain_copy,
+    own: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A copy of `template` (wrapping, hooks, ``requires_grad``, ties, parametrizations) that holds `state`.
 
@@ -363,11 +363,11 @@ def write_back(
         Whether spectral norms hold values of a norm above 1, or bring them to norm 1; see `write_parametrized`.
     takes : bool
         Whether `sized` itself may become the result, in place of a copy.
-    plain : callable
-        What gives a plain copy of `template` where it is parametrized, of which only shapes and dtypes are read.
+    own : mapping of str to Tensor, optional
+        The `plain_state` of the template, where it is known; shapes and dtypes are read of it.
     """
     parametrized = parametrized_names(template)
-    own = plain_state(template, plain)
+    own = plain_state(template) if own is None else own
     same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
     rigid = parametrized - pruned_names(template)
     if not same and rigid:
