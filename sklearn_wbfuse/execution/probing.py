@@ -156,7 +156,12 @@ class Probing:
 
     def of_target(self, target: Architecture, state: Mapping[str, Tensor]) -> Steps:
         """The fused network at its start, on the inputs."""
-        return self._steps(target, target.plain, state, self.batches, self.memory)
+        return self._steps(target, self._plain_of(target), state, self.batches, self.memory)
+
+    def _plain_of(self, architecture: Architecture) -> nn.Module:
+        """A network of the architecture: a parent where there is one, since other fits may run what the architecture holds."""
+        own = (p for p, a in zip(self.plains, self.architectures, strict=True) if a.plain is architecture.plain)
+        return next(own, architecture.plain)
 
     def _steps(
         self,
@@ -167,9 +172,9 @@ class Probing:
         memory: Memory | None = None,
     ) -> Steps:
         own = [resized_inputs(b, self.architectures[0].graph, architecture.graph.sizes) for b in batches]
-        key = id(architecture)
+        key = id(architecture.plain)
         if key not in self.programs:
-            self.programs[key] = program_of(architecture.plain, own[0], next(iter(state.values()), torch.zeros(())))
+            self.programs[key] = program_of(self._plain_of(architecture), own[0], next(iter(state.values()), torch.zeros(())))
         return Steps(self.programs[key], plain, state, own, memory)
 
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState, mixes: bool) -> list[tuple[Any, ...]]:

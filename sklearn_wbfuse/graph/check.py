@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,9 @@ class SelfCheck:
     def _random_state(self, gain: float = 1.5) -> dict[str, Tensor]:
         """Random values for every tensor: defaults such as zeros and ones hide errors."""
         state = {}
-        for name, tensor in floating_state(self.model).items():
+        with lent(self.model):  # as it is, also where another thread runs it
+            own = floating_state(self.model)
+        for name, tensor in own.items():
             if not bool(torch.isfinite(tensor).all()):
                 state[name] = tensor.to(self.dtype)  # a mask
                 continue
@@ -338,18 +341,15 @@ class SelfCheck:
         """
         copies = self.graph.copies(graph)
         wider = {id(old.labels): new.labels for old, new in zip(self.graph.states, graph.states, strict=True)}
-        own = self.state, self.expected
-        try:
-            for state in (self.state, self._random_state(_SMALL)):  # a softmax that is one-hot hides its temperature
-                self.state = state
-                self.expected = own[1] if state is own[0] else [self._run(self.model, state, x) for x in self.inputs]
-                larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in state.items()}
-                same = self._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies))
-                del larger  # before the next are made
-                if not same:
-                    return False
-        finally:
-            self.state, self.expected = own
+        small = copy.copy(self)  # other threads may share this check
+        small.state = self._random_state(_SMALL)  # a softmax that is one-hot hides its temperature
+        small.expected = [self._run(self.model, small.state, x) for x in self.inputs]
+        for check in (self, small):
+            larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in check.state.items()}
+            same = check._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies))
+            del larger  # before the next are made
+            if not same:
+                return False
         return True
 
 
