@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..correspondence import SAME_NAMES, Correspondence
-from ..graph import Architecture
+from ..graph import Architecture, plain_copy
 from ..groups import Graph
 
 __all__ = ["Parent"]
@@ -19,8 +21,8 @@ class Parent:
 
     Attributes
     ----------
-    plain : Module
-        Its only copy, in eval mode and without parametrizations.
+    model : Module
+        As it was given.
     architecture : Architecture
         The same object for all parents of equal widths.
     state : dict of str to Tensor
@@ -31,14 +33,22 @@ class Parent:
         Its share of the mixture.
     correspondence : Correspondence
         Which of its parts stand for which of the target's.
+    copied : callable
+        Makes its plain copy, or gives the one that there is.
     """
 
-    plain: nn.Module
+    model: nn.Module
     architecture: Architecture
     state: dict[str, Tensor]
     compared: dict[str, Tensor]
     weight: float = 1.0
     correspondence: Correspondence = SAME_NAMES
+    copied: Callable[[nn.Module], nn.Module] = plain_copy
+
+    @functools.cached_property
+    def plain(self) -> nn.Module:
+        """Its only copy, in eval mode and without parametrizations, from when something runs it."""
+        return self.copied(self.model)
 
     @property
     def graph(self) -> Graph:

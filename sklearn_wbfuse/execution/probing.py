@@ -74,7 +74,7 @@ class Probing:
         *,
         mixes: bool = False,
     ):
-        self.parents = list(parents)
+        self.parents, self.plains = list(parents), [p.plain for p in parents]
         self.generator = torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
         self.programs: dict[int, Any] = {}
         self.memory = Memory(probe.budget)
@@ -123,7 +123,7 @@ class Probing:
         """A parent at its start, on the probe's inputs or on others."""
         given = self.batches if batches is None else batches
         own = self.parents[i]
-        return self._steps(own.architecture, own.plain, own.state, given)
+        return self._steps(own.architecture, self.plains[i], own.state, given)
 
     def recording(self, i: int, max_rows: int = MAX_ROWS) -> Recording:
         """A parent, recorded at so many positions; it runs once for all that want the same number."""
@@ -151,7 +151,12 @@ class Probing:
 
     def of_target(self, target: Architecture, state: Mapping[str, Tensor]) -> Steps:
         """The fused network at its start, on the inputs."""
-        return self._steps(target, target.plain, state, self.batches, self.memory)
+        return self._steps(target, self._plain_of(target), state, self.batches, self.memory)
+
+    def _plain_of(self, architecture: Architecture) -> nn.Module:
+        """A network of the architecture: a parent where there is one, since other fits may run what the architecture holds."""
+        own = (plain for p, plain in zip(self.parents, self.plains, strict=True) if p.architecture.plain is architecture.plain)
+        return next(own, architecture.plain)
 
     def _steps(
         self,
@@ -162,9 +167,9 @@ class Probing:
         memory: Memory | None = None,
     ) -> Steps:
         own = [resized_inputs(b, self.parents[0].graph, architecture.graph.sizes) for b in batches]
-        key = id(architecture)
+        key = id(architecture.plain)
         if key not in self.programs:
-            self.programs[key] = program_of(architecture.plain, own[0], next(iter(state.values()), torch.zeros(())))
+            self.programs[key] = program_of(self._plain_of(architecture), own[0], next(iter(state.values()), torch.zeros(())))
         return Steps(self.programs[key], plain, state, own, memory)
 
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState, mixes: bool) -> list[tuple[Any, ...]]:
@@ -172,7 +177,7 @@ class Probing:
         n = len(data)
         if n < _FEWEST:
             raise FusionError(f"Activations of {n} rows say too little; give a FusionInput with more rows, or probe='noise'.")
-        parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.parents[0].plain)]
+        parts = [data[rng.permutation(n)[: probe.n_samples]].tensors(self.plains[0])]
         for k, tensor in enumerate(parts[0]):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"Input {k} has NaN or infinite values; activations are computed on finite rows.")
@@ -218,7 +223,7 @@ class Probing:
             drawn = coloured(networks, [p.weight for p in self.parents], examples, self.generator)
         drawn = procedural(found, drawn, examples, self.generator)
         if "images" in {r.kind for r in found.values()}:
-            plains = [p.plain for p in self.parents if p.weight]
+            plains = [plain for p, plain in zip(self.parents, self.plains, strict=True) if p.weight]
             moving = [k for k, r in found.items() if r.kind == "images"]
             drawn = [ascended(plains, batch, moving, probe.n_steps, self.generator) for batch in drawn]
         kinds = [r.kind for r in found.values()] or (["noise"] if floating or probe.kind == "noise" else ["tokens"])

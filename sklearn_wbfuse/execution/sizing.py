@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..graph import Architecture, cast_inputs, plain_copy
+from ..graph import Architecture, cast_inputs
 from ..graph.contexts import untouched_modules
+from ..graph.modules import lent
 from .probe import Probe
 from .probing import rows_in
 
@@ -55,10 +56,10 @@ def work_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
     """How many multiplications and additions a network needs for inputs, as PyTorch counts them, and the bytes of its largest
     value.
     """
-    plain = plain_copy(model)
-    counter, largest = FlopCounterMode(display=False), _Largest([*plain.parameters(), *plain.buffers()])
-    with _in_products(), counter, largest, untouched_modules(plain), torch.random.fork_rng(devices=[]):
-        plain(*cast_inputs(inputs, plain))
+    with lent(model), untouched_modules(model), torch.random.fork_rng(devices=[]), _in_products():
+        counter, largest = FlopCounterMode(display=False), _Largest([*model.parameters(), *model.buffers()])
+        with counter, largest:
+            model(*cast_inputs(inputs, model))
     return counter.get_total_flops() / 2, largest.size
 
 

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..graph.export import export
-from ..graph.modules import aliases, plain_copy
+from ..graph.modules import aliases, lent
 from ..layers.operations import facts_of, named
 from .memory import Held, Memory
 
@@ -36,7 +36,8 @@ def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.e
         If the network does not run on the inputs, or can't be exported.
     """
     inputs = pytree.tree_map(lambda t: _like(t, torch.zeros((), dtype=like.dtype)), tuple(inputs))
-    program = export(plain_copy(plain).to("cpu", like.dtype), inputs, runs=False)
+    with lent(plain, dtype=like.dtype):
+        program = export(plain, inputs, runs=False)
     program = program if like.device.type == "cpu" else move_to_device_pass(program, like.device)
     _tidy(program.graph)
     return program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -105,7 +106,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         roles, weights = self.roles(), normalised(self.weights, len(given))
         corrections, probe = corrections_of(self.correction), probe_of(self.probe)
         is_lenient = isinstance(self.correction, str) and self.correction == "auto"
-        architectures = discovered(given, data, self.example_inputs)
+        copied = functools.cache(plain_copy)  # one copy a parent, whoever asks for it
+        architectures = discovered(given, data, self.example_inputs, copied)
         warn_of_unread(given, architectures[0].graph, architectures[0].check)
         masks = find_masks(given, architectures[0].check)
         dtype = torch.float64 if masks else common_dtype(given)  # masks that count much leave few digits to weights
@@ -117,18 +119,17 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         log.info("fusing %d models of %d groups into widths %s", len(given), len(sizes), list(sizes.values()))
         marks = [fingerprint(m) for m in given]
 
-        def made() -> list[Parent]:
-            triples = zip(map(plain_copy, given), architectures, weights, strict=True)
-            return [making.parent(plain, a, w) for plain, a, w in triples]
-
         def cached(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, marks), compute)
 
-        parents = Parents(made(), further=making.further, cached=cached)
+        of_first = plain_state(given[0], copied)
+        triples = zip(given, architectures, weights, strict=True)
+        parents = Parents([making.parent(*each, copied) for each in triples], further=making.further, cached=cached)
         compares, rng = roles.aligner.compares_activations, check_random_state(self.random_state)
         if corrections or compares:
             options = {"is_lenient": is_lenient, "is_needed": compares}
             parents = parents.with_runs(run_on_probe(parents, data, probe, corrections, rng, **options))
+        copied.cache_clear()  # what nothing runs takes no memory from here on
         probabilities = target.graph.ends_in_probabilities
         objective = None if data is None or y is None else Objective(data, y, probabilities=probabilities)
         found, parents = align(roles, parents, target, objective, is_lenient=is_lenient)
@@ -139,7 +140,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         self.energy_, self.n_iter_, self.history_ = fused.alignment.energy, fused.alignment.n_iter, fused.alignment.history
         self.n_models_in_ = len(given)
         state = fused_masks(fused.state, fused.parents, masks)
-        self.fused_model_ = write_back(given[0], state, sized=target.plain)
+        self.fused_model_ = write_back(given[0], state, sized=target.plain, takes=True, own=of_first)
         self.fused_model_.to(device_of(given[0]))
         self._alignment, self._graphs, self._seen = fused.alignment, [a.graph for a in architectures], marks
         self._inputs, self._masks = target.inputs, masks
@@ -149,7 +150,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         few = None if runs else a_few(data)
 
         def later() -> Probing:
-            return Probing(made(), few, small_probe(probe), np.random.RandomState(0))
+            again = [making.parent(*each) for each in zip(given, architectures, weights, strict=True)]
+            return Probing(again, few, small_probe(probe), np.random.RandomState(0))
 
         remedies = self._remedies(data, runs.source, len(given)) if corrections and runs else []
         self._judge(given, runs, later, kind, remedies, [] if masks else fused.outputs)
@@ -189,9 +191,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
 
     def _matched(self, model: nn.Module, fused: nn.Module, making: Making) -> tuple[Alignment, Parent]:
         """A network that the fit has not seen, and its alignment with the fused one."""
-        plain = plain_copy(model)
-        first, other = discover_all([fused, plain], self._inputs)
-        parent = making.parent(plain, making.masked(other))
+        first, other = discover_all([fused, model], self._inputs)
+        parent = making.parent(model, making.masked(other))
         return self.roles().aligner.match(parent, making.parent(fused, replace(first, graph=self.graph_))), parent
 
     def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:

@@ -134,7 +134,7 @@ def agreement_on(
 
     `said` is what the fused network returns for these samples, where that is known; what is not known is run.
     """
-    models, reason = [*(p.plain for p in probing.parents), plain_copy(fused)], ""
+    models, reason = [*probing.plains, fused], ""
     sizes = [*(p.graph.sizes for p in probing.parents), graph.sizes]
     some = list(zip(probing.batches, chosen, strict=True))
     recorded = [probing.outputs(i) for i in range(len(probing.parents))]
@@ -147,6 +147,7 @@ def agreement_on(
                 if own and not whole:
                     arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
                 else:
+                    model = plain_copy(fused) if model is fused else model
                     arrays.append(_outputs(model, [resized_inputs(b, probing.parents[0].graph, size) for b in given]))
             found = incomparable(arrays, kind, graph.ends_in_probabilities)
             if found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from ..data import FusionInput
 from ..exceptions import FusionError
 from ..execution import Parent
-from ..graph import Architecture, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
+from ..graph import Architecture, apart, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
 from ..graph.masks import Mask, masked_graph, masked_state
 from .masking import compared
+
+Copied = Callable[[nn.Module], nn.Module]
+"""Makes plain copies; a cached one makes each once."""
 
 __all__ = ["Making", "common_dtype", "discovered", "models_of", "normalised"]
 
@@ -43,13 +46,21 @@ def normalised(weights: Any, n_models: int) -> list[float]:
     return (weights / weights.sum()).tolist()
 
 
-def discovered(models: Sequence[nn.Module], data: FusionInput | None, example_inputs: Any = None) -> list[Architecture]:
-    """The architectures of models, found once for all fits that share rows; their first rows are the inputs by default."""
+def discovered(
+    models: Sequence[nn.Module],
+    data: FusionInput | None,
+    example_inputs: Any = None,
+    copied: Copied = plain_copy,
+) -> list[Architecture]:
+    """The architectures of models, found once for all fits that share rows; their first rows are the inputs by default.
+
+    Architectures that are not shared may have what `copied` makes of a model.
+    """
     inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
     if data is None:
-        return discover_all(models, inputs)
+        return discover_all(models, inputs, list(map(copied, models)))
     example = data.taken_by(models[0]).tensors(models[0], slice(0, 2)) if inputs is None else inputs
-    return data.cached(inputs, lambda: discover_all(models, example))
+    return data.cached(inputs, lambda: apart(discover_all(models, example, list(map(copied, models)))))
 
 
 def common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
@@ -83,7 +94,7 @@ class Making:
         graph = masked_graph(architecture.graph, self.masks)
         return architecture if graph is architecture.graph else replace(architecture, graph=graph)
 
-    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+    def tensors(self, model: nn.Module, copied: Copied = plain_copy) -> dict[str, Tensor]:
         """The tensors of a network as they are computed with."""
         try:
             device = torch.device(self.device) if self.device is not None else device_of(model)
@@ -93,15 +104,16 @@ class Making:
                 f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
                 "'cpu', or None for the models' own."
             ) from error
-        state = {name: tensor.to(device, self.dtype) for name, tensor in plain_state(model).items()}
+        own = plain_state(model, copied)
+        state = {name: tensor.to(device, self.dtype) for name, tensor in own.items()}
         return masked_state(state, self.masks)
 
-    def parent(self, plain: nn.Module, architecture: Architecture, weight: float = 1.0) -> Parent:
-        """A parent of a plain copy, whose architecture is masked already."""
-        state = self.tensors(plain)
-        return Parent(plain, architecture, state, compared(state, self.masks), weight)
+    def parent(self, model: nn.Module, architecture: Architecture, weight: float = 1.0, copied: Copied = plain_copy) -> Parent:
+        """A parent, whose architecture is masked already."""
+        state = self.tensors(model, copied)
+        return Parent(model, architecture, state, compared(state, self.masks), weight, copied=copied)
 
     def further(self, model: nn.Module) -> Parent:
         """A network that the user gives beside the parents."""
-        (plain,) = map(plain_copy, validate_models([model]))
-        return self.parent(plain, self.masked(discover_all([plain], self.inputs)[0]))
+        (own,) = validate_models([model])
+        return self.parent(own, self.masked(discover_all([own], self.inputs)[0]))

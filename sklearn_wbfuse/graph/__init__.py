@@ -1,6 +1,6 @@
 """From an ``nn.Module`` to labelled tensors: export, interpreter of labels, self-check, declarations by hand."""
 
-from .discovery import Architecture, discover, discover_all
+from .discovery import Architecture, apart, discover, discover_all
 from .inputs import as_inputs, cast_inputs, guess_inputs
 from .modules import device_of, floating_state, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
 from .ranges import seems_probable
@@ -8,6 +8,7 @@ from .states import resized_inputs
 
 __all__ = [
     "Architecture",
+    "apart",
     "as_inputs",
     "cast_inputs",
     "device_of",

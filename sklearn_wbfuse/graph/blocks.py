@@ -29,6 +29,9 @@ def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, 
         For each unit, what tells it from other units in its blocks: which operations have put it there, and the fixed blocks.
     """
     pairs = list(record.pairs)
+    if not any(len(blocks) for blocks, _ in record.enclosed):
+        unit_of = _classes(pairs, record.count)
+        return unit_of, np.full(unit_of.max() + 1, -1), {}
     block, inside = (np.concatenate([np.zeros(0, int), *(pair[k] for pair in record.enclosed)]) for k in (0, 1))
     operation = np.repeat(np.arange(len(record.enclosed)), [len(pair[0]) for pair in record.enclosed])
     while True:

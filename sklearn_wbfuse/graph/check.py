@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
 from ..groups import Graph, LabelledTensor, Span, put, relabel, take
 from .contexts import untouched_modules
-from .modules import floating_state, load_floating, plain_copy
+from .modules import floating_state, lent
 from .restricted import without, without_groups
 from .states import on_states
 
@@ -39,13 +41,13 @@ class _Precision(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.is_lowered and _has(torch.float64, (args, kwargs)):
-            self.is_lowered = any(_has(dtype, out) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+        if not self.is_lowered and _has(out, torch.float32, torch.bfloat16, torch.float16):
+            self.is_lowered = _has((args, kwargs), torch.float64)
         return out
 
 
-def _has(dtype: torch.dtype, tree: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.dtype == dtype and t.dim() > 0 for t in pytree.tree_leaves(tree))
+def _has(tree: Any, *dtypes: torch.dtype) -> bool:
+    return any(isinstance(t, Tensor) and t.dtype in dtypes and t.dim() > 0 for t in pytree.tree_leaves(tree))
 
 
 class SelfCheck:
@@ -57,7 +59,7 @@ class SelfCheck:
     Parameters
     ----------
     model : Module
-        A plain copy in eval mode, on the CPU.
+        A plain copy in eval mode, on the CPU. It lends its place to random tensors while it runs, and has its own in between.
     graph : Graph
     inputs : tuple
         Example inputs: shapes, dtypes and the range of integers are taken from them.
@@ -67,21 +69,21 @@ class SelfCheck:
 
     def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
         self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        self.graph = graph
-        self._choose_precision(model, tuple(inputs))
+        self.model, self.graph = model, graph
+        self._choose_precision(tuple(inputs))
 
     def _finite(self) -> bool:
         return all(map(_are_finite, self.expected))
 
-    def _choose_precision(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """The twin, its parameters, inputs of one or two batch sizes, and what it computes of them.
+    def _choose_precision(self, inputs: tuple[Any, ...]) -> None:
+        """Parameters in a precision, inputs of one or two batch sizes, and what the network computes of them.
 
         In single precision where code creates such tensors itself, or has numbers that only these can hold (a mask of
         ``finfo.min`` that a softmax in single precision reads).
         """
         for dtype in (torch.float64, torch.float32):
-            self.twin = plain_copy(model).to(dtype).requires_grad_(False)
-            self.state = self._random_state(self.twin)
+            self.dtype = dtype
+            self.state = self._random_state()
             with contextlib.suppress(RuntimeError) if dtype == torch.float64 else contextlib.nullcontext(), _Precision() as used:
                 self._compute_expected(inputs, dtype)
                 self.tol = 1e-3 if dtype == torch.float32 else 1e-4 if used.is_lowered else 1e-8
@@ -92,16 +94,16 @@ class SelfCheck:
         """Of random inputs; whole numbers and masks of the examples, where random ones do not fit together or hide all."""
         self.inputs = [self._random_inputs(inputs, dtype, 0)]
         try:
-            self.expected = [self._run(self.twin, self.state, self.inputs[0])]
+            self.expected = [self._run(self.model, self.state, self.inputs[0])]
         except (IndexError, ValueError):
             self.expected = []
         if not self.expected or not self._finite():
             self.inputs = [pytree.tree_map(_kept, self.inputs[0], inputs)]
-            self.expected = [self._run(self.twin, self.state, self.inputs[0])]
+            self.expected = [self._run(self.model, self.state, self.inputs[0])]
             return
         larger = self._random_inputs(inputs, dtype, 1)
         with contextlib.suppress(Exception):  # the batch size may be written into the code
-            expected = self._run(self.twin, self.state, larger)
+            expected = self._run(self.model, self.state, larger)
             if _are_finite(expected):
                 self.expected.append(expected)
                 self.inputs.append(larger)
@@ -129,12 +131,14 @@ class SelfCheck:
 
         return pytree.tree_map(draw, tuple(inputs))
 
-    def _random_state(self, twin: nn.Module, gain: float = 1.5) -> dict[str, Tensor]:
+    def _random_state(self, gain: float = 1.5) -> dict[str, Tensor]:
         """Random values for every tensor: defaults such as zeros and ones hide errors."""
         state = {}
-        for name, tensor in floating_state(twin).items():
+        with lent(self.model):  # as it is, also where another thread runs it
+            own = floating_state(self.model)
+        for name, tensor in own.items():
             if not bool(torch.isfinite(tensor).all()):
-                state[name] = tensor  # a mask
+                state[name] = tensor.to(self.dtype)  # a mask
                 continue
             fan_in = max(int(np.prod(tensor.shape[1:])), 1)
             drawn = torch.empty(tensor.shape)  # single precision is drawn four times as fast
@@ -144,18 +148,17 @@ class SelfCheck:
                 drawn.normal_(0.4 * tensor.dim(), 0.5, generator=self.generator)  # positive biases keep most ReLUs alive
             else:
                 drawn.normal_(0, gain / fan_in**0.5, generator=self.generator)
-            state[name] = drawn.to(tensor.dtype)
+            state[name] = drawn.to(self.dtype)
         return state
 
     @torch.no_grad()
     def _run(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
-        return self._outputs(model, state, inputs)
+        with lent(model, state, self.dtype):
+            return _outputs(model, inputs)
 
-    def _outputs(self, model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> list[Tensor]:
-        load_floating(model, state)
-        with torch.random.fork_rng(devices=[]), untouched_modules(model):
-            out = model(*pytree.tree_map(_clone, inputs))
-        return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+    def outputs_with(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the network computes of the first random inputs with some of its random tensors replaced."""
+        return self._run(self.model, {**self.state, **changed}, self.inputs[0])
 
     def _same(
         self,
@@ -176,7 +179,7 @@ class SelfCheck:
 
     def _invariant(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> bool:
         """Whether the network keeps its function when units are moved and multiplied."""
-        return self._same(self.twin, self._moved(order, factor), lambda tensor, labels: relabel(tensor, labels, order, factor))
+        return self._same(self.model, self._moved(order, factor), lambda tensor, labels: relabel(tensor, labels, order, factor))
 
     def _moved(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: relabel(t, self.graph.tensors[name], order, factor) for name, t in self.state.items()}
@@ -240,8 +243,8 @@ class SelfCheck:
         for _ in range(_DRAWS):  # units may be dead for the parameters that were drawn
             if not dead:
                 break
-            self.state = self._random_state(self.twin)
-            self.expected = [self._run(self.twin, self.state, x) for x in self.inputs]
+            self.state = self._random_state()
+            self.expected = [self._run(self.model, self.state, x) for x in self.inputs]
             dead = {name: places for name, places in dead.items() if self._ignores(name, places)}
         without_effect = {name for name in dead if self._ignores(name, list(self.graph.axes(name)))}
         self.state, self.expected = state, expected
@@ -262,18 +265,21 @@ class SelfCheck:
     def _without_gradient(self, names: Sequence[str]) -> list[str]:
         """Groups on whose positions in their largest tensor the output has no gradient beyond rounding."""
         places = {name: self._largest(name) for name in names}
-        named = dict([*self.twin.named_parameters(), *self.twin.named_buffers()])
-        leaves = {t.name: named[t.name].requires_grad_() for t, _, _ in places.values()}
+        named = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+        leaves, learnt = {t.name: named[t.name] for t, _, _ in places.values()}, {n: t.requires_grad for n, t in named.items()}
         try:
-            with torch.enable_grad():
-                outputs = self._outputs(self.twin, self.state, self.inputs[0])
+            with lent(self.model, self.state, self.dtype), torch.enable_grad():
+                for name, tensor in named.items():
+                    tensor.requires_grad_(name in leaves)
+                outputs = _outputs(self.model, self.inputs[0])
                 weighted = [(t * torch.randn(t.shape, generator=self.generator).to(t)).sum() for t in outputs if t.requires_grad]
                 total = torch.stack(weighted).sum()
-            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+                found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except Exception:
             return list(names)  # nothing to differentiate, or code that can't be
         finally:
-            self.twin.requires_grad_(False)
+            for name, tensor in named.items():
+                tensor.requires_grad_(learnt[name])
         gradient = dict(zip(leaves, found, strict=True))
 
         def is_seen(tensor: LabelledTensor, axis: int, span: Span) -> bool:
@@ -296,21 +302,21 @@ class SelfCheck:
             spans = tuple(() if a == axis else s for a, s in enumerate(tensor.spans))
             here = relabel(self.state[tensor.name], dataclasses.replace(tensor, spans=spans), own, {})
             moved = {**everywhere, tensor.name: here}
-            if not self._same(self.twin, moved, lambda t, labels: relabel(t, labels, own, {}), tol):
+            if not self._same(self.model, moved, lambda t, labels: relabel(t, labels, own, {}), tol):
                 return False
         return True
 
-    def computes_the_same(self, model: nn.Module, position: int) -> None:
-        """Another model with the same random parameters must compute the same.
+    def computes_the_same(self, model: nn.Module, position: int, constants: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Another plain model with the same random parameters, and with some constants replaced, must compute the same.
 
         Raises
         ------
         ArchitectureMismatchError
             If it does not.
         """
-        twin = plain_copy(model).to("cpu").to(next(iter(self.state.values())).dtype)
+        kept = {n: t.to("cpu", self.dtype if t.is_floating_point() else t.dtype, copy=True) for n, t in constants.items()}
         try:
-            same = self._same(twin, self.state)
+            same = self._same(model, {**self.state, **kept})
         except Exception:
             same = False
         if not same:
@@ -331,18 +337,22 @@ class SelfCheck:
         """
         copies = self.graph.copies(graph)
         wider = {id(old.labels): new.labels for old, new in zip(self.graph.states, graph.states, strict=True)}
-        wide = wide.to(next(iter(self.state.values())).dtype)
-        own = self.state, self.expected
-        try:
-            for state in (self.state, self._random_state(self.twin, _SMALL)):  # a softmax that is one-hot hides its temperature
-                self.state = state
-                self.expected = own[1] if state is own[0] else [self._run(self.twin, state, x) for x in self.inputs]
-                larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in state.items()}
-                if not self._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies)):
-                    return False
-        finally:
-            self.state, self.expected = own
+        small = copy.copy(self)  # other threads may share this check
+        small.state = self._random_state(_SMALL)  # a softmax that is one-hot hides its temperature
+        small.expected = [self._run(self.model, small.state, x) for x in self.inputs]
+        for check in (self, small):
+            larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in check.state.items()}
+            same = check._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies))
+            del larger  # before the next are made
+            if not same:
+                return False
         return True
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]), untouched_modules(model):
+        out = model(*pytree.tree_map(_clone, inputs))
+    return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
 def repeated(tensor: Tensor, labels: LabelledTensor, wide: LabelledTensor, copies: Mapping[str, np.ndarray]) -> Tensor:

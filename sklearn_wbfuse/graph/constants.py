@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,17 @@ from torch import Tensor, nn
 from ..exceptions import ArchitectureMismatchError, FusionWarning
 from ..groups import Graph
 from .check import SelfCheck
-from .modules import floating_state, plain_copy
+from .modules import floating_state
 
-__all__ = ["close", "computes_the_same", "outputs_with", "warn_of_unread", "with_constants"]
+__all__ = ["close", "computes_the_same", "constants_of", "warn_of_unread"]
 
 
-def computes_the_same(check: SelfCheck, plain: nn.Module, other: nn.Module, position: int) -> None:
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def computes_the_same(
+    check: SelfCheck, plain: nn.Module, other: nn.Module, position: int, replaced: Mapping[str, Tensor] = _NONE
+) -> None:
     """Another network must compute the same as the one that was checked, given the same parameters.
 
     Parameters
@@ -30,6 +36,8 @@ def computes_the_same(check: SelfCheck, plain: nn.Module, other: nn.Module, posi
         Plain copies of the same shapes.
     position : int
         Of the other model, for messages.
+    replaced : mapping of str to Tensor
+        Constants that the other network is to hold in place of its own.
 
     Raises
     ------
@@ -37,11 +45,12 @@ def computes_the_same(check: SelfCheck, plain: nn.Module, other: nn.Module, posi
         If it does not; names the buffers that make the difference, if some do.
     """
     try:
-        check.computes_the_same(other, position)
+        check.computes_the_same(other, position, replaced)
     except ArchitectureMismatchError:
-        own, theirs = _constants(plain), _constants(other)
-        counting = [n for n in _differing(own, theirs) if not _same(check, _with(plain, {n: theirs[n]}), position)]
-        if not counting or not _same(check, with_constants(other, plain), position):
+        own, theirs = constants_of(plain), {**constants_of(other), **replaced}
+        differing = _differing(own, theirs)
+        counting = [n for n in differing if not _same(check, plain, position, {n: theirs[n]})]
+        if not counting or not _same(check, other, position, {**replaced, **{n: own[n] for n in differing}}):
             raise
         shown = ", ".join(f"{n!r} ({_kind(theirs[n])}, shape {tuple(theirs[n].shape)})" for n in counting[:5])
         raise ArchitectureMismatchError(
@@ -52,33 +61,21 @@ def computes_the_same(check: SelfCheck, plain: nn.Module, other: nn.Module, posi
         ) from None
 
 
-def with_constants(model: nn.Module, source: nn.Module) -> nn.Module:
-    """A copy of a plain network that holds what another does not average, where the shapes are the same."""
-    own, theirs = _constants(model), _constants(source)
-    return _with(model, {name: theirs[name] for name in _differing(own, theirs)})
-
-
-def _constants(model: nn.Module) -> dict[str, Tensor]:
+def constants_of(model: nn.Module, *, fitting: nn.Module | None = None) -> dict[str, Tensor]:
+    """What is not averaged of a plain network; if `fitting`, only what has other values in that, in the same shapes."""
     averaged = floating_state(model)
-    return {name: buffer for name, buffer in model.named_buffers() if name not in averaged}
+    found = {name: buffer for name, buffer in model.named_buffers() if name not in averaged}
+    return found if fitting is None else {name: found[name] for name in _differing(constants_of(fitting), found)}
 
 
-def _differing(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+def _differing(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
     both = [n for n in own if n in theirs and own[n].shape == theirs[n].shape]
     return [n for n in both if not torch.equal(own[n], theirs[n].to(own[n].device))]
 
 
-def _with(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
-    twin = plain_copy(model)
-    held = dict(twin.named_buffers())
-    for name, value in values.items():
-        held[name].copy_(value)
-    return twin
-
-
-def _same(check: SelfCheck, model: nn.Module, position: int) -> bool:
+def _same(check: SelfCheck, model: nn.Module, position: int, constants: Mapping[str, Tensor]) -> bool:
     try:
-        check.computes_the_same(model, position)
+        check.computes_the_same(model, position, constants)
     except ArchitectureMismatchError:
         return False
     return True
@@ -88,7 +85,7 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _real(tensors: dict[str, Tensor], names: list[str]) -> bool:
+def _real(tensors: Mapping[str, Tensor], names: list[str]) -> bool:
     return any(tensors[n].is_floating_point() for n in names)
 
 
@@ -104,7 +101,7 @@ def warn_of_unread(models: Sequence[nn.Module], graph: Graph, check: SelfCheck) 
         first = states[0][name]
         if first.numel() > 1 and any(o[name].shape != first.shape or not torch.equal(o[name], first) for o in states[1:]):
             drawn = torch.randn(check.state[name].shape, generator=torch.Generator().manual_seed(0)).to(check.state[name])
-            if close(outputs_with(check, {name: drawn}), outputs_with(check, {})):
+            if close(check.outputs_with({name: drawn}), check.outputs_with({})):
                 unread.append(f"{name!r} of shape {tuple(labels.shape)}")
     if unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
@@ -115,11 +112,6 @@ def warn_of_unread(models: Sequence[nn.Module], graph: Graph, check: SelfCheck) 
             FusionWarning,
             stacklevel=5,  # at the call of fit
         )
-
-
-def outputs_with(check: SelfCheck, changed: Mapping[str, Tensor]) -> list[Tensor]:
-    """What the network computes of the first random inputs with some of its random tensors replaced."""
-    return check._outputs(check.twin, {**check.state, **changed}, check.inputs[0])
 
 
 def close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

@@ -8,7 +8,7 @@ import logging
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def traced(model: nn.Module) -> Iterator[None]:
     """All that a trace needs: packing and checks of values off, no output, and modules left as they were."""
     _tracing.on = True
     try:
-        with _quiet(), _padded(), _unvalidated(), untouched_modules(model):
+        with _quiet(), _padded(), _unvalidated(), _uncompiled(), untouched_modules(model):
             yield
     finally:
         _tracing.on = False
@@ -43,28 +43,107 @@ def untouched_modules(model: nn.Module) -> Iterator[None]:
     A network may keep its state as an attribute, and may reset that of every network of the process: a trace would leave
     tensors without values in networks of the caller.
     """
-    thread, original = threading.get_ident(), nn.Module.__setattr__
-    held = [(store, dict(store)) for m in model.modules() for store in (m._buffers, m._parameters, vars(m))]
-    own = {id(m) for m in model.modules()}
-    before: list[tuple[nn.Module, str, Any]] = []
+    modules = list(model.modules())
+    held = [(store, dict(store)) for m in modules for store in (m._buffers, m._parameters, vars(m))]
+    with _watched_assignments():
+        outer, first = _watch.own, len(_watch.before)
+        _watch.own = {id(m) for m in modules}
+        try:
+            yield
+        finally:
+            _watch.own = outer
+            for module, name, old in reversed(_watch.before[first:]):
+                _Switch.original(module, name, old)
+            del _watch.before[first:]
+            for store, values in held:
+                store.clear()
+                store.update(values)
 
-    def assign(module: nn.Module, name: str, value: Any) -> None:
-        if id(module) not in own and threading.get_ident() == thread:
-            old = getattr(module, name, None)
-            if isinstance(value, Tensor) or isinstance(old, Tensor):
-                before.append((module, name, old))
-        original(module, name, value)
 
-    nn.Module.__setattr__ = assign  # type: ignore[method-assign,assignment]
+@contextlib.contextmanager
+def _watched_assignments() -> Iterator[None]:
+    """Assignments to attributes of modules are seen until the end, in all threads that want it."""
+    with _Switch.lock:
+        if not _Switch.users:
+            _Switch.on()
+        _Switch.users += 1
     try:
         yield
     finally:
-        nn.Module.__setattr__ = original  # type: ignore[method-assign]
-        for module, name, old in reversed(before):
-            original(module, name, old)
-        for store, values in held:
-            store.clear()
-            store.update(values)
+        with _Switch.lock:
+            _Switch.users -= 1
+            if not _Switch.users:
+                _Switch.off()
+
+
+class _Switch:
+    """Puts `_assign` in the place of what torch does with an assignment.
+
+    Where that is a function of Python its body is replaced: another function in its place would make Python forget what it
+    knows of the methods of all kinds of modules, which costs as much as the run of a small network.
+    """
+
+    lock, users = threading.Lock(), 0
+    function: Any
+    original: Callable[[nn.Module, str, Any], None]
+
+    @classmethod
+    def on(cls) -> None:
+        cls.function = f = nn.Module.__setattr__
+        body = _BODIES.get(len(f.__closure__ or ())) if isinstance(f, types.FunctionType) else None
+        if body is None:
+            cls.original = f
+            nn.Module.__setattr__ = _assign  # type: ignore[method-assign,assignment]
+        else:
+            cls.original = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+            f.__code__ = body
+
+    @classmethod
+    def off(cls) -> None:
+        if nn.Module.__setattr__ is _assign:
+            nn.Module.__setattr__ = cls.function  # type: ignore[method-assign]
+        else:
+            cls.function.__code__ = cls.original.__code__
+
+
+class _Watch(threading.local):
+    """The modules of the network that runs in this thread, and what others held before it assigned tensors to them."""
+
+    def __init__(self) -> None:
+        self.own: set[int] | None = None
+        self.before: list[tuple[nn.Module, str, Any]] = []
+
+
+_watch = _Watch()
+
+
+def _assign(module: nn.Module, name: str, value: Any) -> None:
+    if _watch.own is not None and id(module) not in _watch.own:
+        old = getattr(module, name, None)
+        if isinstance(value, Tensor) or isinstance(old, Tensor):
+            _watch.before.append((module, name, old))
+    _Switch.original(module, name, value)
+
+
+def _bodies(*cells: Any) -> Iterator[types.CodeType]:
+    """Bodies that call `_assign`, for functions with a closure of so many variables (``super()`` needs one) and none."""
+
+    def without(self, name, value):
+        from sklearn_wbfuse.graph.contexts import _assign
+
+        _assign(self, name, value)
+
+    def with_one(self, name, value):
+        from sklearn_wbfuse.graph.contexts import _assign
+
+        _assign(self, name, value)
+        assert cells is not None
+
+    yield without.__code__
+    yield with_one.__code__
+
+
+_BODIES = dict(enumerate(_bodies()))
 
 
 _tracing = threading.local()
@@ -135,6 +214,25 @@ def _unvalidated() -> Iterator[None]:
         yield
     finally:
         Distribution.__init__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Graphs are neither made Python code before they are run, nor told which lines they come from, if PyTorch can do without.
+
+    These take a third of the time of a trace.
+    """
+    config, option = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
+    lazily = getattr(getattr(torch.fx, "_lazy_graph_module", None), "_use_lazy_graph_module", None)
+    before = getattr(config, option, None)
+    with contextlib.nullcontext() if lazily is None else lazily(True):
+        if before is not None:
+            setattr(config, option, True)
+        try:
+            yield
+        finally:
+            if before is not None:
+                setattr(config, option, before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import warnings
@@ -17,7 +18,7 @@ from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarnin
 from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck
-from .constants import computes_the_same, with_constants
+from .constants import computes_the_same, constants_of
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
@@ -29,7 +30,7 @@ from .ranges import returns_probabilities
 from .restricted import like
 from .states import declared_states, resized_inputs, with_states
 
-__all__ = ["Architecture", "discover", "discover_all"]
+__all__ = ["Architecture", "apart", "discover", "discover_all"]
 
 
 def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -73,17 +74,30 @@ class Architecture:
     check: SelfCheck
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: Any = None, *, warn: bool = True) -> Architecture:
-        """Discover one model; see `discover`."""
-        plain = plain_copy(model).to("cpu")
+    def of(
+        cls, model: nn.Module, example_inputs: Any = None, *, plain: nn.Module | None = None, warn: bool = True
+    ) -> Architecture:
+        """Discover one model; see `discover`.
+
+        Parameters
+        ----------
+        model : Module
+        example_inputs : tuple of Tensor, Tensor or mapping, optional
+        plain : Module, optional
+            A plain copy of the model that the architecture may have, and run with other tensors; made if not given. Of one on
+            another device, or in half precision, it takes a copy.
+        warn : bool, default=True
+            Whether parameters whose neurons stay in place are told of.
+        """
+        if plain is None or not _can_be_traced(plain):
+            plain = plain_copy(model).to("cpu")
+            plain = plain if _can_be_traced(plain) else plain.float()
         refuse_views(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if tensor.is_complex():
                 raise DiscoveryError(
                     f"{name!r} of {type(model).__name__} is complex; only networks of real tensors can be fused."
                 )
-        if any(t.dtype in (torch.float16, torch.bfloat16) for t in floating_state(plain).values()):
-            plain = plain.float()
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
         inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
@@ -126,21 +140,26 @@ class Architecture:
         if dict(sizes) == self.graph.sizes:
             return self
         wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
-        self.check_widening(sizes)
+        graph = self.check_widening(sizes, wide)
         self._check_blocks(sizes)
         try:
-            graph = _trace(wide, inputs)
+            graph = like(_trace(wide, inputs), self.graph) if graph is None else graph
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(like(graph, self.graph), frozen=self.graph.frozen)
+        graph = dataclasses.replace(graph, frozen=self.graph.frozen)
         if graph.sizes != dict(sizes):
             raise WidthError(
                 f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
             )
         return Architecture(wide, graph, inputs, self.check)
 
-    def check_widening(self, sizes: Mapping[str, int]) -> None:
+    def check_widening(self, sizes: Mapping[str, int], wide: nn.Module | None = None) -> Graph | None:
         """Doubling the groups that are to have other sizes must keep the function; those of one factor at a time.
+
+        Returns
+        -------
+        Graph or None
+            Of `wide`, the network in these sizes, if they are the doubled ones, so that it was traced.
 
         Raises
         ------
@@ -152,8 +171,9 @@ class Architecture:
             factors = frozenset(sizes[n] / self.graph.sizes[n] for n in family) - {1.0}
             if factors:
                 by_factor.setdefault(factors, []).append(family)
+        graph = None
         for families in by_factor.values():
-            why = self._doubling_fails([name for family in families for name in family])
+            why, graph = self._doubled([name for family in families for name in family], sizes, wide)
             if why:
                 wrong = [name for family in families if self._doubling_fails(family) for name in family]
                 wrong = wrong or [name for family in families for name in family]
@@ -161,6 +181,7 @@ class Architecture:
                     f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes; widths that "
                     "depend on each other can only change together, as a float for target_widths does."
                 )
+        return graph
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:
         """Blocks hold equally many neurons, and others than before only if they may."""
@@ -180,28 +201,45 @@ class Architecture:
 
     def _doubling_fails(self, names: Sequence[str]) -> str:
         """Why the network with some groups doubled computes something else; empty if it does not."""
+        return self._doubled(names, {}, None)[0]
+
+    def _doubled(self, names: Sequence[str], target: Mapping[str, int], given: nn.Module | None) -> tuple[str, Graph | None]:
+        """Why doubling some groups fails; and the graph of the network of the target's sizes, if it is the doubled one."""
         sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
+        is_target = given is not None and sizes == dict(target)
         try:
-            wide = resize(self.plain, self.graph, sizes)
+            wide = given if given is not None and is_target else resize(self.plain, self.graph, sizes)
             graph = like(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
             if graph.sizes != sizes:
-                return "its groups come out otherwise"
+                return "its groups come out otherwise", None
             same = self.check.widens(wide, graph)
         except Exception as error:  # it does not run, or its blocks come out otherwise
-            return f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
-        return "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
+            why = f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
+            return why, None
+        why = "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
+        return why, graph if is_target else None
 
 
-def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> list[Architecture]:
+def discover_all(
+    models: Sequence[nn.Module], example_inputs: Any = None, plains: Sequence[nn.Module] | None = None
+) -> list[Architecture]:
     """Discover several models that must share one architecture up to the sizes of their groups.
+
+    Parameters
+    ----------
+    models : list of Module
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+    plains : list of Module, optional
+        Plain copies of the models, made if not given. Their tensors are brought into one order, and architectures may have them:
+        see `Architecture.of` and `apart`.
 
     Raises
     ------
     ArchitectureMismatchError
         Naming the first difference.
     """
+    plains = [plain_copy(m) for m in models] if plains is None else plains
     found: list[Architecture] = []
-    plains = [plain_copy(m) for m in models]
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
             _compare_cells(plains[0], plain, position)
@@ -213,13 +251,28 @@ def discover_all(models: Sequence[nn.Module], example_inputs: Any = None) -> lis
             found.append(twin)
             continue
         inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
-        architecture = Architecture.of(plain if position else model, inputs, warn=not position)
+        architecture = Architecture.of(plain if position else model, inputs, plain=plain, warn=not position)
         if position:
             architecture.graph = like(architecture.graph, found[0].graph)
             _compare_graphs(found[0].graph, architecture.graph, position)
-            computes_the_same(architecture.check, plain, with_constants(plain, plains[0]), position)
+            computes_the_same(architecture.check, plain, plain, position, constants_of(plains[0], fitting=plain))
         found.append(architecture)
     return found
+
+
+def apart(architectures: Sequence[Architecture]) -> list[Architecture]:
+    """The same architectures with networks of their own: for fits to share, each of which runs its own copies of the parents."""
+    own = {}
+    for architecture in dict.fromkeys(architectures):
+        check, plain = copy.copy(architecture.check), plain_copy(architecture.plain)
+        check.model = plain
+        own[architecture] = dataclasses.replace(architecture, plain=plain, check=check)
+    return [own[a] for a in architectures]
+
+
+def _can_be_traced(plain: nn.Module) -> bool:
+    tensors = floating_state(plain).values()
+    return not any(t.dtype in (torch.float16, torch.bfloat16) or t.device.type != "cpu" for t in tensors)
 
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:

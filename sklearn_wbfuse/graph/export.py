@@ -19,6 +19,7 @@ from ..layers.operations import schema_name
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
+from .modules import lent
 
 __all__ = ["export"]
 
@@ -68,7 +69,7 @@ def export(model: nn.Module, inputs: Sequence[Any], *, runs: bool = True) -> tor
 
 def _run(model: nn.Module, inputs: Sequence[Any]) -> None:
     try:
-        with torch.no_grad(), untouched_modules(model):
+        with torch.no_grad(), lent(model), untouched_modules(model):
             model(*inputs)
     except Exception as error:
         raise DiscoveryError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..groups import Graph, LabelledTensor, Span
 from .check import SelfCheck
-from .constants import close, outputs_with
+from .constants import close
 from .modules import floating_state
 from .restricted import without
 
@@ -80,9 +80,9 @@ def _multiplied(name: str, check: SelfCheck, others: Sequence[str]) -> tuple[str
 
     def same(masked: Sequence[str], held: Tensor) -> bool:
         given = {n: check.state[n] * mask for n in masked}
-        return close(outputs_with(check, {name: held} | given), expected)
+        return close(check.outputs_with({name: held} | given), expected)
 
-    expected = outputs_with(check, {name: mask})
+    expected = check.outputs_with({name: mask})
     near = [n for n in others if n.startswith(owner) and n in check.state and _fits(shape, check.state[n].shape)]
     weights = [n for n in near if same([n], mask)]
     if same([], ones) or not same(weights, ones):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ __all__ = [
     "floating_state",
     "in_order_of",
     "is_finite",
-    "load_floating",
+    "lent",
     "plain_copy",
     "plain_state",
     "resize",
@@ -31,6 +34,10 @@ __all__ = [
     "validate_models",
     "write_back",
 ]
+
+
+_LENDING = threading.RLock()
+"""Fits in several threads may share the networks that discovery keeps."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -158,21 +165,39 @@ def in_order_of(first: nn.Module, other: nn.Module) -> None:
 
 def floating_state(model: nn.Module) -> dict[str, Tensor]:
     """Floating-point parameters and persistent buffers by name, each tensor once."""
-    persistent = set(model.state_dict(keep_vars=True))
-    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in persistent)]
+    buffers = dict(model.named_buffers())
+    persistent = set(model.state_dict(keep_vars=True)) if buffers else set()
+    named = [*model.named_parameters(), *((n, b) for n, b in buffers.items() if n in persistent)]
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
+def plain_state(model: nn.Module, plain: Callable[[nn.Module], nn.Module] = plain_copy) -> dict[str, Tensor]:
     """The floating tensors of a plain copy, to be read only: they are the model's own where nothing is parametrized."""
-    return floating_state(plain_copy(model) if parametrized_names(model) else model)
+    return floating_state(plain(model) if parametrized_names(model) else model)
 
 
-def load_floating(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Let the floating tensors of a model be those of a state, in their memory, wherever the model holds them."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in state:
-            tensor.data = state[name]
+@contextlib.contextmanager
+def lent(
+    model: nn.Module, state: Mapping[str, Tensor] = MappingProxyType({}), dtype: torch.dtype | None = None
+) -> Iterator[None]:
+    """Lend a plain network the tensors of a state until the end, and its other ones on the CPU, floating ones in a dtype.
+
+    Buffers that are in no state are copies: what a run writes into them is lost. Other threads lend afterwards.
+    """
+    with _LENDING:
+        named = [*((n, p, False) for n, p in model.named_parameters()), *((n, b, True) for n, b in model.named_buffers())]
+        own = [(tensor, tensor.data) for _, tensor, _ in named]
+        try:
+            for name, tensor, is_buffer in named:
+                if name in state:
+                    tensor.data = state[name]
+                else:
+                    kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+                    tensor.data = tensor.data.to("cpu", kept, copy=is_buffer)
+            yield
+        finally:
+            for tensor, data in own:
+                tensor.data = data
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -187,7 +212,8 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Module:
     """A copy of a plain model whose groups have other sizes; the new tensors hold zeros."""
-    twin = plain_copy(model)
+    with _LENDING:
+        twin = plain_copy(model)
     if dict(sizes) == graph.sizes:
         return twin
     for labels in graph.tensors.values():
@@ -314,7 +340,15 @@ def _flatten(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Module, exact: bool = False) -> nn.Module:
+def write_back(
+    template: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    sized: nn.Module,
+    exact: bool = False,
+    takes: bool = False,
+    own: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """A copy of `template` (wrapping, hooks, ``requires_grad``, ties, parametrizations) that holds `state`.
 
     Parameters
@@ -327,14 +361,18 @@ def write_back(template: nn.Module, state: Mapping[str, Tensor], *, sized: nn.Mo
         A plain copy with the right shapes.
     exact : bool
         Whether spectral norms hold values of a norm above 1, or bring them to norm 1; see `write_parametrized`.
+    takes : bool
+        Whether `sized` itself may become the result, in place of a copy.
+    own : mapping of str to Tensor, optional
+        The `plain_state` of the template, where it is known; shapes and dtypes are read of it.
     """
     parametrized = parametrized_names(template)
-    own = plain_state(template)
+    own = plain_state(template) if own is None else own
     same = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in floating_state(sized).items()}
     rigid = parametrized - pruned_names(template)
     if not same and rigid:
         raise WidthError(f"Parametrized tensors {sorted(rigid)} can't change their sizes; remove the parametrizations first.")
-    result = plain_copy(template, plain=False) if same else plain_copy(sized)
+    result = plain_copy(template, plain=False) if same else sized if takes else plain_copy(sized)
     if not same:
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
             tensor.data = tensor.data.to(own[name].dtype if name in own else tensor.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,10 +82,10 @@ class ProbeDisplay:
         data = None if given is None else given.taken_by(parents[0])
         few = clone(probe_of(probe)).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
         few._validate_params()
-        architectures = discovered(parents, data, example_inputs)
-        making, weights = Making(architectures[0].inputs, torch.float32), normalised(None, len(parents))
-        triples = zip(map(plain_copy, parents), architectures, weights, strict=True)
-        made = [making.parent(plain, architecture, weight) for plain, architecture, weight in triples]
+        copied = functools.cache(plain_copy)
+        architectures, weights = discovered(parents, data, example_inputs, copied), normalised(None, len(parents))
+        making = Making(architectures[0].inputs, torch.float32)
+        made = [making.parent(*each, copied) for each in zip(parents, architectures, weights, strict=True)]
         probing = Probing(made, data, few, check_random_state(random_state))
         found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
         leaf, reading = next(iter(found.items()), (0, None))
