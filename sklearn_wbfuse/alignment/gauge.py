@@ -81,6 +81,16 @@ class _Place:
     groups: tuple[str, ...]
     exponents: tuple[float, ...]
 
+    def along(self, axis: int, factors: Sequence[np.ndarray]) -> np.ndarray:
+        """The norms along one axis, those of the others multiplied by their factors."""
+        total = self.norms
+        if total.ndim == 2:
+            return (total if axis == 0 else total.T) @ factors[1 - axis].astype(total.dtype)
+        for a in reversed(range(total.ndim)):
+            if a != axis:
+                total = np.moveaxis(total, a, -1) @ factors[a].astype(total.dtype)
+        return total
+
 
 def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
     groups = tuple(feature.groups[a] for a in axes)
@@ -94,7 +104,6 @@ def _step(
 ) -> np.ndarray:
     """The change of the logarithms of a group's scales; `factors` keeps the powers of all scales."""
     up, down, curvature = (np.zeros(len(logs[group])) for _ in range(3))
-    exponents = set()
     for place in where:
         own = list(zip(place.groups, place.exponents, strict=True))
         for key in own:
@@ -102,17 +111,13 @@ def _step(
                 factors[key] = np.exp(2 * key[1] * logs[key[0]])
         for axis, (name, exponent) in enumerate(own):
             if name == group:
-                total = place.norms
-                for a in reversed(range(total.ndim)):
-                    if a != axis:
-                        total = np.moveaxis(total, a, -1) @ factors[own[a]].astype(total.dtype)
-                total = factors[own[axis]] * total
-                exponents.add(abs(exponent))
+                total = factors[own[axis]] * place.along(axis, [factors[key] for key in own])
                 change = up if exponent > 0 else down
                 change += abs(exponent) * total
                 curvature += exponent**2 * total
     alive = (up > 0) & (down > 0)
     step = np.zeros_like(up)
+    exponents = {abs(e) for place in where for name, e in zip(place.groups, place.exponents, strict=True) if name == group}
     if len(exponents) == 1 and all(place.groups.count(group) == 1 for place in where):
         step[alive] = np.log(down[alive] / up[alive]) / (4 * exponents.pop())
     else:

@@ -107,8 +107,10 @@ class WassersteinAligner(Aligner):
         seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
 
         def solve_all() -> list[Solution]:
+            if self.n_init == 1:  # Parallel takes as long as a small network
+                return [self._solve(problem, 0, int(seeds[0]), closest, start)]
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
-            return Parallel(n_jobs=self.n_jobs if self.n_init > 1 else 1, require="sharedmem")(jobs)
+            return Parallel(n_jobs=self.n_jobs, require="sharedmem")(jobs)
 
         repeats = self._is_repeatable(share, [p.graph.sizes for p in parents], target.sizes)
         options = self._exact_options(parents)
