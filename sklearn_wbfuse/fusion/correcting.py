@@ -16,7 +16,7 @@ from ..alignment import AlignedParents, Alignment
 from ..base import did_you_mean, short_text
 from ..correction import CORRECTIONS, Correction
 from ..data import FusionInput, Objective
-from ..exceptions import FusionWarning
+from ..exceptions import FusionError, FusionWarning
 from ..execution import PROBES, Parents, Probe, Probing
 from ..execution.probing import chosen_of
 from ..execution.sizing import sized
@@ -144,7 +144,7 @@ def fuse(
     starts, failure = [], None
     for start in [found, *found.others] if corrections else [found]:
         aligned = AlignedParents.of(parents, start, target)
-        fused = Fused(start, aligned, roles.averager.average(aligned, objective), [])
+        fused = Fused(start, aligned, _average(roles, aligned, objective), [])
         for correction in corrections:
             assert runs is not None
             try:
@@ -167,6 +167,17 @@ def fuse(
     log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
     kept = replace(starts[best].alignment, history=found.history, others=[])
     return replace(starts[best], alignment=kept)
+
+
+def _average(roles: Roles, aligned: AlignedParents, objective: Objective | None) -> dict[str, Tensor]:
+    """What the averager makes of aligned parents: all tensors of the target."""
+    state, name = roles.averager.average(aligned, objective), type(roles.averager).__name__
+    for key, labels in aligned.target.graph.tensors.items():
+        shape = labels.shape if labels.diagonal == 1 else (labels.shape[0], labels.shape[1] // labels.diagonal, *labels.shape[2:])
+        if key not in state or state[key].shape != shape:
+            found = f"of shape {tuple(state[key].shape)}" if key in state else "not there"
+            raise FusionError(f"{name} must return all tensors of the target, but {key!r} of shape {tuple(shape)} is {found}.")
+    return state
 
 
 @torch.no_grad()
