@@ -334,13 +334,13 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             ) from error
 
 
-def _say_what_options_are(cls: type) -> None:
+def _say_what_options_are(cls: Any) -> None:
     """Let the signature name the parameters that ``**options`` hand on, by which scikit-learn knows an estimator."""
     init: Any = vars(cls)["__init__"]
     *own, last = inspect.signature(init).parameters.values()
     if last.kind is last.VAR_KEYWORD:
         names = {p.name for p in own}
-        above = inspect.signature(super(cls, cls).__init__).parameters.values()  # type: ignore[misc]
+        above = inspect.signature(super(cls, cls).__init__).parameters.values()
         handed_on = [p.replace(kind=p.KEYWORD_ONLY) for p in above if p.name not in names]
         init.__signature__ = inspect.Signature([*own, *handed_on])
 
