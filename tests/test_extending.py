@@ -17,6 +17,7 @@ from conformance.averagers import AveragerConformance
 from conformance.corrections import CorrectionConformance
 from conformance.fusers import FuserConformance, assert_same, family, values
 from extending import PAGE, ByMagnitude, Centre, LayerByLayer, LayerwiseFusion, MagnitudeFusion
+from networks import MLP, disguised, randomised
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
@@ -95,11 +96,15 @@ def test_options_are_parameters():
         Twice(verbose="much").fit(family("mlp", 1))
 
 
+class CentreOnFew(Centre):
+    """A correction of which nothing but its class says that it is one."""
+
+
 def test_an_own_estimator_with_an_own_correction_is_saved_pickled_and_searched(tmp_path):
     models = family("mlp", 2)
     X = np.random.default_rng(0).normal(size=(40, 5))
     y = models[0](torch.as_tensor(X)).argmax(1).numpy()
-    fusion = MagnitudeFusion(2.0, correction=(Centre(max_rows=50), "repair"), random_state=0)
+    fusion = MagnitudeFusion(2.0, correction=(CentreOnFew(max_rows=50), "repair"), random_state=0)
     search = GridSearchCV(fusion, {"power": [0.5, 2.0], "correction": [None, Centre()]}, cv=2, error_score="raise")
     search.fit(FusionInput(models, X), y)
     assert search.cv_results_["mean_test_score"].shape == (4,)
@@ -108,9 +113,31 @@ def test_an_own_estimator_with_an_own_correction_is_saved_pickled_and_searched(t
     fusion.save(tmp_path / "own")
     loaded = load(tmp_path / "own", models[0])
     assert type(loaded) is MagnitudeFusion and loaded.power == 2.0 and loaded.correction[0].max_rows == 50
+    assert type(loaded.correction[0]) is CentreOnFew
     assert_same(values(loaded.fused_model_), values(fusion.fused_model_))
     refitted = clone(loaded).fit(FusionInput(models, X))
     assert_same(values(refitted.fused_model_), values(fusion.fused_model_))
+
+
+class LastLeads(LayerByLayer):
+    """Match with the last parent instead of the heaviest."""
+
+    def align(self, parents, target, objective=None):
+        return Alignment.of(parents, target, [self.match_layers(parents[-1], parent) for parent in parents])
+
+
+def test_a_further_network_is_matched_whichever_leads():
+    model, copy, other = *permuted("mlp"), family("mlp", 2)[1]
+    fusion = OfRoles(Roles(LastLeads())).fit([other, model])
+    assert_same(values(fusion.transform([copy])[0]), values(fusion.transform([model])[0]), 1e-12)
+    wide = randomised(MLP([5, 9, 6, 3]), np.random.default_rng(0))
+    with pytest.raises(WidthError, match=r"Group 'linears.0' has 8 neurons in model 0 and 9 in model 1"):
+        fusion.transform([wide])
+
+
+def permuted(name):
+    (model,) = family(name, 1)
+    return model, disguised(model, np.random.default_rng(3))
 
 
 class Fixed(Aligner):
