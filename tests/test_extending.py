@@ -27,7 +27,7 @@ from sklearn_wbfuse.alignment import Aligner, Alignment, Identity
 from sklearn_wbfuse.averaging import Averager, WeightedMean
 from sklearn_wbfuse.base import ESTIMATORS
 from sklearn_wbfuse.correction import Correction
-from sklearn_wbfuse.couplings import Coupling
+from sklearn_wbfuse.couplings import Coupling, Permutation
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.fusion import BaseFusion, Roles
 
@@ -120,10 +120,12 @@ def test_an_own_estimator_with_an_own_correction_is_saved_pickled_and_searched(t
 
 
 class LastLeads(LayerByLayer):
-    """Match with the last parent instead of the heaviest."""
+    """Match with the last parent instead of the heaviest, in the reverse of its order."""
 
     def align(self, parents, target, objective=None):
-        return Alignment.of(parents, target, [self.match_layers(parents[-1], parent) for parent in parents])
+        back = {name: Permutation(np.arange(size)[::-1]) for name, size in target.sizes.items()}
+        found = [self.match_layers(parents[-1], parent) for parent in parents]
+        return Alignment.of(parents, target, [{name: back[name].compose(c) for name, c in own.items()} for own in found])
 
 
 def test_a_further_network_is_matched_whichever_leads():

@@ -44,8 +44,8 @@ class Correction(HelpfulMixin, BaseEstimator, ABC):
         Parameters
         ----------
         fused : Steps
-            The fused network at its start, on the inputs of the probe, to be run once; ``fused.state`` holds its tensors, which may
-            be replaced.
+            The fused network at its start, on the inputs of the probe, to be run once; ``fused.state`` holds its tensors, which
+            may be replaced.
         parents : AlignedParents
             They are recorded on the same inputs when `sklearn_wbfuse.execution.run_in_lockstep` asks for it.
 
