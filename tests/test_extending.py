@@ -166,6 +166,13 @@ class Lossy(WeightedMean):
         return state
 
 
+class Silent(Correction):
+    """Nothing comes back."""
+
+    def correct(self, fused, parents):
+        return {}
+
+
 class OfRoles(BaseFusion):
     """Whatever roles it is given."""
 
@@ -199,6 +206,30 @@ WRONG = {
         r"'linears.1.bias' of shape \(6,\) is of shape \(2,\)",
     ),
 }
+
+
+def test_a_correction_that_returns_nothing_is_a_named_error():
+    with pytest.raises(FusionError, match=r"Silent must return all tensors of the target, but 'linears.0.weight'"):
+        LayerwiseFusion(correction=Silent(), probe="noise", random_state=0).fit(family("mlp", 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((LayerByLayer,), "aligner must be an instance of Aligner. Got class LayerByLayer"),
+        ((Identity(), ByMagnitude), "averager must be an instance of Averager. Got class ByMagnitude"),
+        ((WeightedMean(), Identity()), "aligner must be an instance of Aligner"),
+    ],
+)
+def test_roles_of_another_kind(given, words):
+    with pytest.raises(TypeError, match=words):
+        Roles(*given)
+
+
+def test_bases_are_abstract():
+    for base in (BaseFusion, Aligner, Averager, Correction):
+        with pytest.raises(TypeError, match="abstract"):
+            base()
 
 
 @pytest.mark.parametrize("name", WRONG)

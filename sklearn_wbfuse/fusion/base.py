@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -41,7 +41,7 @@ from .storage import StorageMixin
 __all__ = ["BaseFusion"]
 
 
-class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
+class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator, ABC):
     r"""Base of all fusions: a subclass has parameters, and says by `roles` what it is made of.
 
     A subclass with parameters of its own takes these as ``**options`` and hands them on; they are its parameters too.
