@@ -47,13 +47,14 @@ _MODULES = {
     "averaging",
     "cli",
     "correction",
+    "correspondence",
     "data",
     "execution",
     "datasets",
     "inspection",
     "transport",
 }
-_MODULES |= {"base", "couplings", "exceptions", "groups"}
+_MODULES |= {"base", "couplings", "exceptions", "groups", "mixture"}
 
 
 def __getattr__(name: str) -> Any:

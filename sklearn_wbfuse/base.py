@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from .exceptions import did_you_mean
 
-__all__ = ["HelpfulMixin", "aligned", "did_you_mean", "label_of", "short_text"]
+__all__ = ["ESTIMATORS", "HelpfulMixin", "aligned", "did_you_mean", "label_of", "short_text"]
+
+ESTIMATORS: dict[str, Any] = {}
+"""Estimators by the names that saved files know them by; corrections and what can be saved add themselves."""
 
 _MOST_ENTRIES = 6  # of a list in a label
 _LONGEST = 40  # characters of other values there

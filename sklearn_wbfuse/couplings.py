@@ -280,6 +280,10 @@ class Plan(Coupling):
 
     def compose(self, first: Coupling) -> Plan:
         """See `Coupling`."""
+        if isinstance(first, Permutation):  # whatever masses the neurons have, they keep them
+            back = first.inverse().index
+            marginals = None if self._marginals is None else (self._marginals[0], self._marginals[1][back])
+            return Plan((self._plan * first.sign)[:, back], None if self._mass is None else self._mass[:, back], marginals)
         share = _reciprocal(first.marginals[0])
         plan, mass = ((a * share) @ b for a, b in ((self.plan, first.plan), (self.mass, first.mass)))
         given = any(isinstance(c, Plan) and c._marginals is not None for c in (self, first))

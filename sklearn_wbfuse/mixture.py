@@ -89,7 +89,8 @@ class Mixture:
     @staticmethod
     def _along_axis(values: Sequence[Tensor], weights: np.ndarray, axis: int) -> Tensor:
         pairs = [(v, torch.as_tensor(w, dtype=v.dtype, device=v.device)) for v, w in zip(values, weights, strict=True)]
-        return _weighted_sum(values, [along(w, axis % v.dim(), v.dim()) for v, w in pairs])
+        shaped = [along(w, axis % v.dim(), v.dim()) for v, w in pairs]
+        return _weighted_sum([v.masked_fill(w == 0, 0) for v, w in zip(values, shaped, strict=True)], shaped)
 
 
 def _weighted_sum(values: Sequence[Any], weights: Sequence[Any]) -> Any:

@@ -4,6 +4,8 @@ from .aligned import AlignedParent, AlignedParents
 from .aligner import Aligner, Identity
 from .alignment import Alignment
 from .carry import Carrier, carry_state
+from .energy import carried
+from .view import Feature, features
 from .wasserstein import WassersteinAligner
 
 __all__ = [
@@ -12,7 +14,10 @@ __all__ = [
     "Aligner",
     "Alignment",
     "Carrier",
+    "Feature",
     "Identity",
     "WassersteinAligner",
+    "carried",
     "carry_state",
+    "features",
 ]

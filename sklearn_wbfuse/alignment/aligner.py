@@ -11,8 +11,6 @@ from ..exceptions import WidthError
 from ..execution import Parent, Parents
 from ..groups import Graph
 from .alignment import Alignment
-from .energy import energy, mean_target
-from .view import features
 
 __all__ = ["Aligner", "Identity"]
 
@@ -72,8 +70,5 @@ class Identity(Aligner):
 
     def align(self, parents: Parents, target: Graph, objective: Objective | None = None) -> Alignment:
         """See `Aligner`."""
-        identity: dict[str, Coupling] = {name: Coupling.identity(size) for name, size in target.sizes.items()}
-        both = [features(p.graph, p.compared, 1.0) for p in parents]
-        arrays = [own for _, own in both]
-        value = energy(both[0][0], mean_target(arrays, parents.mixture), arrays, arrays, parents.mixture)
-        return Alignment([dict(identity) for _ in parents], [{} for _ in parents], {}, value)
+        identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
+        return Alignment.of(parents, target, [identity for _ in parents])

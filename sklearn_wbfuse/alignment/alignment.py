@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ..couplings import Coupling, Permutation
-from ..execution import Parent
+from ..exceptions import FusionError, WidthError
+from ..execution import Parent, Parents
 from ..groups import Graph, Span
+from .energy import carried, energy, mean_target
+from .view import features
 
 __all__ = ["Alignment", "blocks_within", "pinned_groups"]
 
@@ -34,6 +37,33 @@ class Alignment:
     history: list[Any] = field(default_factory=list)
     others: list[Alignment] = field(default_factory=list)
     masses: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parents: Parents, target: Graph, couplings: Sequence[Mapping[str, Coupling]]) -> Alignment:
+        """That of parents whose neurons are coupled as they stand, without scales; its energy is computed.
+
+        Raises
+        ------
+        FusionError, WidthError
+            If a group of a parent has no coupling, or one of another shape.
+        """
+        for model, (parent, own) in enumerate(zip(parents, couplings, strict=True)):
+            for name, size in target.sizes.items():
+                if name not in own:
+                    raise FusionError(f"The aligner gave group {name!r} of model {model} no coupling; couple every group.")
+                shape = size, parent.graph.sizes[parent.correspondence.group(name)]
+                if own[name].shape != shape:
+                    raise WidthError(
+                        f"The aligner gave group {name!r} of model {model} a coupling of shape {own[name].shape}; the target and "
+                        f"the model have {shape} neurons."
+                    )
+        both = [features(p.graph, p.compared) for p in parents]
+        described, arrays = both[0][0], [own for _, own in both]
+        moved = [
+            [carried(f, a, c) for f, a in zip(described, own, strict=True)] for own, c in zip(arrays, couplings, strict=True)
+        ]
+        value = energy(described, mean_target(moved, parents.mixture), arrays, moved, parents.mixture)
+        return cls([{name: c[name] for name in target.groups} for c in couplings], [{} for _ in parents], {}, value)
 
 
 def pinned_groups(networks: Sequence[Parent], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:

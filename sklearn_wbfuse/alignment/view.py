@@ -61,7 +61,7 @@ def matching_view(graph: Graph, state: Mapping[str, Tensor]) -> list[tuple[Label
     return [(labels, values[name]) for name, labels in graph.tensors.items() if name not in graph.uncompared]
 
 
-def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float) -> tuple[list[Feature], list[Tensor]]:
+def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
     """Descriptions and arrays of all blocks in which a group stands."""
     described, arrays = [], []
     for labels, value in matching_view(graph, state):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from ..alignment import AlignedParents
-from ..base import HelpfulMixin
+from ..base import ESTIMATORS, HelpfulMixin
 from ..execution import MAX_ROWS, Steps
 
 __all__ = ["Correction"]
@@ -17,7 +18,8 @@ __all__ = ["Correction"]
 class Correction(HelpfulMixin, BaseEstimator, ABC):
     """Brings a fused network closer to what its parents compute: abstract.
 
-    Parameters are those of a scikit-learn estimator. A network that computes what its parents compute is left as it is.
+    Parameters are those of a scikit-learn estimator; saved fusions know a correction by the name of its class. A network that
+    computes what its parents compute is left as it is.
 
     Attributes
     ----------
@@ -29,6 +31,11 @@ class Correction(HelpfulMixin, BaseEstimator, ABC):
 
     max_rows: int = MAX_ROWS
     uses_mixtures: bool = False
+    _parameter_constraints: ClassVar[dict] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        ESTIMATORS[cls.__name__] = cls
 
     @abstractmethod
     def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
@@ -37,7 +44,8 @@ class Correction(HelpfulMixin, BaseEstimator, ABC):
         Parameters
         ----------
         fused : Steps
-            The fused network at its start, on the inputs of the probe; ``fused.state`` holds its tensors, which may be replaced.
+            The fused network at its start, on the inputs of the probe, to be run once; ``fused.state`` holds its tensors, which
+            may be replaced.
         parents : AlignedParents
             They are recorded on the same inputs when `sklearn_wbfuse.execution.run_in_lockstep` asks for it.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,26 +42,64 @@ from .storage import StorageMixin
 __all__ = ["BaseFusion"]
 
 
-class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator):
-    """Base of all fusions: a subclass has parameters, and says by `roles` what it is made of.
+class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, BaseEstimator, ABC):
+    r"""Base of all fusions: a subclass has parameters, and says by `roles` what it is made of.
 
-    Its parameters include those that are annotated here.
+    A subclass with parameters of its own takes these as ``**options`` and hands them on; they are its parameters too.
+
+    Parameters
+    ----------
+    weights : list of float, optional
+        The proportions :math:`\lambda_i` of the models; equal by default.
+    correction : None, str, correction or tuple of them, default=None
+        What follows the average, as in `WassersteinFusion`.
+    probe : {"auto", "noise", "data"} or Probe, default="auto"
+        Inputs for the correction, and for aligners that compare activations.
+    example_inputs : tuple of Tensor, Tensor or mapping, optional
+        Inputs for the discovery.
+    device : str or torch.device, optional
+        Where to compute; the models' own by default.
+    random_state : int, RandomState or None, default=None
+    verbose : int, default=0
     """
 
     __metadata_request__fit = {"models": UNUSED}
     __metadata_request__transform = {"models": UNUSED}
 
-    weights: Sequence[float] | None
-    example_inputs: Any
-    device: Any
-    correction: Any
-    probe: Any
-    random_state: Any
-    verbose: int
+    _parameter_constraints: ClassVar[dict] = {
+        "weights": ["array-like", None],
+        "correction": "no_validation",
+        "probe": "no_validation",
+        "example_inputs": "no_validation",
+        "device": "no_validation",
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
     _masks: Mapping[str, Mask] = MappingProxyType({})  # of folders that were saved before there were any
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(auto_wrap_output_keys=None, **options)
+        if "__init__" in vars(cls):
+            _say_what_options_are(cls)
+
+    def __init__(
+        self,
+        *,
+        weights: Sequence[float] | None = None,
+        correction: Any = None,
+        probe: Any = "auto",
+        example_inputs: Any = None,
+        device: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.weights = weights
+        self.correction = correction
+        self.probe = probe
+        self.example_inputs = example_inputs
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -301,6 +340,17 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             raise WidthError(
                 f"The fused model does not run at widths {self.graph_.sizes}: {message}. A size may be written into the code."
             ) from error
+
+
+def _say_what_options_are(cls: Any) -> None:
+    """Let the signature name the parameters that ``**options`` hand on, by which scikit-learn knows an estimator."""
+    init: Any = vars(cls)["__init__"]
+    *own, last = inspect.signature(init).parameters.values()
+    if last.kind is last.VAR_KEYWORD:
+        names = {p.name for p in own}
+        above = inspect.signature(super(cls, cls).__init__).parameters.values()
+        handed_on = [p.replace(kind=p.KEYWORD_ONLY) for p in above if p.name not in names]
+        init.__signature__ = inspect.Signature([*own, *handed_on])
 
 
 def _target(architectures: Sequence[Architecture], sizes: dict[str, int]) -> Architecture:

@@ -16,7 +16,7 @@ from ..alignment import AlignedParents, Alignment
 from ..base import did_you_mean, short_text
 from ..correction import CORRECTIONS, Correction
 from ..data import FusionInput, Objective
-from ..exceptions import FusionWarning
+from ..exceptions import FusionError, FusionWarning
 from ..execution import PROBES, Parents, Probe, Probing
 from ..execution.probing import chosen_of
 from ..execution.sizing import sized
@@ -144,7 +144,7 @@ def fuse(
     starts, failure = [], None
     for start in [found, *found.others] if corrections else [found]:
         aligned = AlignedParents.of(parents, start, target)
-        fused = Fused(start, aligned, roles.averager.average(aligned, objective), [])
+        fused = Fused(start, aligned, _whole(roles.averager.average(aligned, objective), aligned, roles.averager), [])
         for correction in corrections:
             assert runs is not None
             try:
@@ -169,13 +169,23 @@ def fuse(
     return replace(starts[best], alignment=kept)
 
 
+def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict[str, Tensor]:
+    """What a role returns, if these are all tensors of the target."""
+    for key, labels in aligned.target.graph.tensors.items():
+        shape = labels.shape if labels.diagonal == 1 else (labels.shape[0], labels.shape[1] // labels.diagonal, *labels.shape[2:])
+        if key not in state or state[key].shape != shape:
+            given, name = f"of shape {tuple(state[key].shape)}" if key in state else "not there", type(role).__name__
+            raise FusionError(f"{name} must return all tensors of the target, but {key!r} of shape {tuple(shape)} is {given}.")
+    return state
+
+
 @torch.no_grad()
 def _corrected(fused: Fused, correction: Correction, parents: Parents, runs: Probing) -> Fused:
     """The fused network after a correction."""
     target = fused.parents.target
     steps = runs.of_target(target, fused.state)
     recorded = AlignedParents.of(parents, fused.alignment, target, runs, correction.max_rows)
-    state = correction.correct(steps, recorded)
+    state = _whole(correction.correct(steps, recorded), recorded, correction)
     ran = all(node in steps.values or node in steps.parameters for node in steps.returned if isinstance(node, Node))
     chosen = enumerate(runs.held_out() if ran else [])
     outputs = [chosen_of(steps.outputs(batch), c) for batch, c in chosen if c.any()]

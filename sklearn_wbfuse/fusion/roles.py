@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..alignment import Aligner
 from ..averaging import Averager, WeightedMean
+from ..base import short_text
 
 __all__ = ["Roles"]
 
@@ -24,3 +25,8 @@ class Roles:
 
     aligner: Aligner
     averager: Averager = field(default_factory=WeightedMean)
+
+    def __post_init__(self) -> None:
+        for name, role in (("aligner", Aligner), ("averager", Averager)):
+            if not isinstance(getattr(self, name), role):
+                raise TypeError(f"{name} must be an instance of {role.__name__}. Got {short_text(getattr(self, name))}.")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
-
 from ..alignment import Identity
 from .base import BaseFusion
 from .roles import Roles
@@ -53,35 +50,6 @@ class VanillaAveraging(BaseFusion):
     >>> torch.allclose(fused.weight, (a.weight + b.weight) / 2)
     True
     """
-
-    _parameter_constraints: ClassVar[dict] = {
-        "weights": ["array-like", None],
-        "correction": "no_validation",
-        "probe": "no_validation",
-        "example_inputs": "no_validation",
-        "device": "no_validation",
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
-
-    def __init__(
-        self,
-        *,
-        weights: Sequence[float] | None = None,
-        correction: Any = None,
-        probe: Any = "auto",
-        example_inputs: Any = None,
-        device: Any = None,
-        random_state: Any = None,
-        verbose: int = 0,
-    ):
-        self.weights = weights
-        self.correction = correction
-        self.probe = probe
-        self.example_inputs = example_inputs
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def roles(self) -> Roles:
         """Neurons as they stand, and the weighted mean."""

@@ -138,26 +138,20 @@ class WassersteinFusion(BaseFusion):
     """
 
     _parameter_constraints: ClassVar[dict] = {
+        **BaseFusion._parameter_constraints,
         "target_widths": "no_validation",
         "reg": [Interval(Real, 0, None, closed="left")],
         "alpha_h": [Interval(Real, 0, None, closed="left")],
-        "weights": ["array-like", None],
         "schedule": [StrOptions({"joint", "layerwise"})],
         "cost": [StrOptions({"auto", "weight", "activation"}), Interval(Real, 0, 1, closed="both")],
         "measure": [StrOptions({"correlation", "distance"})],
         "symmetry": [StrOptions({"auto", "permutation"})],
         "merge": [StrOptions({"auto", "all"})],
-        "correction": "no_validation",
-        "probe": "no_validation",
         "init": [StrOptions({"auto", "random"}), Interval(Integral, 0, None, closed="left"), nn.Module],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "example_inputs": "no_validation",
-        "device": "no_validation",
-        "random_state": ["random_state"],
         "n_jobs": [Integral, None],
-        "verbose": ["verbose"],
     }
 
     def __init__(

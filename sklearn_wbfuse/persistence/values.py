@@ -21,15 +21,14 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from ..correction import CORRECTIONS
+from ..base import ESTIMATORS
 from ..couplings import Coupling, coupling_from
 from ..exceptions import FusionWarning, PersistenceError
 from ..execution import Probe
 
 __all__ = ["ESTIMATORS", "Decoder", "Encoder"]
 
-ESTIMATORS: dict[str, Any] = {cls.__name__: cls for cls in (Probe, *CORRECTIONS.values())}
-"""Estimators by the names that files know them by; `PersistenceMixin` adds its subclasses."""
+ESTIMATORS[Probe.__name__] = Probe
 
 _NUMERIC = "biuf"  # kinds of numpy arrays that are stored as tensors
 

@@ -8,6 +8,7 @@ import torch
 from architectures import FIXTURES
 from conformance.corrections import NOISE, CorrectionConformance, with_norms_of
 from conformance.fusers import assert_same, family, values
+from extending import Centre
 from sklearn.linear_model import Ridge
 from torch import nn
 
@@ -338,3 +339,8 @@ def test_noise_for_integers_that_are_no_tokens_is_a_named_error():
     x = torch.randint(0, 100, (2, 6), dtype=torch.uint8)
     with pytest.raises(ValueError, match="give rows"):
         WassersteinFusion(correction="repair", example_inputs=(x,)).fit([Unbatched() for _ in range(2)])
+
+
+@pytest.mark.slow
+class TestCentre(CorrectionConformance):
+    make = staticmethod(Centre)

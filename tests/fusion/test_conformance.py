@@ -1,4 +1,6 @@
+import pytest
 from conformance.fusers import FuserConformance
+from extending import LayerwiseFusion, MagnitudeFusion
 
 from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
 
@@ -16,3 +18,14 @@ class TestWassersteinFusion(FuserConformance):
 class TestLayerwise(FuserConformance):
     def make(self, **parameters):
         return WassersteinFusion(**{"correction": None, "schedule": "layerwise", "symmetry": "permutation", **parameters})
+
+
+@pytest.mark.slow
+class TestLayerwiseFusion(FuserConformance):
+    make = staticmethod(LayerwiseFusion)
+
+
+@pytest.mark.slow
+class TestMagnitudeFusion(FuserConformance):
+    make = staticmethod(MagnitudeFusion)
+    is_mean = False
