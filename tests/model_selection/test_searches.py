@@ -33,10 +33,11 @@ from sklearn.model_selection import (
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.alignment import wasserstein
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.data import fusion_input
 from sklearn_wbfuse.exceptions import DiscoveryError
-from sklearn_wbfuse.fusion import base, wasserstein
+from sklearn_wbfuse.fusion import making
 
 WHICH = [
     {"fusion": [WassersteinFusion(correction=None)], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
@@ -146,7 +147,7 @@ def test_metadata_is_routed(task):
 def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, monkeypatch):
     X, y = task
     counts = {"discoveries": 0, "copies": 0}
-    discover, deepcopy = base.discover_all, MLP.__deepcopy__ if hasattr(MLP, "__deepcopy__") else None
+    discover, deepcopy = making.discover_all, MLP.__deepcopy__ if hasattr(MLP, "__deepcopy__") else None
     assert deepcopy is None
 
     def counted(*arguments):
@@ -159,7 +160,7 @@ def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, monkey
         assert counts["copies"] == before
         return result
 
-    monkeypatch.setattr(base, "discover_all", counted)
+    monkeypatch.setattr(making, "discover_all", counted)
     shared = FusionInput(X.models, X.arrays[0])
     assert search(GridSearchCV, (shared, y)).best_score_ == 1.0
     assert counts["discoveries"] == 1
