@@ -129,41 +129,24 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError, WidthError
             See the messages: each says which model, group and shape, and what to do.
         """
-        data = models if isinstance(models, FusionInput) else None
-        given = validate_models(models_of(models))
-        if y is not None and data is None:
-            raise InvalidModelError(
-                "A list of models came with something else, which would not be looked at. Rows go beside the models: "
-                "fit(FusionInput(models, X), y), or fit(models) without data."
-            )
-        if data is not None and not len(data):
-            raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
-        if y is not None and data is not None:
-            check_labels(data, y)
-        data = None if data is None else data.taken_by(given[0])
-        kind = known_kind() or kind_of(y)
-        roles, weights = self.roles(), normalised(self.weights, len(given))
+        given, data = _checked(models, y)
+        kind, roles = known_kind() or kind_of(y), self.roles()
         corrections, probe = corrections_of(self.correction), probe_of(self.probe)
         is_lenient = isinstance(self.correction, str) and self.correction == "auto"
+        weights, marks = normalised(self.weights, len(given)), [fingerprint(m) for m in given]
         copied = functools.cache(plain_copy)  # one copy a parent, whoever asks for it
-        architectures = discovered(given, data, self.example_inputs, copied)
-        warn_of_unread(given, architectures[0].graph, architectures[0].check)
-        masks = find_masks(given, architectures[0].check)
-        dtype = torch.float64 if masks else common_dtype(given)  # masks that count much leave few digits to weights
-        making = Making(architectures[0].inputs, dtype, self.device, masks)
-        architectures = list(map(making.masked, architectures))
-        sizes = roles.aligner.sizes([a.graph for a in architectures])
-        target = making.masked(_target(architectures, sizes))
-        making = replace(making, inputs=target.inputs)
-        log.info("fusing %d models of %d groups into widths %s", len(given), len(sizes), list(sizes.values()))
-        marks = [fingerprint(m) for m in given]
+        architectures, target, making = self._prepared(given, data, roles, copied)
+
+        def made(copied: Callable[[nn.Module], nn.Module]) -> list[Parent]:
+            return [making.parent(*each, copied) for each in zip(given, architectures, weights, strict=True)]
 
         def cached(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, marks), compute)
 
-        of_first = plain_state(given[0], copied)
-        triples = zip(given, architectures, weights, strict=True)
-        parents = Parents([making.parent(*each, copied) for each in triples], further=making.further, cached=cached)
+        def later() -> Probing:
+            return Probing(made(plain_copy), few, small_probe(probe), np.random.RandomState(0))
+
+        parents, of_first = Parents(made(copied), further=making.further, cached=cached), plain_state(given[0], copied)
         compares, rng = roles.aligner.compares_activations, check_random_state(self.random_state)
         if corrections or compares:
             options = {"is_lenient": is_lenient, "is_needed": compares}
@@ -174,27 +157,39 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         found, parents = align(roles, parents, target, objective, is_lenient=is_lenient)
         runs, corrections = parents.runs, corrections if parents.runs else []
         fused = fuse(roles, parents, found, target, corrections, objective, kind, is_lenient=is_lenient)
-        self.graph_ = target.graph
-        self.couplings_ = [Couplings(plans) for plans in fused.alignment.couplings]
-        self.energy_, self.n_iter_, self.history_ = fused.alignment.energy, fused.alignment.n_iter, fused.alignment.history
-        self.n_models_in_ = len(given)
-        state = fused_masks(fused.state, fused.parents, masks)
+        state = fused_masks(fused.state, fused.parents, making.masks)
         self.fused_model_ = write_back(given[0], state, sized=target.plain, takes=True, own=of_first)
         self.fused_model_.to(device_of(given[0]))
+        self.graph_, self.n_models_in_ = target.graph, len(given)
+        self.couplings_ = [Couplings(plans) for plans in fused.alignment.couplings]
+        self.energy_, self.n_iter_, self.history_ = fused.alignment.energy, fused.alignment.n_iter, fused.alignment.history
         self._alignment, self._graphs, self._seen = fused.alignment, [a.graph for a in architectures], marks
-        self._inputs, self._masks = target.inputs, masks
+        self._inputs, self._masks = target.inputs, making.masks
         self._saw_rows = data is not None and self.example_inputs is None
         self._run_once()
         follow_widths(self.fused_model_, given[0], self._inputs)
         few = None if runs else a_few(data)
-
-        def later() -> Probing:
-            again = [making.parent(*each) for each in zip(given, architectures, weights, strict=True)]
-            return Probing(again, few, small_probe(probe), np.random.RandomState(0))
-
         remedies = self._remedies(data, runs.source, len(given)) if corrections and runs else []
-        self._judge(given, runs, later, kind, remedies, [] if masks else fused.outputs)
+        self._judge(given, runs, later, kind, remedies, [] if making.masks else fused.outputs)
         return self
+
+    def _prepared(
+        self, models: Sequence[nn.Module], data: FusionInput | None, roles: Roles, copied: Callable[[nn.Module], nn.Module]
+    ) -> tuple[list[Architecture], Architecture, Making]:
+        """The architectures of the models and of the target, and how parents are made."""
+        found = discovered(models, data, self.example_inputs, copied)
+        warn_of_unread(models, found[0].graph, found[0].check)
+        masks = find_masks(models, found[0].check)
+        dtype = torch.float64 if masks else common_dtype(models)  # masks that count much leave few digits to weights
+        making = Making(found[0].inputs, dtype, self.device, masks)
+        architectures = list(map(making.masked, found))
+        sizes = roles.aligner.sizes([a.graph for a in architectures])
+        for a in dict.fromkeys(architectures[1:]):  # parents of several widths: each must widen without loss
+            if a is not architectures[0]:
+                a.check_widening(sizes)
+        target = making.masked(architectures[0].resized(sizes))
+        log.info("fusing %d models of %d groups into widths %s", len(models), len(sizes), list(sizes.values()))
+        return architectures, target, replace(making, inputs=target.inputs)
 
     def transform(self, models: Any) -> list[nn.Module]:
         """Carry models into the neuron order, widths and scales of the fused model.
@@ -353,9 +348,19 @@ def _say_what_options_are(cls: Any) -> None:
         init.__signature__ = inspect.Signature([*own, *handed_on])
 
 
-def _target(architectures: Sequence[Architecture], sizes: dict[str, int]) -> Architecture:
-    first = architectures[0]
-    for a in dict.fromkeys(architectures):  # parents of several widths: each must widen without loss
-        if a is not first:
-            a.check_widening(sizes)
-    return first.resized(sizes)
+def _checked(models: Any, y: Any) -> tuple[list[nn.Module], FusionInput | None]:
+    """The models, and rows if there are any, as the networks take them."""
+    data = models if isinstance(models, FusionInput) else None
+    given = validate_models(models_of(models))
+    if data is None:
+        if y is not None:
+            raise InvalidModelError(
+                "A list of models came with something else, which would not be looked at. Rows go beside the models: "
+                "fit(FusionInput(models, X), y), or fit(models) without data."
+            )
+        return given, None
+    if not len(data):
+        raise FusionError("The FusionInput has no rows; give some, or fuse without data: fit(models).")
+    if y is not None:
+        check_labels(data, y)
+    return given, data.taken_by(given[0])

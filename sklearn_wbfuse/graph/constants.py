@@ -110,7 +110,7 @@ def warn_of_unread(models: Sequence[nn.Module], graph: Graph, check: SelfCheck) 
             "there: they are averaged as they stand. Set them anew before the fused network is trained further, if they are "
             "averages of weights or codes.",
             FusionWarning,
-            stacklevel=5,  # at the call of fit
+            stacklevel=6,  # at the call of fit
         )
 
 
