@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from .energy import kappa
 from .view import Feature
 
 __all__ = ["balance", "scaled"]
+
+_Key = tuple[str, float]
+"""A group and the exponent with which its scales multiply an axis."""
 
 
 def balance(
@@ -59,13 +63,15 @@ def balance(
                 where = places.setdefault(group, [])
                 where += [] if place in where else [place]
                 logs[group] = np.zeros(place.norms.shape[axis])
-    before, factors = float("inf"), dict[tuple[str, float], np.ndarray]()
+    sides = {group: _sides(group, where) for group, where in places.items()}
+    before, factors = float("inf"), dict[_Key, np.ndarray]()
     for _ in range(max_iter):
         largest = 0.0
-        for group, where in places.items():
-            step = _step(group, where, logs, factors)
+        for group, own in sides.items():
+            step = _step(own, logs, factors)
             logs[group] = logs[group] + step
-            factors = {key: factor for key, factor in factors.items() if key[0] != group}
+            for side in own:
+                factors.pop(side.key, None)
             largest = max(largest, float(np.abs(step).max()))
         if largest < 8 * precise or before <= largest < 1e4 * precise:  # as close as sums in this precision come
             break
@@ -81,16 +87,6 @@ class _Place:
     groups: tuple[str, ...]
     exponents: tuple[float, ...]
 
-    def along(self, axis: int, factors: Sequence[np.ndarray]) -> np.ndarray:
-        """The norms along one axis, those of the others multiplied by their factors."""
-        total = self.norms
-        if total.ndim == 2:
-            return (total if axis == 0 else total.T) @ factors[1 - axis].astype(total.dtype)
-        for a in reversed(range(total.ndim)):
-            if a != axis:
-                total = np.moveaxis(total, a, -1) @ factors[a].astype(total.dtype)
-        return total
-
 
 def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
     groups = tuple(feature.groups[a] for a in axes)
@@ -99,26 +95,47 @@ def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
     return _Place(norms.cpu().numpy(), groups, tuple(feature.exponents[a] for a in axes))
 
 
-def _step(
-    group: str, where: Sequence[_Place], logs: Mapping[str, np.ndarray], factors: dict[tuple[str, float], np.ndarray]
-) -> np.ndarray:
-    """The change of the logarithms of a group's scales; `factors` keeps the powers of all scales."""
-    up, down, curvature = (np.zeros(len(logs[group])) for _ in range(3))
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """A tensor as one of its groups sees it: the norms with the group's axis first, and what multiplies the other axes."""
+
+    norms: np.ndarray
+    key: _Key
+    others: tuple[_Key, ...]
+    is_alone: bool
+
+
+def _sides(group: str, where: Sequence[_Place]) -> list[_Side]:
+    found = []
     for place in where:
-        own = list(zip(place.groups, place.exponents, strict=True))
-        for key in own:
+        keys = list(zip(place.groups, place.exponents, strict=True))
+        for axis, key in enumerate(keys):
+            if key[0] == group:
+                alone = place.groups.count(group) == 1
+                found.append(_Side(np.moveaxis(place.norms, axis, 0), key, (*keys[:axis], *keys[axis + 1 :]), alone))
+    return found
+
+
+def _step(sides: Sequence[_Side], logs: Mapping[str, np.ndarray], factors: dict[_Key, np.ndarray]) -> np.ndarray:
+    """The change of the logarithms of a group's scales; `factors` keeps the powers of all scales."""
+    up: Any = 0.0
+    down: Any = 0.0
+    curvature: Any = 0.0
+    for side in sides:
+        total = side.norms
+        for key in reversed((side.key, *side.others)):
             if key not in factors:
                 factors[key] = np.exp(2 * key[1] * logs[key[0]])
-        for axis, (name, exponent) in enumerate(own):
-            if name == group:
-                total = factors[own[axis]] * place.along(axis, [factors[key] for key in own])
-                change = up if exponent > 0 else down
-                change += abs(exponent) * total
-                curvature += exponent**2 * total
+            total = factors[key] * total if key is side.key else total @ factors[key].astype(total.dtype)
+        exponent = side.key[1]
+        up, down = (up + exponent * total, down) if exponent > 0 else (up, down - exponent * total)
+        curvature = curvature + exponent**2 * total
+    step = np.zeros(len(logs[sides[0].key[0]]))
     alive = (up > 0) & (down > 0)
-    step = np.zeros_like(up)
-    exponents = {abs(e) for place in where for name, e in zip(place.groups, place.exponents, strict=True) if name == group}
-    if len(exponents) == 1 and all(place.groups.count(group) == 1 for place in where):
+    exponents = {abs(side.key[1]) for side in sides}
+    if not np.any(alive):
+        return step
+    if len(exponents) == 1 and all(side.is_alone for side in sides):
         step[alive] = np.log(down[alive] / up[alive]) / (4 * exponents.pop())
     else:
         step[alive] = ((down - up)[alive] / (4 * curvature[alive])).clip(-1, 1)
