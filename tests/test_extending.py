@@ -162,6 +162,8 @@ class Lossy(WeightedMean):
 
     def average(self, parents, objective=None):
         state = super().average(parents, objective)
+        if self.change is None:
+            return None
         self.change(state)
         return state
 
@@ -184,7 +186,45 @@ class OfRoles(BaseFusion):
         return self.given
 
 
+class Listing(Identity):
+    """The couplings alone."""
+
+    def align(self, *given):
+        return super().align(*given).couplings
+
+
+class Bare(BaseFusion):
+    """Leaves out the parameters that all fusions have."""
+
+    def __init__(self, power=1.0):
+        self.power = power
+
+    def roles(self):
+        return Roles(Identity(), ByMagnitude(self.power))
+
+
+def test_parameters_that_are_left_out_have_their_defaults():
+    models = family("mlp", 2)
+    assert set(Bare().get_params()) == {"power"}
+    assert_same(values(Bare(2.0).fit(models).fused_model_), values(Plain(2.0).fit(models).fused_model_))
+
+
+class Plain(Bare):
+    """The same with all parameters."""
+
+    def __init__(self, power=1.0, **options):
+        BaseFusion.__init__(self, **options)
+        self.power = power
+
+
 WRONG = {
+    "no roles": (Identity(), TypeError, r"OfRoles.roles must return Roles\(aligner, averager\). Got Identity"),
+    "no alignment": (Roles(Listing()), TypeError, "Listing.align must return an Alignment. Got list"),
+    "no tensors": (
+        Roles(Identity(), Lossy(None)),
+        FusionError,
+        "Lossy must return all tensors of the target, by name. Got NoneType",
+    ),
     "a group without a coupling": (
         Roles(Fixed(lambda couplings: couplings[1].pop("linears.1"))),
         FusionError,

@@ -75,6 +75,13 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+    weights: Sequence[float] | None = None  # of estimators whose own __init__ leaves these parameters out
+    correction: Any = None
+    probe: Any = "auto"
+    example_inputs: Any = None
+    device: Any = None
+    random_state: Any = None
+    verbose: int = 0
     _masks: Mapping[str, Mask] = MappingProxyType({})  # of folders that were saved before there were any
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -131,6 +138,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         """
         given, data = _checked(models, y)
         kind, roles = known_kind() or kind_of(y), self.roles()
+        if not isinstance(roles, Roles):
+            raise TypeError(f"{type(self).__name__}.roles must return Roles(aligner, averager). Got {type(roles).__name__}.")
         corrections, probe = corrections_of(self.correction), probe_of(self.probe)
         is_lenient = isinstance(self.correction, str) and self.correction == "auto"
         weights, marks = normalised(self.weights, len(given)), [fingerprint(m) for m in given]

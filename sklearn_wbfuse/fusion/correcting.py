@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,14 +98,21 @@ def align(
 ) -> tuple[Alignment, Parents]:
     """The alignment, and the parents as it saw them: not run, with a warning, where "auto" finds that they fail on the probe."""
     try:
-        return roles.aligner.align(parents, target.graph, objective), parents
+        return _aligned(roles, parents, target, objective), parents
     except Exception as error:
         if parents.runs is None or not is_lenient or roles.aligner.compares_activations:
             raise
         alone = parents.with_runs(None)
-        found = roles.aligner.align(alone, target.graph, objective)
+        found = _aligned(roles, alone, target, objective)
         _warn_without(error)
         return found, alone
+
+
+def _aligned(roles: Roles, parents: Parents, target: Architecture, objective: Objective | None) -> Alignment:
+    found = roles.aligner.align(parents, target.graph, objective)
+    if not isinstance(found, Alignment):
+        raise TypeError(f"{type(roles.aligner).__name__}.align must return an Alignment. Got {type(found).__name__}.")
+    return found
 
 
 @dataclass(eq=False)
@@ -171,6 +178,8 @@ def fuse(
 
 def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict[str, Tensor]:
     """What a role returns, if these are all tensors of the target."""
+    if not isinstance(state, Mapping):
+        raise FusionError(f"{type(role).__name__} must return all tensors of the target, by name. Got {type(state).__name__}.")
     for key, labels in aligned.target.graph.tensors.items():
         shape = labels.shape if labels.diagonal == 1 else (labels.shape[0], labels.shape[1] // labels.diagonal, *labels.shape[2:])
         if key not in state or state[key].shape != shape:
