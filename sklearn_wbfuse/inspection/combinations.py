@@ -10,6 +10,7 @@ from torch import nn
 
 from ..exceptions import WidthError
 from ..graph import floating_state, plain_copy, validate_models
+from ..mixture import Mixture
 
 __all__ = ["Combinations", "difference"]
 
@@ -54,9 +55,9 @@ class Combinations:
     @torch.no_grad()
     def at(self, weights: Sequence[float]) -> nn.Module:
         """The network at some weights, in eval mode; the next call changes it."""
-        kept = [(float(w), s) for w, s in zip(weights, self._states, strict=True) if w]  # exact at the networks themselves
+        mixture = Mixture(weights)  # whose mean is exact at the networks themselves
         for name, tensor in self._moving.items():
-            tensor.copy_(sum(w * s[name] for w, s in kept))  # type: ignore[arg-type]
+            tensor.copy_(mixture.mean([state[name] for state in self._states]))
         return self._model
 
     def displacements(self) -> np.ndarray:
