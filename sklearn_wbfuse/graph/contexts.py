@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 
-__all__ = ["own_draws", "traced", "untouched_modules"]
+__all__ = ["own_draws", "traced", "untouched_modules", "watched_assignments"]
 
 
 def own_draws(*devices: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -45,7 +45,7 @@ def untouched_modules(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     held = [(store, dict(store)) for m in modules for store in (m._buffers, m._parameters, vars(m))]
-    with _watched_assignments():
+    with watched_assignments():
         outer, first = _watch.own, len(_watch.before)
         _watch.own = {id(m) for m in modules}
         try:
@@ -61,11 +61,16 @@ def untouched_modules(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched_assignments() -> Iterator[None]:
-    """Assignments to attributes of modules are seen until the end, in all threads that want it."""
+def watched_assignments() -> Iterator[None]:
+    """Assignments to attributes of modules are seen until the end, in all threads that want it.
+
+    Whenever it starts or ends Python forgets what it knows of the methods of modules, which costs as much as the run of a small
+    network: around several runs it is started once.
+    """
     with _Switch.lock:
         if not _Switch.users:
-            _Switch.on()
+            _Switch.original = nn.Module.__setattr__
+            nn.Module.__setattr__ = _assign  # type: ignore[method-assign,assignment]
         _Switch.users += 1
     try:
         yield
@@ -73,37 +78,14 @@ def _watched_assignments() -> Iterator[None]:
         with _Switch.lock:
             _Switch.users -= 1
             if not _Switch.users:
-                _Switch.off()
+                nn.Module.__setattr__ = _Switch.original  # type: ignore[method-assign,assignment]
 
 
 class _Switch:
-    """Puts `_assign` in the place of what torch does with an assignment.
-
-    Where that is a function of Python its body is replaced: another function in its place would make Python forget what it
-    knows of the methods of all kinds of modules, which costs as much as the run of a small network.
-    """
+    """How many want to see assignments, and what torch does with one."""
 
     lock, users = threading.Lock(), 0
-    function: Any
     original: Callable[[nn.Module, str, Any], None]
-
-    @classmethod
-    def on(cls) -> None:
-        cls.function = f = nn.Module.__setattr__
-        body = _BODIES.get(len(f.__closure__ or ())) if isinstance(f, types.FunctionType) else None
-        if body is None:
-            cls.original = f
-            nn.Module.__setattr__ = _assign  # type: ignore[method-assign,assignment]
-        else:
-            cls.original = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-            f.__code__ = body
-
-    @classmethod
-    def off(cls) -> None:
-        if nn.Module.__setattr__ is _assign:
-            nn.Module.__setattr__ = cls.function  # type: ignore[method-assign]
-        else:
-            cls.function.__code__ = cls.original.__code__
 
 
 class _Watch(threading.local):
@@ -123,27 +105,6 @@ def _assign(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, Tensor) or isinstance(old, Tensor):
             _watch.before.append((module, name, old))
     _Switch.original(module, name, value)
-
-
-def _bodies(*cells: Any) -> Iterator[types.CodeType]:
-    """Bodies that call `_assign`, for functions with a closure of so many variables (``super()`` needs one) and none."""
-
-    def without(self, name, value):
-        from sklearn_wbfuse.graph.contexts import _assign
-
-        _assign(self, name, value)
-
-    def with_one(self, name, value):
-        from sklearn_wbfuse.graph.contexts import _assign
-
-        _assign(self, name, value)
-        assert cells is not None
-
-    yield without.__code__
-    yield with_one.__code__
-
-
-_BODIES = dict(enumerate(_bodies()))
 
 
 _tracing = threading.local()

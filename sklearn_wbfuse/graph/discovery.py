@@ -19,6 +19,7 @@ from ..groups import Graph
 from ..layers import declaration_of
 from .check import SelfCheck
 from .constants import computes_the_same, constants_of
+from .contexts import watched_assignments
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
@@ -239,6 +240,11 @@ def discover_all(
         Naming the first difference.
     """
     plains = [plain_copy(m) for m in models] if plains is None else plains
+    with watched_assignments():
+        return _discover_all(models, example_inputs, plains)
+
+
+def _discover_all(models: Sequence[nn.Module], example_inputs: Any, plains: Sequence[nn.Module]) -> list[Architecture]:
     found: list[Architecture] = []
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
