@@ -187,8 +187,17 @@ def _named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tup
 
 
 def plain_state(model: nn.Module, plain: Callable[[nn.Module], nn.Module] = plain_copy) -> dict[str, Tensor]:
-    """The floating tensors of a plain copy, to be read only: they are the model's own where nothing is parametrized."""
-    return floating_state(plain(model) if parametrized_names(model) else model)
+    """The floating tensors of a plain copy, to be read only.
+
+    They are the model's own where nothing is parametrized, and no class says how it is copied: copies of Keras networks, say,
+    have other names.
+    """
+    return floating_state(plain(model) if parametrized_names(model) or _is_copied_its_own_way(model) else model)
+
+
+def _is_copied_its_own_way(model: nn.Module) -> bool:
+    kinds = {type(module) for module in model.modules()}
+    return any(hasattr(k, "__deepcopy__") or k.__reduce__ is not object.__reduce__ for k in kinds)
 
 
 @contextlib.contextmanager

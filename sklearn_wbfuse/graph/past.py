@@ -44,7 +44,9 @@ def refuse_constants(plain: nn.Module, program: Any, missing: Sequence[str]) -> 
     missing : list of str
         Parameters that the trace does not read.
     """
-    constants = [c for c in program.constants.values() if isinstance(c, Tensor) and c.is_floating_point() and c.numel() > 1]
+    unnamed = {spec.target for spec in program.graph_signature.input_specs}  # others are parameters, known by their memory
+    held = [c for name, c in program.constants.items() if name in unnamed and isinstance(c, Tensor)]
+    constants = [c for c in held if c.is_floating_point() and c.numel() > 1]
 
     def is_read(parameter: Tensor) -> bool:
         alike = [c for c in constants if (c.shape, c.dtype, c.device) == (parameter.shape, parameter.dtype, parameter.device)]

@@ -424,6 +424,34 @@ class TestReadPastTheParts:
         with pytest.raises(DiscoveryError, match=r"reads layers in 'layers' that are not its parts.*use nn\.ModuleList"):
             discover(Listed(), torch.randn(4, 5))
 
+    def test_parts_in_a_list_whose_parameters_are_the_networks_own_and_a_copy_with_other_names(self):
+        """As Keras keeps its layers, beside a dict of their parameters, which a copy names otherwise."""
+
+        class Kept(nn.Module):
+            def __init__(self, title="network"):
+                super().__init__()
+                self.layers = [nn.Linear(5, 8), nn.Linear(8, 3)]
+                named = [(k, *kv) for k, m in enumerate(self.layers) for kv in m.named_parameters()]
+                self.held = nn.ParameterDict({f"{title}_{k}_{name}": p for k, name, p in named})
+
+            def forward(self, x):
+                return self.layers[1](torch.relu(self.layers[0](x)))
+
+            def __deepcopy__(self, memo):
+                twin = Kept("copy")
+                for own, other in zip(twin.parameters(), self.parameters(), strict=True):
+                    own.data.copy_(other.data)
+                return twin
+
+        model, other, order = Kept(), Kept(), torch.randperm(8)
+        first, second = model.layers
+        moved = first.bias[order], first.weight[order], second.bias, second.weight[:, order]  # in the order of their names
+        for parameter, values in zip(other.parameters(), moved, strict=True):
+            parameter.data.copy_(values)
+        x = torch.randn(4, 5)
+        fused = WassersteinFusion(correction=None, example_inputs=x).fit([model, other]).fused_model_
+        torch.testing.assert_close(fused(x), model(x))
+
     def test_parameters_tied_by_their_data(self):
         class Tied(nn.Module):
             def __init__(self):
