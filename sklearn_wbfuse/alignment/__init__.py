@@ -3,7 +3,7 @@
 from .aligned import AlignedParent, AlignedParents
 from .aligner import Aligner, Identity
 from .alignment import Alignment
-from .carry import Carrier, carry_state
+from .carry import Carrier
 from .energy import carried
 from .view import Feature, features
 from .wasserstein import WassersteinAligner
@@ -18,6 +18,5 @@ __all__ = [
     "Identity",
     "WassersteinAligner",
     "carried",
-    "carry_state",
     "features",
 ]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..couplings import along_axis
 from ..execution import Parent, Probing, Recording
+from ..execution.lockstep import Labelled
+from ..execution.parents import Members
 from ..graph import Architecture
 from ..mixture import Mixture
 from .alignment import Alignment
 from .carry import Carrier
 
 __all__ = ["AlignedParent", "AlignedParents"]
-
-Labelled = tuple[str, int]
-"""An axis of a tensor, for the neurons that stand on it."""
 
 
 class AlignedParent:
@@ -35,12 +34,17 @@ class AlignedParent:
     """
 
     recording: Recording
+    on_data = False
 
-    def __init__(self, parent: Parent, carrier: Carrier, recording: Recording | None = None, *, on_data: bool = False):
-        self.parent, self.carrier, self.weight, self.on_data = parent, carrier, parent.weight, on_data
+    def __init__(self, parent: Parent, carrier: Carrier):
+        self.parent, self.carrier, self.weight = parent, carrier, parent.weight
         self._maps: dict[Labelled, Mapping[str, Any]] = {}
-        if recording is not None:
-            self.recording = recording
+
+    def recorded(self, recording: Recording, *, on_data: bool) -> AlignedParent:
+        """The same, with what it computes of the inputs of a probe."""
+        twin = AlignedParent(self.parent, self.carrier)
+        twin.recording, twin.on_data = recording, on_data
+        return twin
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -75,52 +79,41 @@ def _sparse(matrix: Tensor) -> dict[str, Tensor]:
     return ({} if stays else {"index": index}) | ({} if bool((factor == 1).all()) else {"factor": factor})
 
 
-class AlignedParents(Sequence[AlignedParent]):
+class AlignedParents(Members[AlignedParent]):
     """The parents that have a weight, their mixture and the target.
 
-    Attributes
+    Parameters
     ----------
+    parents : sequence of AlignedParent
+    positions : sequence of int
+        Of each among the parents of the fit.
     mixture : Mixture
     target : Architecture
     """
 
-    def __init__(self, parents: Sequence[AlignedParent], mixture: Mixture, target: Architecture):
-        self._parents, self.mixture, self.target = list(parents), mixture, target
+    def __init__(self, parents: Sequence[AlignedParent], positions: Sequence[int], mixture: Mixture, target: Architecture):
+        super().__init__(parents)
+        self.positions, self.mixture, self.target = positions, mixture, target
 
     @classmethod
-    def of(
-        cls,
-        parents: Sequence[Parent],
-        alignment: Alignment,
-        target: Architecture,
-        runs: Probing | None = None,
-        max_rows: int | None = None,
-    ) -> AlignedParents:
-        """Parents by their couplings; recorded at so many positions if they are run."""
+    def of(cls, parents: Sequence[Parent], alignment: Alignment, target: Architecture) -> AlignedParents:
+        """Parents by their couplings."""
         counted = [i for i, p in enumerate(parents) if p.weight]
         aligned = []
         for i in counted:
             own, plans, scales = parents[i], alignment.couplings[i], alignment.source_scales[i]
             carrier = Carrier(own.graph, target.graph, plans, scales, alignment.target_scales, own.correspondence)
-            recording = None if runs is None or max_rows is None else runs.recording(i, max_rows)
-            aligned.append(AlignedParent(own, carrier, recording, on_data=runs is not None and runs.has_rows_alone))
+            aligned.append(AlignedParent(own, carrier))
         masses = {name: mass[counted] for name, mass in alignment.masses.items()}
-        return cls(aligned, Mixture([parents[i].weight for i in counted], masses), target)
+        return cls(aligned, counted, Mixture([parents[i].weight for i in counted], masses), target)
+
+    def recorded(self, runs: Probing, max_rows: int) -> AlignedParents:
+        """The same, with what each computes of the inputs of a probe at so many positions."""
+        pairs = zip(self, self.positions, strict=True)
+        recorded = [p.recorded(runs.recording(i, max_rows), on_data=runs.has_rows_alone) for p, i in pairs]
+        return AlignedParents(recorded, self.positions, self.mixture, self.target)
 
     def mean_rows(self, values: Sequence[Tensor], labelled: Labelled, *, magnitude: bool = False) -> Tensor:
         """The mean of activations (..., neurons), each in its parent's neurons, in the target's."""
         carried = [p.carried(v, labelled, magnitude=magnitude) for p, v in zip(self, values, strict=True)]
         return self.mixture.mean_along(carried, self.target.graph.tensors[labelled[0]].spans[labelled[1]], -1)
-
-    def __len__(self) -> int:
-        return len(self._parents)
-
-    @overload
-    def __getitem__(self, position: int) -> AlignedParent: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[AlignedParent]: ...
-    def __getitem__(self, position: int | slice) -> AlignedParent | Sequence[AlignedParent]:
-        return self._parents[position]
-
-    def __iter__(self) -> Iterator[AlignedParent]:
-        return iter(self._parents)

@@ -14,7 +14,7 @@ from ..exceptions import WidthError
 from ..groups import Block, Graph, LabelledTensor, put, relabel, take
 from ..mixture import Mixture
 
-__all__ = ["Carrier", "carry_state", "check_blocks", "mean_scales"]
+__all__ = ["Carrier", "check_blocks", "mean_scales"]
 
 Scales = Mapping[str, np.ndarray]
 
@@ -90,18 +90,6 @@ class Carrier:
         for labels in (own, self.target.tensors[name]):
             both.append(LabelledTensor("", (labels.shape[axis], size), (labels.spans[axis], ())))
         return self._by_blocks(torch.eye(size, dtype=torch.float64), *both)
-
-
-def carry_state(
-    state: Mapping[str, Tensor],
-    source: Graph,
-    target: Graph,
-    couplings: Mapping[str, Coupling],
-    source_scales: Scales,
-    target_scales: Scales,
-) -> dict[str, Tensor]:
-    """All tensors of a model in the neurons, widths and scales of the target; see `Carrier`."""
-    return Carrier(source, target, couplings, source_scales, target_scales).state(state)
 
 
 def check_blocks(source: Graph, target: Graph, correspondence: Correspondence = SAME_NAMES) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
@@ -11,10 +11,30 @@ from ..mixture import Mixture
 from .parent import Parent
 from .probing import Probing
 
-__all__ = ["Parents"]
+__all__ = ["Members", "Parents"]
 
 
-class Parents(Sequence[Parent]):
+Member = TypeVar("Member")
+
+
+class Members(Sequence[Member]):
+    """A sequence of parents of some kind, which may know more than they do."""
+
+    def __init__(self, members: Sequence[Member]):
+        self._members = tuple(members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, position: int) -> Member: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Member]: ...
+    def __getitem__(self, position: int | slice) -> Member | Sequence[Member]:
+        return self._members[position]
+
+
+class Parents(Members[Parent]):
     """The parents of one fusion, and what the roles share.
 
     Parameters
@@ -36,17 +56,17 @@ class Parents(Sequence[Parent]):
         further: Callable[[nn.Module], Parent] | None = None,
         cached: Callable[[Any, Callable[[], Any]], Any] | None = None,
     ):
-        self._parents, self.runs = list(parents), runs
-        self._further, self._cached = further, cached
+        super().__init__(parents)
+        self.runs, self._further, self._cached = runs, further, cached
 
     @property
     def mixture(self) -> Mixture:
         """The weights of the parents."""
-        return Mixture([p.weight for p in self._parents])
+        return Mixture([p.weight for p in self])
 
     def with_runs(self, runs: Probing | None) -> Parents:
         """The same, run on other inputs, or on none."""
-        return Parents(self._parents, runs=runs, further=self._further, cached=self._cached)
+        return Parents(self, runs=runs, further=self._further, cached=self._cached)
 
     def further(self, model: nn.Module) -> Parent:
         """One further network, such as a start that the user gives, as data."""
@@ -57,16 +77,3 @@ class Parents(Sequence[Parent]):
     def remember(self, key: Any, compute: Callable[[], Any]) -> Any:
         """What `compute` returns for these networks, computed once for all fits that share their rows; the key names it."""
         return compute() if self._cached is None else self._cached(key, compute)
-
-    def __len__(self) -> int:
-        return len(self._parents)
-
-    @overload
-    def __getitem__(self, position: int) -> Parent: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Parent]: ...
-    def __getitem__(self, position: int | slice) -> Parent | Sequence[Parent]:
-        return self._parents[position]
-
-    def __iter__(self) -> Iterator[Parent]:
-        return iter(self._parents)

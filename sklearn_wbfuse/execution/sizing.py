@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..graph import Architecture, cast_inputs
 from ..graph.contexts import untouched_modules
-from ..graph.modules import lent
+from ..graph.tensors import lent
 from .probe import Probe
 from .probing import rows_in
 

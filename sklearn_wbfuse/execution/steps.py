@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..graph.export import export
-from ..graph.modules import aliases, lent
+from ..graph.tensors import aliases, lent
 from ..layers.operations import facts_of, named
 from .memory import Held, Memory
 

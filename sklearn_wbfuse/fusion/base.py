@@ -19,7 +19,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..alignment import Alignment, carry_state
+from ..alignment import Alignment, Carrier
 from ..base import HelpfulMixin, short_text
 from ..couplings import Couplings
 from ..data import FusionInput, Objective, check_labels, outputs, rows_of, score_outputs
@@ -227,8 +227,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             else:
                 i, found, parent = 0, *self._matched(model, fused, making)
                 graph, state = parent.graph, parent.state
-            state = carry_state(state, graph, self.graph_, found.couplings[i], found.source_scales[i], found.target_scales)
-            state = ones_where_any(state, self._masks)
+            carrier = Carrier(graph, self.graph_, found.couplings[i], found.source_scales[i], found.target_scales)
+            state = ones_where_any(carrier.state(state), self._masks)
             result.append(write_back(self.fused_model_, state, sized=fused, exact=True))
         return result
 
@@ -273,6 +273,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
                 )
             back[name] = coupling.inverse()
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
+        carrier = Carrier(self.graph_, self._graphs[position], back, scales, own)
         result, fused = [], plain_state(self.fused_model_)
         for number, model in enumerate(validate_models(models_of(models))):
             given = plain_state(model)
@@ -283,9 +284,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
                         f"Model {number} must have the fused model's widths, but {name!r} has shape {shape}, not "
                         f"{tuple(tensor.shape)}; transform brings it there."
                     )
-            state = self._making([model]).tensors(model)
-            state = carry_state(state, self.graph_, self._graphs[position], back, scales, own)
-            state = ones_where_any(state, self._masks)
+            state = ones_where_any(carrier.state(self._making([model]).tensors(model)), self._masks)
             result.append(write_back(model, state, sized=plain_copy(model), exact=True))
         return result
 

@@ -155,7 +155,7 @@ def fuse(
         for correction in corrections:
             assert runs is not None
             try:
-                fused = _corrected(fused, correction, parents, runs)
+                fused = _corrected(fused, correction, runs)
             except Exception as error:
                 if not is_lenient:
                     raise
@@ -189,12 +189,12 @@ def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict
 
 
 @torch.no_grad()
-def _corrected(fused: Fused, correction: Correction, parents: Parents, runs: Probing) -> Fused:
+def _corrected(fused: Fused, correction: Correction, runs: Probing) -> Fused:
     """The fused network after a correction."""
     target = fused.parents.target
     steps = runs.of_target(target, fused.state)
-    recorded = AlignedParents.of(parents, fused.alignment, target, runs, correction.max_rows)
-    state = _whole(correction.correct(steps, recorded), recorded, correction)
+    state = correction.correct(steps, fused.parents.recorded(runs, correction.max_rows))
+    state = _whole(state, fused.parents, correction)
     ran = all(node in steps.values or node in steps.parameters for node in steps.returned if isinstance(node, Node))
     chosen = enumerate(runs.held_out() if ran else [])
     outputs = [chosen_of(steps.outputs(batch), c) for batch, c in chosen if c.any()]

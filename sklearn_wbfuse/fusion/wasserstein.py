@@ -178,26 +178,28 @@ class WassersteinFusion(BaseFusion):
         n_jobs: int | None = None,
         verbose: int = 0,
     ):
+        super().__init__(
+            weights=weights,
+            correction=correction,
+            probe=probe,
+            example_inputs=example_inputs,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+        )
         self.target_widths = target_widths
         self.reg = reg
         self.alpha_h = alpha_h
-        self.weights = weights
         self.schedule = schedule
         self.cost = cost
         self.measure = measure
         self.symmetry = symmetry
         self.merge = merge
-        self.correction = correction
-        self.probe = probe
         self.init = init
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
-        self.example_inputs = example_inputs
-        self.device = device
-        self.random_state = random_state
         self.n_jobs = n_jobs
-        self.verbose = verbose
 
     def roles(self) -> Roles:
         """The aligner that finds the couplings, and the weighted mean."""

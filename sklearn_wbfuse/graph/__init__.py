@@ -2,9 +2,10 @@
 
 from .discovery import Architecture, apart, discover, discover_all
 from .inputs import as_inputs, cast_inputs, guess_inputs
-from .modules import device_of, floating_state, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
+from .modules import device_of, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
 from .ranges import seems_probable
 from .states import resized_inputs
+from .tensors import floating_state
 
 __all__ = [
     "Architecture",

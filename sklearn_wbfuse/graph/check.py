@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
 from ..groups import Graph, LabelledTensor, Span, put, relabel, take
 from .contexts import untouched_modules
-from .modules import floating_state, lent
 from .restricted import without, without_groups
 from .states import on_states
+from .tensors import floating_state, lent
 
 __all__ = ["SelfCheck"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..exceptions import ArchitectureMismatchError, FusionWarning
 from ..groups import Graph
 from .check import SelfCheck
-from .modules import floating_state
+from .tensors import floating_state
 
 __all__ = ["close", "computes_the_same", "constants_of", "warn_of_unread"]
 

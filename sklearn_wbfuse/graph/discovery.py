@@ -25,11 +25,12 @@ from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
 from .limits import within_limits
-from .modules import aliases, floating_state, in_order_of, plain_copy, resize
+from .modules import in_order_of, plain_copy, resize
 from .past import refuse_constants, refuse_views
 from .ranges import returns_probabilities
 from .restricted import like
 from .states import declared_states, resized_inputs, with_states
+from .tensors import aliases, floating_state
 
 __all__ = ["Architecture", "apart", "discover", "discover_all"]
 

@@ -19,7 +19,7 @@ from ..layers.operations import schema_name
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
-from .modules import lent
+from .tensors import lent
 
 __all__ = ["export"]
 

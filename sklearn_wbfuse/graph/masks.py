@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..groups import Graph, LabelledTensor, Span
 from .check import SelfCheck
 from .constants import close
-from .modules import floating_state
 from .restricted import without
+from .tensors import floating_state
 
 __all__ = ["Mask", "find_masks", "masked_graph", "masked_state", "ones_where_any"]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_wbfuse.alignment import carry_state
+from sklearn_wbfuse.alignment import Carrier
 from sklearn_wbfuse.alignment.problem import Problem, random_start
 from sklearn_wbfuse.alignment.schedules import layerwise, match, match_all
 from sklearn_wbfuse.alignment.sweeps import blurred, joint
@@ -106,7 +106,7 @@ def test_permuted_copies_are_found(which, seed, count):
         for own, (order, _), copy in zip(found.plans[1:], moves, copies, strict=True):
             blocks = next(iter(graph.groups))
             np.testing.assert_array_equal(order[blocks][own[blocks].index], np.arange(graph.sizes[blocks]))
-            carried = carry_state(copy, graph, graph, own, {}, {})
+            carried = Carrier(graph, graph, own, {}, {}).state(copy)
             for n, t in first.items():
                 torch.testing.assert_close(carried[n], t)
 
@@ -161,7 +161,7 @@ def test_targets_of_other_sizes(heads, d, d_value):
         assert found.energy <= start.energy * (1 + 1e-9)
         for s, own in zip(states, found.plans, strict=True):
             keeps_blocks(problem, own)
-            moved = carry_state(s, graph, wide, own, {}, {})
+            moved = Carrier(graph, wide, own, {}, {}).state(s)
             assert {n: t.shape for n, t in moved.items()} == {n: torch.Size(t.shape) for n, t in wide.tensors.items()}
 
 
@@ -174,9 +174,9 @@ def test_heads_that_do_not_divide_have_their_error():
 
 
 def test_a_convolution_keeps_its_number_of_groups():
-    graph, other, rng = grouped_convolution(), grouped_convolution(6), np.random.default_rng(0)
+    graph, other = grouped_convolution(), grouped_convolution(6)
     with pytest.raises(WidthError, match="'two' holds 3 diagonal blocks in a model and 6 in the target"):
-        carry_state(state(graph, rng), graph, other, {}, {}, {})
+        Carrier(graph, other, {}, {}, {})
 
 
 @given(st.integers(0, 2**31 - 1))
