@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import recompute_batchnorm
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 IMAGES, IMAGE_SEEDS, STARTS = 1000, [0, 1, 2], [0, 1, 2, 3, 4]
 SYMMETRIES = ["auto", "permutation"]

@@ -21,7 +21,7 @@ from tables import number, show, spread
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 ROWS = 1000
 MLPS = [(0, 1), (2, 3), (4, 5)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.datasets import RecurrentNet
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 RUNS = 5
 

@@ -12,7 +12,7 @@ import torch
 from base_models import base_model, mnist
 from comparison import compare
 
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 PAIRS = [(0, 1), (2, 3), (4, 5)]
 REGS = [0.0, 0.001, 0.005]

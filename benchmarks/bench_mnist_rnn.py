@@ -23,7 +23,7 @@ from tables import number, show, spread
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 NAMES = ["rnn-256", "lstm-256", "gru-256"]
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7)]

@@ -14,7 +14,7 @@ from base_models import ag_news, sst2
 from comparison import compare
 from torch import nn
 
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 PAIRS = [(0, 1), (2, 3), (4, 5)]
 METHODS: dict[str, dict] = {"alpha_h 0": {"alpha_h": 0.0}, "defaults": {}}

@@ -12,7 +12,7 @@ from tables import number, show, spread
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.graph import discover_all
+from sklearn_wbfuse.discovery import discover_all
 
 
 @dataclass

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .discovery import discover
     from .fusion import VanillaAveraging, WassersteinFusion
-    from .graph import discover
     from .layers import declare, register_rule, register_sizes
     from .model_selection import FusionClassifier, FusionInput, FusionRegressor, compare
     from .persistence import load
@@ -36,7 +36,7 @@ _HOMES = {
     "WassersteinFusion": "fusion",
     "compare": "model_selection",
     "declare": "layers",
-    "discover": "graph",
+    "discover": "discovery",
     "load": "persistence",
     "register_rule": "layers",
     "register_sizes": "layers",
@@ -45,16 +45,18 @@ _MODULES = {
     *_HOMES.values(),
     "alignment",
     "averaging",
+    "base",
     "cli",
+    "connectivity",
     "correction",
-    "correspondence",
-    "data",
-    "execution",
     "datasets",
+    "exceptions",
+    "execution",
     "inspection",
+    "network",
+    "probes",
     "transport",
 }
-_MODULES |= {"base", "couplings", "exceptions", "groups", "mixture"}
 
 
 def __getattr__(name: str) -> Any:

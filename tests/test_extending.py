@@ -27,9 +27,9 @@ from sklearn_wbfuse.alignment import Aligner, Alignment, Identity
 from sklearn_wbfuse.averaging import Averager, WeightedMean
 from sklearn_wbfuse.base import ESTIMATORS
 from sklearn_wbfuse.correction import Correction
-from sklearn_wbfuse.couplings import Coupling, Permutation
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.fusion import BaseFusion, Roles
+from sklearn_wbfuse.network.couplings import Coupling, Permutation
 
 SUITES = {
     Aligner: AlignerConformance,

@@ -31,10 +31,10 @@ from tables import show
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.alignment import Aligner, Alignment
-from sklearn_wbfuse.alignment.view import features
+from sklearn_wbfuse.alignment.features import features
 from sklearn_wbfuse.datasets import MLP, VGG11, ResNet20
+from sklearn_wbfuse.discovery import discover_all, floating_state
 from sklearn_wbfuse.fusion import Roles, making
-from sklearn_wbfuse.graph import discover_all, floating_state
 
 RUNS = 3
 ENOUGH = 20.0

@@ -5,7 +5,7 @@ from .aligner import Aligner, Identity
 from .alignment import Alignment
 from .carry import Carrier
 from .energy import carried
-from .view import Feature, features
+from .features import Feature, features
 from .wasserstein import WassersteinAligner
 
 __all__ = [

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..execution import Parent, Probing
-from ..execution.equations import Equation, equations, read_by
-from ..execution.probing import rows_within, units_of
+from ..execution.cells import Sequences, levels
+from ..execution.parent_runner import rows_within, units_of
 from ..execution.recording import Recording
-from ..execution.recurrent import Sequences, levels
-from ..groups import Graph
+from ..execution.sites import Equation, equations, read_by
 from ..layers.operations import facts_of
-from .view import Feature
+from ..network.groups import Graph
+from .features import Feature
 
 __all__ = ["activation_features", "activations_of"]
 

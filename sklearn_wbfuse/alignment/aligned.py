@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..couplings import along_axis
+from ..discovery import Architecture
 from ..execution import Parent, Probing, Recording
 from ..execution.lockstep import Labelled
 from ..execution.parents import Members
-from ..graph import Architecture
-from ..mixture import Mixture
+from ..network.couplings import along_axis
+from ..network.mixture import Mixture
 from .alignment import Alignment
 from .carry import Carrier
 

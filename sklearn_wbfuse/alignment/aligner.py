@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from ..couplings import Coupling
 from ..data import Objective
 from ..exceptions import WidthError
 from ..execution import Parent, Parents
-from ..groups import Graph
+from ..network.couplings import Coupling
+from ..network.groups import Graph
 from .alignment import Alignment
 
 __all__ = ["Aligner", "Identity"]

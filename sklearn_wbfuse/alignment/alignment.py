@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling, Permutation
 from ..exceptions import FusionError, WidthError
 from ..execution import Parent, Parents
-from ..groups import Graph, Span
+from ..network.couplings import Coupling, Permutation
+from ..network.groups import Graph, Span
 from .energy import carried, energy, mean_target
-from .view import features
+from .features import features
 
 __all__ = ["Alignment", "blocks_within", "pinned_groups"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..correspondence import SAME_NAMES, Correspondence
-from ..couplings import Coupling, Permutation, along
 from ..exceptions import WidthError
-from ..groups import Block, Graph, LabelledTensor, put, relabel, take
-from ..mixture import Mixture
+from ..network.correspondence import SAME_NAMES, Correspondence
+from ..network.couplings import Coupling, Permutation, along
+from ..network.groups import Block, Graph, LabelledTensor, put, relabel, take
+from ..network.mixture import Mixture
 
 __all__ = ["Carrier", "check_blocks", "mean_scales"]
 

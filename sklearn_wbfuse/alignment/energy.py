@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling
-from ..mixture import Mixture
+from ..network.couplings import Coupling
+from ..network.mixture import Mixture
 from ..transport import Term
-from .view import Feature
+from .features import Feature
 
 __all__ = [
     "add_product",

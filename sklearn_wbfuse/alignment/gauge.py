@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import along
+from ..network.couplings import along
 from .energy import kappa
-from .view import Feature
+from .features import Feature
 
 __all__ = ["balance", "scaled"]
 

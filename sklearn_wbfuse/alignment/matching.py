@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling, Permutation, Plan
+from ..network.couplings import Coupling, Permutation, Plan
 from ..transport import Potentials, Prices, Quadratic, Tie, assemble, exact, largest, solve, solve_nested, solve_quadratic
 from .energy import carried, products, quadratic_term
 from .energy import cost as cost_matrices
-from .view import Feature
+from .features import Feature
 
 __all__ = ["assigned", "couple", "couple_blocks", "fit"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ..couplings import Coupling, Permutation, Plan
-from ..mixture import Mixture
+from ..network.couplings import Coupling, Permutation, Plan
+from ..network.mixture import Mixture
 from ..transport import check_multiple
 from .energy import carried, difference, energy, mean_target
-from .view import Feature
+from .features import Feature
 
 __all__ = ["Plans", "Problem", "Solution", "random_start", "spread"]
 

@@ -17,14 +17,14 @@ from scipy.spatial.distance import cdist
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
-from ..couplings import Coupling, Plan
-from ..mixture import Mixture
+from ..network.couplings import Coupling, Plan
+from ..network.mixture import Mixture
 from ..transport import Potentials, solve
 from .energy import carried, mean_target
 from .matching import fit
 from .problem import Plans, Problem, Solution
-from .steps import Step, sweep_steps
 from .sweeps import Sweeps
+from .updates import Step, sweep_steps
 
 __all__ = ["layerwise", "match", "match_all"]
 

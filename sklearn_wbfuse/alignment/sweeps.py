@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import Permutation, along
+from ..network.couplings import Permutation, along
 from ..transport import Prices
 from .energy import carried
+from .features import Feature
 from .matching import assigned
 from .problem import Plans, Problem, Solution
-from .products import Products
-from .steps import Step, sweep_steps
-from .view import Feature
+from .product_cache import Products
+from .updates import Step, sweep_steps
 
 __all__ = ["Sweeps", "blurred", "joint"]
 

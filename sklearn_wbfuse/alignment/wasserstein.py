@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ..data import Objective
 from ..exceptions import FusionError, WidthError
 from ..execution import Parent, Parents, Probing
-from ..groups import Graph
-from ..mixture import Mixture
+from ..network.groups import Graph
+from ..network.mixture import Mixture
 from .activations import activations_of
 from .aligner import Aligner
 from .alignment import Alignment, blocks_within, pinned_groups
 from .carry import check_blocks, mean_scales
+from .features import Feature, features, with_activations
 from .gauge import balance, scaled
 from .problem import Problem, Solution, random_start
 from .schedules import layerwise, match, match_all
 from .sweeps import blurred, joint
-from .view import Feature, features, with_activations
 from .widths import target_sizes
 
 __all__ = ["WassersteinAligner"]

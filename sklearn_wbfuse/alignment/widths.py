@@ -10,7 +10,7 @@ import numpy as np
 
 from ..base import did_you_mean, short_text
 from ..exceptions import GroupNameError, WidthError
-from ..groups import Graph
+from ..network.groups import Graph
 
 __all__ = ["target_sizes"]
 
@@ -33,7 +33,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
 
     Examples
     --------
-    >>> from sklearn_wbfuse.groups import Group
+    >>> from sklearn_wbfuse.network.groups import Group
     >>> parents = [Graph({"a": Group("a", n), "b": Group("b", 2)}, {}) for n in (4, 6)]
     >>> target_sizes(1.5, parents)
     {'a': 9, 'b': 3}

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..data.fusion_input import native
+from ..discovery import Architecture, plain_copy, sizes_in, unwrap
+from ..discovery.parametrized import without_pruning
 from ..exceptions import DiscoveryError, FusionError
-from ..graph import Architecture, plain_copy, sizes_in, unwrap
-from ..graph.parametrized import without_pruning
 from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
 from .names import as_held, own_names
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from ..discovery import plain_copy
 from ..exceptions import FusionError, did_you_mean
-from ..graph import plain_copy
 
 __all__ = ["build"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.utils._pprint import _changed_params
 
 from ..base import aligned
-from ..couplings import Coupling, Permutation
 from ..exceptions import FusionError
+from ..network.couplings import Coupling, Permutation
 from ..persistence import decoded, read_folder
 
 __all__ = ["described", "summary"]

@@ -1,9 +1,9 @@
 """What follows the average: layers brought to what the parents compute."""
 
 from ..execution import PROBES, Probe
+from .base import Correction
 from .batchnorm import recompute_batchnorm
 from .regression import Regression
-from .role import Correction
 from .statistics import BatchNorm, Repair
 
 __all__ = ["CORRECTIONS", "PROBES", "BatchNorm", "Correction", "Probe", "Regression", "Repair", "recompute_batchnorm"]

@@ -21,11 +21,11 @@ from ..alignment import AlignedParents
 from ..exceptions import FusionError
 from ..execution import Steps
 from ..execution.affine import Writer
-from ..execution.equations import Equation, equations
+from ..execution.cells import Cell, Part, Sequences, levels
 from ..execution.lockstep import Rows, run_in_lockstep
-from ..execution.probing import HELD_OUT
-from ..execution.recurrent import Cell, Part, Sequences, levels
-from .role import Correction
+from ..execution.parent_runner import HELD_OUT
+from ..execution.sites import Equation, equations
+from .base import Correction
 
 __all__ = ["Regression"]
 

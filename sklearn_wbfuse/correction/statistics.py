@@ -25,9 +25,9 @@ from ..alignment import AlignedParents
 from ..exceptions import FusionWarning
 from ..execution import Steps
 from ..execution.affine import Norm, Writer
-from ..execution.equations import Equation, batch_norms, equations, running_statistics
 from ..execution.lockstep import Rows, run_in_lockstep
-from .role import Correction
+from ..execution.sites import Equation, batch_norms, equations, running_statistics
+from .base import Correction
 
 __all__ = ["BatchNorm", "Repair"]
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
+from ..discovery import plain_copy
+from ..discovery.mistakes import hint_for_list, is_rows
 from ..exceptions import FusionError, InvalidModelError
-from ..graph import plain_copy
-from ..graph.mistakes import hint_for_list, is_rows
 
 __all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]
 

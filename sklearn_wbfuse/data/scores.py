@@ -12,9 +12,9 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
+from ..discovery import cast_inputs
 from ..exceptions import FusionError, NonFiniteError
-from ..graph import cast_inputs
-from ..groups import Graph
+from ..network.groups import Graph
 from .fusion_input import FusionInput, floats
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from ..layers.conv import is_depthwise
 from ..layers.operations import facts_of
-from .steps import Steps
+from .runner import Steps
 
 __all__ = ["Conv", "Linear", "Norm", "Writer", "rows_at", "writer_of"]
 

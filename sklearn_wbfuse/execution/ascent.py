@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ..graph import cast_inputs, device_of
-from ..graph.contexts import own_draws, untouched_modules
+from ..discovery import cast_inputs, device_of
+from ..discovery.contexts import own_draws, untouched_modules
 
 __all__ = ["ascended"]
 

@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from ..layers.operations import operation
 from .affine import Writer, rows_at
-from .equations import Equation, read_by
 from .recording import Recording
-from .steps import Steps
+from .runner import Steps
+from .sites import Equation, read_by
 
 __all__ = ["Beside", "Companions", "Rows", "run_in_lockstep"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..correspondence import SAME_NAMES, Correspondence
-from ..graph import Architecture, plain_copy
-from ..groups import Graph
+from ..discovery import Architecture, plain_copy
+from ..network.correspondence import SAME_NAMES, Correspondence
+from ..network.groups import Graph
 
 __all__ = ["Parent"]
 

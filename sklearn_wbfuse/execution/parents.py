@@ -7,9 +7,9 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
-from ..mixture import Mixture
+from ..network.mixture import Mixture
 from .parent import Parent
-from .probing import Probing
+from .parent_runner import Probing
 
 __all__ = ["Members", "Parents"]
 

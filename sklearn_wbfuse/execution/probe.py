@@ -22,9 +22,9 @@ from torch.utils import _pytree as pytree
 from ..base import HelpfulMixin
 from ..probes import dead_leaves, occluding_steps
 from .affine import Norm, writer_of
+from .cells import cells_of
 from .reading import Reading, vocabularies
-from .recurrent import cells_of
-from .steps import Steps
+from .runner import Steps
 
 __all__ = ["PROBES", "Probe", "between", "coloured", "is_drawn", "mixed", "procedural", "repeated", "shares", "with_tokens"]
 

@@ -13,8 +13,8 @@ from torch.fx.node import map_arg
 
 from ..exceptions import FusionError
 from ..layers.operations import Facts, facts_of, operation
-from .recurrent import cells_of
-from .steps import Steps
+from .cells import cells_of
+from .runner import Steps
 
 __all__ = ["Reading", "read_as", "vocabularies"]
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .affine import rows_at
 from .memory import Held, Memory
-from .steps import Steps
+from .runner import Steps
 
 __all__ = ["Positions", "Recording"]
 

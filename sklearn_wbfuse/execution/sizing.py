@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..graph import Architecture, cast_inputs
-from ..graph.contexts import untouched_modules
-from ..graph.tensors import lent
+from ..discovery import Architecture, cast_inputs
+from ..discovery.contexts import untouched_modules
+from ..discovery.tensors import lent
+from .parent_runner import rows_in
 from .probe import Probe
-from .probing import rows_in
 
 __all__ = ["sized", "work_of"]
 

@@ -21,14 +21,14 @@ from torch import nn
 
 from ..alignment import Alignment, Carrier
 from ..base import HelpfulMixin, short_text
-from ..couplings import Couplings
 from ..data import FusionInput, Objective, check_labels, outputs, rows_of, score_outputs
+from ..discovery import Architecture, cast_inputs, device_of, discover_all, plain_copy, plain_state, validate_models, write_back
+from ..discovery.constants import warn_of_unread
+from ..discovery.contexts import untouched_modules
+from ..discovery.masks import Mask, find_masks, ones_where_any
 from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..execution import Parent, Parents, Probing
-from ..graph import Architecture, cast_inputs, device_of, discover_all, plain_copy, plain_state, validate_models, write_back
-from ..graph.constants import warn_of_unread
-from ..graph.contexts import untouched_modules
-from ..graph.masks import Mask, find_masks, ones_where_any
+from ..network.couplings import Couplings
 from .agreement import kind_of
 from .configs import follow_widths
 from .correcting import align, corrections_of, fuse, probe_of, run_on_probe

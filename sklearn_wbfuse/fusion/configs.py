@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..discovery import floating_state, plain_copy
 from ..exceptions import FusionWarning
-from ..graph import floating_state, plain_copy
 
 __all__ = ["follow_widths"]
 

@@ -16,11 +16,11 @@ from ..alignment import AlignedParents, Alignment
 from ..base import did_you_mean, short_text
 from ..correction import CORRECTIONS, Correction
 from ..data import FusionInput, Objective
+from ..discovery import Architecture, write_back
 from ..exceptions import FusionError, FusionWarning
 from ..execution import PROBES, Parents, Probe, Probing
-from ..execution.probing import chosen_of
+from ..execution.parent_runner import chosen_of
 from ..execution.sizing import sized
-from ..graph import Architecture, write_back
 from .judging import agreement_on, why
 from .progress import log
 from .roles import Roles

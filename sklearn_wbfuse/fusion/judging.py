@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..data.fusion_input import FusionInput
+from ..discovery import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
+from ..discovery.contexts import own_draws, untouched_modules
 from ..exceptions import PoorFusionWarning
-from ..execution.probing import Probing, chosen_of, rows_in
-from ..graph import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
-from ..graph.contexts import own_draws, untouched_modules
-from ..groups import Graph
+from ..execution.parent_runner import Probing, chosen_of, rows_in
+from ..network.groups import Graph
 from .agreement import Agreement, agreement_of, tell_values
 
 __all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "known_kind", "outputs_are", "small_probe", "why"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import FusionInput
+from ..discovery import Architecture, apart, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
+from ..discovery.masks import Mask, masked_graph, masked_state
 from ..exceptions import FusionError
 from ..execution import Parent
-from ..graph import Architecture, apart, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
-from ..graph.masks import Mask, masked_graph, masked_state
 from .masking import compared
 
 Copied = Callable[[nn.Module], nn.Module]

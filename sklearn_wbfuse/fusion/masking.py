@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..alignment import AlignedParents
+from ..discovery.masks import Mask, ones_where_any
 from ..exceptions import FusionWarning
-from ..graph.masks import Mask, ones_where_any
 
 __all__ = ["compared", "fused_masks"]
 

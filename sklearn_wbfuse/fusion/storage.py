@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from ..alignment.alignment import Alignment
-from ..couplings import Couplings
 from ..data.fusion_input import noise_like
+from ..discovery.masks import Mask, masked_graph
 from ..exceptions import FusionWarning
-from ..graph.masks import Mask, masked_graph
-from ..groups import Graph
+from ..network.couplings import Couplings
+from ..network.groups import Graph
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .agreement import Agreement
 from .configs import follow_widths

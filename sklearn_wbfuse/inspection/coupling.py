@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from ..base import did_you_mean
+from ..connectivity.evaluation import fitted
 from ..exceptions import FusionError, GroupNameError
-from .evaluation import fitted
 from .figures import BLUE, VERMILION, colour_map, new_axes
 
 __all__ = ["CouplingDisplay"]

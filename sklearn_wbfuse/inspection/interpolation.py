@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
+from ..connectivity.evaluation import Judge, checked_metrics, fitted
+from ..connectivity.networks import Combinations, difference
 from ..exceptions import FusionError
-from .combinations import Combinations, difference
-from .evaluation import Judge, checked_metrics, fitted
 from .figures import BLUE, VERMILION, new_axes, progress
 
 __all__ = ["InterpolationDisplay"]

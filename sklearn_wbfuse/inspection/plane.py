@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 from torch import nn
 
+from ..connectivity.evaluation import Judge, checked_metrics, fitted
+from ..connectivity.geometry import affine_weights, plane_coordinates
+from ..connectivity.networks import Combinations
+from ..discovery import validate_models
 from ..exceptions import FusionError, NonFiniteError
-from ..graph import validate_models
-from .combinations import Combinations
-from .evaluation import Judge, checked_metrics, fitted
 from .figures import new_axes, progress
-from .geometry import affine_weights, plane_coordinates
 
 __all__ = ["LossPlaneDisplay"]
 

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..data.fusion_input import FusionInput
+from ..discovery import plain_copy, validate_models
 from ..execution import PROBES, Probe
-from ..execution.probing import Probing
+from ..execution.parent_runner import Probing
 from ..execution.reading import read_as
 from ..fusion.correcting import probe_of
 from ..fusion.making import Making, discovered, normalised
-from ..graph import plain_copy, validate_models
 from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]

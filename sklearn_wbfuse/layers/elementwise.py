@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..couplings import along
+from ..network.couplings import along
 from .labels import Layer, Record, Value
 from .operations import TABLE
 from .registry import register_rule, register_sizes

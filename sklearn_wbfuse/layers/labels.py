@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..couplings import along
-from ..groups import Summed
+from ..network.couplings import along
+from ..network.groups import Summed
 
 __all__ = ["FIXED", "Layer", "Record", "Value"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..couplings import along
+from ..network.couplings import along
 from .elementwise import combine, unmarked
 from .labels import Layer, Record, Value
 from .product import product

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..groups import Summed
+from ..network.groups import Summed
 from .elementwise import is_zero, varies
 from .labels import Layer, Record, Value
 from .linear import opaque, read

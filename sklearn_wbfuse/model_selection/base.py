@@ -15,10 +15,10 @@ from torch import nn
 from ..base import HelpfulMixin, label_of, short_text
 from ..data.fusion_input import FusionInput, rows_of
 from ..data.scores import check_labels, outputs, outputs_for
+from ..discovery import guess_inputs, validate_models
 from ..exceptions import FusionError, InvalidModelError
 from ..fusion import WassersteinFusion
 from ..fusion.judging import outputs_are
-from ..graph import guess_inputs, validate_models
 from ..persistence import PersistenceMixin
 
 __all__ = ["Predictor"]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ..base import label_of, short_text
 from ..data.fusion_input import FusionInput, noise_like, rows_of
 from ..data.scores import are_probabilities, as_array, class_scores, holds_targets, outputs, score_outputs
+from ..discovery import validate_models
 from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
 from ..fusion.judging import outputs_are
 from ..fusion.making import discovered
-from ..graph import validate_models
-from ..groups import Graph
+from ..network.groups import Graph
 from .predictors import FusionClassifier, FusionRegressor
 from .table import Comparison, counted, n_parameters
 

@@ -21,8 +21,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from ..base import short_text
 from ..data.fusion_input import FusionInput
 from ..data.scores import are_probabilities, as_array, class_scores, sum_to_one
+from ..discovery import seems_probable
 from ..exceptions import FusionError, FusionWarning
-from ..graph import seems_probable
 from .base import Predictor
 
 __all__ = ["FusionClassifier", "FusionRegressor"]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..discovery import Architecture, cast_inputs, device_of, plain_copy, validate_models, write_back
+from ..discovery.parametrized import recompute
+from ..discovery.restricted import without
 from ..exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -18,10 +21,7 @@ from ..exceptions import (
     PersistenceError,
     SelfCheckError,
 )
-from ..graph import Architecture, cast_inputs, device_of, plain_copy, validate_models, write_back
-from ..graph.parametrized import recompute
-from ..graph.restricted import without
-from ..groups import Graph
+from ..network.groups import Graph
 
 __all__ = [
     "checked_template",

@@ -22,9 +22,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..base import ESTIMATORS
-from ..couplings import Coupling, coupling_from
 from ..exceptions import FusionWarning, PersistenceError
 from ..execution import Probe
+from ..network.couplings import Coupling, coupling_from
 
 __all__ = ["ESTIMATORS", "Decoder", "Encoder"]
 

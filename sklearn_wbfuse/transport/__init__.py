@@ -1,9 +1,9 @@
 """Transport problems: cost arrays in, couplings out. The only place that imports POT and scipy.optimize."""
 
 from .assignment import Prices
-from .linear import exact, largest, round_to_marginals, solve
-from .nested import Tie, assemble, check_multiple, solve_nested
-from .quadratic import Quadratic, Term, solve_quadratic
+from .blocks import Tie, assemble, check_multiple, solve_nested
+from .linear_problem import exact, largest, round_to_marginals, solve
+from .quadratic_problem import Quadratic, Term, solve_quadratic
 from .sinkhorn import Potentials
 
 __all__ = [

@@ -13,11 +13,11 @@ from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.alignment.activations import activation_features
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.datasets import MLP
+from sklearn_wbfuse.discovery import discover
 from sklearn_wbfuse.execution import Memory, program_of
-from sklearn_wbfuse.execution.equations import equations
-from sklearn_wbfuse.execution.probing import Probing
+from sklearn_wbfuse.execution.parent_runner import Probing
 from sklearn_wbfuse.execution.recording import Positions, Recording
-from sklearn_wbfuse.graph import discover
+from sklearn_wbfuse.execution.sites import equations
 
 
 def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):

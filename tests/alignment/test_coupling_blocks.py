@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.alignment import Carrier
+from sklearn_wbfuse.alignment.features import features
 from sklearn_wbfuse.alignment.problem import Problem, random_start
 from sklearn_wbfuse.alignment.schedules import layerwise, match, match_all
 from sklearn_wbfuse.alignment.sweeps import blurred, joint
-from sklearn_wbfuse.alignment.view import features
-from sklearn_wbfuse.couplings import Coupling
 from sklearn_wbfuse.exceptions import WidthError
-from sklearn_wbfuse.groups import Graph, Group, LabelledTensor, Span, relabel
-from sklearn_wbfuse.mixture import Mixture
+from sklearn_wbfuse.network.couplings import Coupling
+from sklearn_wbfuse.network.groups import Graph, Group, LabelledTensor, Span, relabel
+from sklearn_wbfuse.network.mixture import Mixture
 
 
 def axis(group, size, role, odd=False):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.alignment.energy import carried, cost, energy, mean_target
-from sklearn_wbfuse.alignment.view import Feature
-from sklearn_wbfuse.couplings import Permutation, Plan
-from sklearn_wbfuse.mixture import Mixture
+from sklearn_wbfuse.alignment.features import Feature
+from sklearn_wbfuse.network.couplings import Permutation, Plan
+from sklearn_wbfuse.network.mixture import Mixture
 from sklearn_wbfuse.transport import round_to_marginals
 
 FEATURES = [

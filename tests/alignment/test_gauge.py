@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from networks import disguised, networks
 
 from sklearn_wbfuse import discover
+from sklearn_wbfuse.alignment.features import features
 from sklearn_wbfuse.alignment.gauge import balance, scaled
-from sklearn_wbfuse.alignment.view import features
-from sklearn_wbfuse.graph import floating_state
+from sklearn_wbfuse.discovery import floating_state
 
 
 @given(networks(), st.integers(0, 1000))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from networks import CNN, MLP, networks, randomised
 
 from sklearn_wbfuse import WassersteinFusion
-from sklearn_wbfuse.couplings import Plan
+from sklearn_wbfuse.network.couplings import Plan
 
 
 def family(build, count):

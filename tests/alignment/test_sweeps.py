@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sklearn_wbfuse.alignment.energy import cost, energy, mean_target
+from sklearn_wbfuse.alignment.features import Feature
 from sklearn_wbfuse.alignment.matching import couple
 from sklearn_wbfuse.alignment.problem import Problem, random_start
 from sklearn_wbfuse.alignment.schedules import layerwise
 from sklearn_wbfuse.alignment.sweeps import blurred, joint
-from sklearn_wbfuse.alignment.view import Feature
-from sklearn_wbfuse.couplings import Coupling, Permutation
-from sklearn_wbfuse.mixture import Mixture
+from sklearn_wbfuse.network.couplings import Coupling, Permutation
+from sklearn_wbfuse.network.mixture import Mixture
 
 SIZES = {"a": 9, "b": 7, "c": 8}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sklearn_wbfuse import WassersteinFusion
-from sklearn_wbfuse.graph import Architecture, floating_state, plain_copy
-from sklearn_wbfuse.groups import relabel
+from sklearn_wbfuse.discovery import Architecture, floating_state, plain_copy
 from sklearn_wbfuse.layers.operations import TABLE
+from sklearn_wbfuse.network.groups import relabel
 
 
 @dataclass

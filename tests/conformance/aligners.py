@@ -6,10 +6,10 @@ from conformance.fusers import BUILDERS, assert_same, family
 from networks import MLP, disguised, randomised
 
 from sklearn_wbfuse.alignment import AlignedParents
+from sklearn_wbfuse.discovery import discover_all, plain_copy
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.execution import Parents
 from sklearn_wbfuse.fusion.making import Making, common_dtype
-from sklearn_wbfuse.graph import discover_all, plain_copy
 
 _FOUND = {}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sklearn_wbfuse import discover
 from sklearn_wbfuse.execution.affine import writer_of
-from sklearn_wbfuse.execution.equations import equations
+from sklearn_wbfuse.execution.sites import equations
 from sklearn_wbfuse.layers.operations import operation
 
 seeds = st.integers(0, 2**31 - 1)

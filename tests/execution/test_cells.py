@@ -10,7 +10,7 @@ from stepping import outputs, steps_of
 from torch import nn
 from torch.fx import Graph
 
-from sklearn_wbfuse.execution.recurrent import Sequences, cells_of, levels
+from sklearn_wbfuse.execution.cells import Sequences, cells_of, levels
 
 aten = torch.ops.aten
 

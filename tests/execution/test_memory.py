@@ -6,8 +6,8 @@ from architectures import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sklearn_wbfuse.discovery import floating_state, plain_copy
 from sklearn_wbfuse.execution import Held, Memory, Steps, program_of
-from sklearn_wbfuse.graph import floating_state, plain_copy
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]
 

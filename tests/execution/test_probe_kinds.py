@@ -12,12 +12,12 @@ from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
+from sklearn_wbfuse.discovery import cast_inputs, floating_state, plain_copy
 from sklearn_wbfuse.exceptions import FusionError
 from sklearn_wbfuse.execution import Steps, program_of
 from sklearn_wbfuse.execution.ascent import ascended
-from sklearn_wbfuse.execution.probing import Probing
+from sklearn_wbfuse.execution.parent_runner import Probing
 from sklearn_wbfuse.execution.reading import read_as
-from sklearn_wbfuse.graph import cast_inputs, floating_state, plain_copy
 
 
 class Net(nn.Module):

@@ -19,10 +19,10 @@ import sklearn_wbfuse.fusion.judging as judging
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
 from sklearn_wbfuse.alignment import Identity
 from sklearn_wbfuse.correction import Probe
-from sklearn_wbfuse.couplings import Permutation
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
 from sklearn_wbfuse.fusion import Agreement, Roles
 from sklearn_wbfuse.fusion.agreement import agreement_of, kind_of
+from sklearn_wbfuse.network.couplings import Permutation
 
 KINDS = [None, "targets", "classes", "binary"]
 FINITE = st.floats(-1e6, 1e6, width=32)

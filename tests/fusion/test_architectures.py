@@ -10,8 +10,8 @@ import torch
 from architectures import FIXTURES
 
 from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.discovery import Architecture
 from sklearn_wbfuse.exceptions import FusionWarning
-from sklearn_wbfuse.graph import Architecture
 
 
 @pytest.fixture(params=FIXTURES)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklearn_wbfuse import WassersteinFusion, discover
-from sklearn_wbfuse.graph import floating_state, plain_copy
-from sklearn_wbfuse.groups import relabel
+from sklearn_wbfuse.discovery import floating_state, plain_copy
+from sklearn_wbfuse.network.groups import relabel
 
 
 class Stream(nn.Module):

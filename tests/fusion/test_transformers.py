@@ -11,8 +11,8 @@ import torch
 from architectures import randomised
 
 from sklearn_wbfuse import WassersteinFusion
-from sklearn_wbfuse.graph import Architecture, floating_state, plain_copy
-from sklearn_wbfuse.groups import relabel
+from sklearn_wbfuse.discovery import Architecture, floating_state, plain_copy
+from sklearn_wbfuse.network.groups import relabel
 
 tr = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn_wbfuse.exceptions.FusionWarning")

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
+from sklearn_wbfuse.connectivity.evaluation import Judge
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import InterpolationDisplay
-from sklearn_wbfuse.inspection.evaluation import Judge
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -201,7 +201,7 @@ def test_labels_of_a_classifier(rows, classes):
 
 def test_one_pass_for_both_metrics(rows, monkeypatch):
     model, X, y = rows
-    from sklearn_wbfuse.inspection import evaluation
+    from sklearn_wbfuse.connectivity import evaluation
 
     calls = []
     monkeypatch.setattr(evaluation, "outputs", lambda m, data: calls.append(m) or m(X).detach().numpy())

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionClassifier, VanillaAveraging, WassersteinFusion
+from sklearn_wbfuse.connectivity.geometry import affine_weights, plane_coordinates
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import LossPlaneDisplay
-from sklearn_wbfuse.inspection.geometry import affine_weights, plane_coordinates
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -123,7 +123,7 @@ def test_of_a_predictor_and_of_models(setting):
 
 def test_rows_are_drawn(setting, monkeypatch):
     fusion, models, X, y = setting
-    from sklearn_wbfuse.inspection import evaluation
+    from sklearn_wbfuse.connectivity import evaluation
 
     seen = []
     monkeypatch.setattr(evaluation, "outputs", lambda m, data: seen.append(data) or m(data.arrays[0]).detach().numpy())

@@ -9,8 +9,8 @@ from conformance.adapters import AdapterConformance, Case
 from torch import nn
 
 from sklearn_wbfuse import WassersteinFusion
+from sklearn_wbfuse.discovery import Architecture
 from sklearn_wbfuse.exceptions import DiscoveryError, WidthError
-from sklearn_wbfuse.graph import Architecture
 
 
 class Channels(nn.Module):

@@ -1,0 +1,80 @@
+"""Networks at affine combinations of other networks' parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..discovery import floating_state, plain_copy, validate_models
+from ..exceptions import WidthError
+from ..network.mixture import Mixture
+
+__all__ = ["Combinations", "difference"]
+
+
+class Combinations:
+    r"""Networks at the affine combinations :math:`\sum_k w_k \theta_k`, :math:`\sum_k w_k = 1`, of networks of equal shapes.
+
+    All floating tensors are combined, buffers such as running statistics too. What all networks share stays as it is.
+
+    Parameters
+    ----------
+    models : list of Module
+        Not changed.
+    remedy : str
+        What to do about networks of different shapes, for the error.
+
+    Raises
+    ------
+    WidthError
+        If a tensor differs in shape.
+
+    Examples
+    --------
+    >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    >>> middle = Combinations([a, b]).at([0.5, 0.5])
+    >>> torch.allclose(middle.weight, (a.weight + b.weight) / 2)
+    True
+    """
+
+    def __init__(self, models: Sequence[nn.Module], remedy: str = ""):
+        plain = [plain_copy(m) for m in validate_models(models)]
+        for position, other in enumerate(plain[1:], 1):
+            found = difference(plain[0], other)
+            if found is not None:
+                raise WidthError(f"Networks {0} and {position} must have equal shapes, but {found}.{remedy}")
+        states = [floating_state(m) for m in plain]
+        self._model, self._moving, self._states = plain[0], {}, []
+        moves = [n for n, first in states[0].items() if not all(torch.equal(first, s[n].to(first)) for s in states[1:])]
+        self._moving = {name: states[0][name] for name in moves}
+        self._states = [{name: s[name].to(states[0][name], copy=True) for name in moves} for s in states]
+
+    @torch.no_grad()
+    def at(self, weights: Sequence[float]) -> nn.Module:
+        """The network at some weights, in eval mode; the next call changes it."""
+        mixture = Mixture(weights)  # whose mean is exact at the networks themselves
+        for name, tensor in self._moving.items():
+            tensor.copy_(mixture.mean([state[name] for state in self._states]))
+        return self._model
+
+    def displacements(self) -> np.ndarray:
+        """Parameters (not buffers) of all networks less those of the first, float64, shape (n_models, n_parameters)."""
+        learnt = {name for name, _ in self._model.named_parameters()} & self._moving.keys()
+        rows = []
+        for state in self._states:
+            parts = [(state[n].double() - self._states[0][n].double()).flatten().cpu() for n in self._moving if n in learnt]
+            rows.append(torch.cat(parts).numpy() if parts else np.zeros(0))
+        return np.stack(rows)
+
+
+def difference(first: nn.Module, second: nn.Module) -> str | None:
+    """What keeps two networks from being combined: the first tensor without a counterpart of its shape."""
+    shapes = [{name: tuple(t.shape) for name, t in floating_state(m).items()} for m in (first, second)]
+    for name in [*shapes[0], *shapes[1]]:
+        one, other = (s.get(name) for s in shapes)
+        if one != other:
+            return f"{name!r} has shape {one} in the one and {other} in the other"
+    return None
