@@ -43,18 +43,18 @@ class Truth:
     places: dict = field(default_factory=dict)
     scalable: dict = field(default_factory=dict)
     signable: dict = field(default_factory=dict)
-    within: dict = field(default_factory=dict)
+    block_groups: dict = field(default_factory=dict)
     diagonal: dict = field(default_factory=dict)
 
-    def open(self, name, size, scalable, signable=False, within=None):
+    def open(self, name, size, scalable, signable=False, block_group=None):
         self.sizes[name], self.places[name], self.scalable[name], self.signable[name] = size, [], scalable, signable
-        if within is not None:
-            self.within[name] = within
+        if block_group is not None:
+            self.block_groups[name] = block_group
 
     def orders(self, rng):
         """A random permutation of every group that keeps blocks together."""
         orders = {name: rng.permutation(size) for name, size in self.sizes.items()}
-        for name, within in self.within.items():
+        for name, within in self.block_groups.items():
             each = self.sizes[name] // self.sizes[within]
             orders[name] = np.concatenate([block * each + rng.permutation(each) for block in orders[within]])
         return orders
@@ -239,7 +239,7 @@ class Grouped(nn.Module):
         self.truth = t = Truth(diagonal={"groups.weight": blocks})
         scales = activation in HOMOGENEOUS
         t.open("groups.blocks", blocks, False)
-        t.open("stem", a, scales, within="groups.blocks")
+        t.open("stem", a, scales, block_group="groups.blocks")
         t.write("stem", "stem", True)
         t.read("stem", "groups")
         t.open("groups", b, True, True, "groups.blocks")  # up to the depthwise convolution, which undoes it
@@ -247,7 +247,7 @@ class Grouped(nn.Module):
         t.places["groups"].append(Place("depth.weight", 0, -1, role="out"))
         t.places["groups"].append(Place("depth.bias", 0, 0, odd=False, role="out"))
         t.places["groups"].append(Place("mix.weight", 1, 0, odd=False, role="in"))
-        inner = {"within": "norm.blocks"} if norms > 1 else {}
+        inner = {"block_group": "norm.blocks"} if norms > 1 else {}
         if inner:
             t.open("norm.blocks", norms, False)
         t.open("mix", 2 * norms, scales, **inner)
@@ -502,8 +502,8 @@ def grouped(draw):
 
 def networks(blocks=True):
     """Any of the families, random values; without blocks every width may be any number."""
-    seeds, families = (
+    seeds, permutation_units = (
         st.integers(0, 2**31 - 1),
         [mlps(), cnns(), resnets(), recurrents(), *([encoders(), grouped()] if blocks else [])],
     )
-    return st.tuples(st.one_of(families), seeds).map(lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1])))
+    return st.tuples(st.one_of(permutation_units), seeds).map(lambda drawn: randomised(drawn[0], np.random.default_rng(drawn[1])))

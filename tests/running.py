@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from sklearn_wbfuse.discovery import discover_all, floating_state, plain_copy
-from sklearn_wbfuse.execution import Steps, program_of
+from sklearn_wbfuse.execution import Runner, program_of
 from sklearn_wbfuse.fusion.making import Making, common_dtype
 
 TRACED = {
@@ -30,7 +30,7 @@ def steps_of(network, batches, device="cpu", program=None):
     plain = plain_copy(network).to(device)
     state = floating_state(plain)
     program = program_of(plain, batches[0], next(iter(state.values()))) if program is None else program
-    return Steps(program, plain, state, placed(batches, device))
+    return Runner(program, plain, state, placed(batches, device))
 
 
 def parents_of(networks, inputs):
@@ -42,16 +42,16 @@ def parents_of(networks, inputs):
 
 def at_end(network, *inputs, device="cpu"):
     """A network that has computed everything on one batch, and holds it."""
-    steps = steps_of(network, [inputs], device)
-    for node in steps.nodes:
-        steps.run(node)
-    return steps
+    runner = steps_of(network, [inputs], device)
+    for node in runner.nodes:
+        runner.run(node)
+    return runner
 
 
-def outputs(steps, batch=0):
+def outputs(runner, batch=0):
     """What the network returns, as a flat list."""
-    (returned,) = steps.nodes[-1].args
-    return pytree.tree_leaves(map_arg(returned, lambda node: steps.read(node, batch)))
+    (returned,) = runner.nodes[-1].args
+    return pytree.tree_leaves(map_arg(returned, lambda node: runner.read(node, batch)))
 
 
 def expected(network, inputs, device="cpu", state=None):

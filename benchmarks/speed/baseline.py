@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def baseline(described: Sequence, models: Sequence[Sequence[Tensor]]) -> list[dict[str, np.ndarray]]:
+def baseline(features: Sequence, models: Sequence[Sequence[Tensor]]) -> list[dict[str, np.ndarray]]:
     """Plans of every group and model but the first, from its incoming tensors, whose own inputs are matched already."""
     plans: list[dict[str, np.ndarray]] = [{} for _ in models]
-    for group in dict.fromkeys(g for feature in described for g in feature.groups):
+    for group in dict.fromkeys(g for feature in features for g in feature.groups):
         at = [
             p
-            for p, f in enumerate(described)
+            for p, f in enumerate(features)
             if f.groups.count(group) == 1
             and f.roles[f.groups.index(group)] == "out"
             and all(g == group or g in plans[-1] for g in f.groups)
@@ -23,9 +23,9 @@ def baseline(described: Sequence, models: Sequence[Sequence[Tensor]]) -> list[di
         for i in range(1, len(models)):
             cost = np.zeros(())
             for p in at:
-                axis = described[p].groups.index(group)
+                axis = features[p].groups.index(group)
                 x, y = models[0][p].double(), models[i][p].double()
-                for other, name in enumerate(described[p].groups):
+                for other, name in enumerate(features[p].groups):
                     if name != group:
                         moved = torch.as_tensor(plans[i][name]) * len(plans[i][name])
                         y = torch.tensordot(moved, y, dims=([1], [other])).movedim(0, other)

@@ -40,12 +40,12 @@ def main(names: list[str]) -> None:
         if name in IMAGES:
             inputs = [torch.randn(1, 3, IMAGES[name], IMAGES[name])]
         begin = time.perf_counter()
-        graph = discover(network, tuple(inputs))
+        spec = discover(network, tuple(inputs))
         seconds = time.perf_counter() - begin
         millions = sum(p.numel() for p in network.parameters()) / 1e6
-        units = sum(graph.sizes.values())
-        found = coverage(Table(network), graph)
-        rows.append([name, f"{millions:.1f}", str(len(graph.groups)), str(units), f"{found:.3f}", f"{seconds:.2f}"])
+        units = sum(spec.sizes.values())
+        found = coverage(Table(network), spec)
+        rows.append([name, f"{millions:.1f}", str(len(spec.groups)), str(units), f"{found:.3f}", f"{seconds:.2f}"])
     show("discovery in published widths", ["network", "million parameters", "groups", "units", "coverage", "seconds"], rows)
 
 

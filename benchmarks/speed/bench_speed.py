@@ -31,7 +31,7 @@ from tables import show
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.alignment import Aligner, Alignment
-from sklearn_wbfuse.alignment.features import features
+from sklearn_wbfuse.alignment.features import extract_features
 from sklearn_wbfuse.datasets import MLP, VGG11, ResNet20
 from sklearn_wbfuse.discovery import discover_all, floating_state
 from sklearn_wbfuse.fusion import Roles, making
@@ -98,8 +98,8 @@ def parents(case: Case) -> tuple[list[nn.Module], torch.Tensor]:
 
 def arrays(data: FusionInput) -> tuple[list, list]:
     """Features of the parents, as the floor and the rival get them."""
-    graphs = [a.graph for a in making.discovered(data.models, data)]
-    both = [features(g, floating_state(m), 1.0) for g, m in zip(graphs, data.models, strict=True)]
+    specs = [a.spec for a in making.discovered(data.models, data)]
+    both = [extract_features(g, floating_state(m), 1.0) for g, m in zip(specs, data.models, strict=True)]
     return both[0][0], [own for _, own in both]
 
 
@@ -113,7 +113,7 @@ def timed(case: Case) -> dict[str, float]:
     models, example = parents(case)
     data = FusionInput(models, example)
     discover_all(models, example)
-    described, own = arrays(data)
+    features, own = arrays(data)
     runs: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -123,9 +123,9 @@ def timed(case: Case) -> dict[str, float]:
     for run in range(RUNS):
         if time.perf_counter() - begin > ENOUGH:
             break
-        note("floor", seconds(lambda: floor(described, own)))
+        note("floor", seconds(lambda: floor(features, own)))
         if run == 0 and case["net"] == "mlp" and int(case["width"]) <= RIVAL_TO:  # type: ignore[call-overload]
-            note("rival", seconds(lambda: baseline(described, own)))
+            note("rival", seconds(lambda: baseline(features, own)))
         note("discovery", seconds(lambda: discover_all(models, example)))
         for schedule in ("layerwise", "joint"):
             fusion = TimedFusion(schedule=schedule)
@@ -140,13 +140,13 @@ def memory(case: Case, what: str) -> dict[str, float]:
     """Growth of the resident set in one call, in MiB."""
     models, example = parents(case)
     data = FusionInput(models, example)
-    described, own = arrays(data)
+    features, own = arrays(data)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     if what == "fit":
         WassersteinFusion(correction=None).fit(data)
     else:
-        {"floor": floor, "rival": baseline}[what](described, own)
+        {"floor": floor, "rival": baseline}[what](features, own)
     return {what: (_resident("VmHWM") - before) / 1024}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def floor(described: Sequence, models: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
+def floor(features: Sequence, models: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
     """Orders of the neurons of every group and model but the first.
 
     Parameters
@@ -24,10 +24,10 @@ def floor(described: Sequence, models: Sequence[Sequence[Tensor]]) -> list[np.nd
         Arrays of each model.
     """
     orders = []
-    for group in dict.fromkeys(g for feature in described for g in feature.groups):
+    for group in dict.fromkeys(g for feature in features for g in feature.groups):
         for i, own in enumerate(models):
             similar: Tensor | float = 0.0
-            for feature, a, b in zip(described, models[0], own, strict=True):
+            for feature, a, b in zip(features, models[0], own, strict=True):
                 if feature.groups.count(group) == 1:
                     axis = feature.groups.index(group)
                     left, right = (t.movedim(axis, 0).reshape(t.shape[axis], -1) for t in (a, b))

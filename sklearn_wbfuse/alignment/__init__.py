@@ -5,7 +5,7 @@ from .aligner import Aligner, Identity
 from .alignment import Alignment
 from .carry import Carrier
 from .energy import carried
-from .features import Feature, features
+from .features import Feature, extract_features
 from .wasserstein import WassersteinAligner
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "Identity",
     "WassersteinAligner",
     "carried",
-    "features",
+    "extract_features",
 ]

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..execution import Parent, Probing
+from ..execution import Parent, ParentRunner
 from ..execution.cells import Sequences, levels
 from ..execution.parent_runner import rows_within, units_of
 from ..execution.recording import Recording
-from ..execution.sites import Equation, equations, read_by
+from ..execution.sites import RegressionSite, read_by, regression_sites
 from ..layers.operations import facts_of
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .features import Feature
 
 __all__ = ["activation_features", "activations_of"]
@@ -42,17 +42,17 @@ def _rows_to_compare(recordings: Sequence[Recording]) -> int:
 
 
 @torch.no_grad()
-def activations_of(runs: Probing, measure: str, further: Sequence[Parent] = ()) -> list[tuple[list[Feature], list[Tensor]]]:
+def activations_of(runs: ParentRunner, measure: str, further: Sequence[Parent] = ()) -> list[tuple[list[Feature], list[Tensor]]]:
     """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
     recordings = [runs.recording(i) for i in range(len(runs.parents))]
     n_rows = _rows_to_compare(recordings)
     recordings += map(runs.record_further, further)
     pairs = zip(recordings, [*runs.parents, *further], strict=True)
-    return [activation_features(recording, parent.graph, measure, n_rows) for recording, parent in pairs]
+    return [activation_features(recording, parent.spec, measure, n_rows) for recording, parent in pairs]
 
 
 def activation_features(
-    recording: Recording, graph: Graph, measure: str, n_rows: int = _ROWS
+    recording: Recording, spec: NetworkSpec, measure: str, n_rows: int = _ROWS
 ) -> tuple[list[Feature], list[Tensor]]:
     """One feature for each value that computes neurons, of arrays (neurons, rows).
 
@@ -66,24 +66,24 @@ def activation_features(
     n_rows : int
         Largest number of positions.
     """
-    found = equations(recording.nodes, recording.parameters)
+    found = regression_sites(recording.nodes, recording.parameters)
     recording.record(*read_by(found.values(), recording.position))
     most = -(-n_rows // recording.n_batches)
-    described, arrays = [], []
+    features, arrays = [], []
     for node, equation in found.items():
         correlates = measure == "correlation" and not equation.cells
         for (name, axis), batches in _rows(equation, recording, after=correlates):
             rows = torch.cat([_some(rows, most) for rows in batches])
             rows = (_standardised(rows) if correlates else rows) / len(rows) ** 0.5
-            for span in graph.tensors[name].spans[axis]:
+            for span in spec.tensors[name].spans[axis]:
                 index = torch.as_tensor(span.index, device=rows.device)
                 exponent = 0.0 if correlates else span.exponent
-                described.append(Feature(str(node), (span.group,), ("out",), (exponent,), (span.odd,)))
+                features.append(Feature(str(node), (span.group,), ("out",), (exponent,), (span.odd,)))
                 arrays.append(rows.T[index].flatten(1))
-    return described, arrays
+    return features, arrays
 
 
-def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:
+def _rows(equation: RegressionSite, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:
     """The activations of an equation's neurons at the recorded positions of each batch."""
     if equation.cells:
         sequences = Sequences(equation.at, recording)
@@ -93,9 +93,9 @@ def _rows(equation: Equation, recording: Recording, *, after: bool) -> Iterator[
                 yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
             sequences.advance(level)
     else:
-        writer, at = equation.writers[0], recording.position[equation.at]
-        values = (recording.rows(at, writer.channel, batch) for batch in range(recording.n_batches))
-        yield writer.labelled, (_through(v, equation.at) if after else v for v in values)
+        layer, at = equation.layers[0], recording.position[equation.at]
+        values = (recording.rows(at, layer.channel, batch) for batch in range(recording.n_batches))
+        yield layer.labelled, (_through(v, equation.at) if after else v for v in values)
 
 
 def _some(rows: Tensor, most: int) -> Tensor:

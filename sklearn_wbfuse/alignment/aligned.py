@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..discovery import Architecture
-from ..execution import Parent, Probing, Recording
+from ..execution import Parent, ParentRunner, Recording
 from ..execution.lockstep import Labelled
 from ..execution.parents import Members
 from ..network.couplings import along_axis
@@ -102,12 +102,12 @@ class AlignedParents(Members[AlignedParent]):
         aligned = []
         for i in counted:
             own, plans, scales = parents[i], alignment.couplings[i], alignment.source_scales[i]
-            carrier = Carrier(own.graph, target.graph, plans, scales, alignment.target_scales, own.correspondence)
+            carrier = Carrier(own.spec, target.spec, plans, scales, alignment.target_scales, own.correspondence)
             aligned.append(AlignedParent(own, carrier))
         masses = {name: mass[counted] for name, mass in alignment.masses.items()}
         return cls(aligned, counted, Mixture([parents[i].weight for i in counted], masses), target)
 
-    def recorded(self, runs: Probing, max_rows: int) -> AlignedParents:
+    def recorded(self, runs: ParentRunner, max_rows: int) -> AlignedParents:
         """The same, with what each computes of the inputs of a probe at so many positions."""
         pairs = zip(self, self.positions, strict=True)
         recorded = [p.recorded(runs.recording(i, max_rows), on_data=runs.has_rows_alone) for p, i in pairs]
@@ -116,4 +116,4 @@ class AlignedParents(Members[AlignedParent]):
     def mean_rows(self, values: Sequence[Tensor], labelled: Labelled, *, magnitude: bool = False) -> Tensor:
         """The mean of activations (..., neurons), each in its parent's neurons, in the target's."""
         carried = [p.carried(v, labelled, magnitude=magnitude) for p, v in zip(self, values, strict=True)]
-        return self.mixture.mean_along(carried, self.target.graph.tensors[labelled[0]].spans[labelled[1]], -1)
+        return self.mixture.mean_along(carried, self.target.spec.tensors[labelled[0]].spans[labelled[1]], -1)

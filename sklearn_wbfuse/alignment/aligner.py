@@ -9,7 +9,7 @@ from ..data import Objective
 from ..exceptions import WidthError
 from ..execution import Parent, Parents
 from ..network.couplings import Coupling
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .alignment import Alignment
 
 __all__ = ["Aligner", "Identity"]
@@ -24,7 +24,7 @@ class Aligner(ABC):
     compares_activations: bool = False
     """Whether `align` needs the parents run on inputs, ``parents.runs``, even where nothing is corrected."""
 
-    def sizes(self, graphs: Sequence[Graph]) -> dict[str, int]:
+    def sizes(self, specs: Sequence[NetworkSpec]) -> dict[str, int]:
         """The sizes of the target's groups, from the parents'; by default they must be equal.
 
         Raises
@@ -32,9 +32,9 @@ class Aligner(ABC):
         WidthError
             If parents of these sizes can't be aligned.
         """
-        first = graphs[0].sizes
-        for position, graph in enumerate(graphs):
-            for name, size in graph.sizes.items():
+        first = specs[0].sizes
+        for position, spec in enumerate(specs):
+            for name, size in spec.sizes.items():
                 if size != first[name]:
                     raise WidthError(
                         f"Equal widths are needed. Group {name!r} has {first[name]} neurons in model 0 "
@@ -43,7 +43,7 @@ class Aligner(ABC):
         return first
 
     @abstractmethod
-    def align(self, parents: Parents, target: Graph, objective: Objective | None = None) -> Alignment:
+    def align(self, parents: Parents, target: NetworkSpec, objective: Objective | None = None) -> Alignment:
         """Couple all parents with the target.
 
         Parameters
@@ -58,8 +58,8 @@ class Aligner(ABC):
 
     def match(self, parent: Parent, fused: Parent) -> Alignment:
         """Couple one further network with a fused one; by default both are aligned with each other."""
-        self.sizes([fused.graph, parent.graph])
-        found = self.align(Parents([fused, parent]), fused.graph)
+        self.sizes([fused.spec, parent.spec])
+        found = self.align(Parents([fused, parent]), fused.spec)
         to_fused, to_parent = found.couplings
         couplings = {name: to_fused[name].inverse().compose(to_parent[name]) for name in to_parent}
         return Alignment([couplings], [found.source_scales[1]], found.source_scales[0])
@@ -68,7 +68,7 @@ class Aligner(ABC):
 class Identity(Aligner):
     """Neurons stay where they are, as in plain averages; the energy is that of the parents as they stand."""
 
-    def align(self, parents: Parents, target: Graph, objective: Objective | None = None) -> Alignment:
+    def align(self, parents: Parents, target: NetworkSpec, objective: Objective | None = None) -> Alignment:
         """See `Aligner`."""
         identity = {name: Coupling.identity(size) for name, size in target.sizes.items()}
         return Alignment.of(parents, target, [identity for _ in parents])

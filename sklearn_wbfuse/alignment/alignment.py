@@ -13,11 +13,12 @@ from torch import Tensor
 from ..exceptions import FusionError, WidthError
 from ..execution import Parent, Parents
 from ..network.couplings import Coupling, Permutation
-from ..network.groups import Graph, Span
+from ..network.groups import Span
+from ..network.spec import NetworkSpec
 from .energy import carried, energy, mean_target
-from .features import features
+from .features import extract_features
 
-__all__ = ["Alignment", "blocks_within", "pinned_groups"]
+__all__ = ["Alignment", "block_groups_of", "pinned_groups"]
 
 
 @dataclass(eq=False)
@@ -39,7 +40,7 @@ class Alignment:
     masses: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parents: Parents, target: Graph, couplings: Sequence[Mapping[str, Coupling]]) -> Alignment:
+    def of(cls, parents: Parents, target: NetworkSpec, couplings: Sequence[Mapping[str, Coupling]]) -> Alignment:
         """That of parents whose neurons are coupled as they stand, without scales; its energy is computed.
 
         Raises
@@ -51,22 +52,22 @@ class Alignment:
             for name, size in target.sizes.items():
                 if name not in own:
                     raise FusionError(f"The aligner gave group {name!r} of model {model} no coupling; couple every group.")
-                shape = size, parent.graph.sizes[parent.correspondence.group(name)]
+                shape = size, parent.spec.sizes[parent.correspondence.group(name)]
                 if own[name].shape != shape:
                     raise WidthError(
                         f"The aligner gave group {name!r} of model {model} a coupling of shape {own[name].shape}; the target and "
                         f"the model have {shape} neurons."
                     )
-        both = [features(p.graph, p.compared) for p in parents]
-        described, arrays = both[0][0], [own for _, own in both]
-        moved = [
-            [carried(f, a, c) for f, a in zip(described, own, strict=True)] for own, c in zip(arrays, couplings, strict=True)
-        ]
-        value = energy(described, mean_target(moved, parents.mixture), arrays, moved, parents.mixture)
+        both = [extract_features(p.spec, p.compared) for p in parents]
+        features, arrays = both[0][0], [own for _, own in both]
+        moved = [[carried(f, a, c) for f, a in zip(features, own, strict=True)] for own, c in zip(arrays, couplings, strict=True)]
+        value = energy(features, mean_target(moved, parents.mixture), arrays, moved, parents.mixture)
         return cls([{name: c[name] for name in target.groups} for c in couplings], [{} for _ in parents], {}, value)
 
 
-def pinned_groups(networks: Sequence[Parent], target: Graph, signs: bool = True) -> tuple[list[dict[str, Coupling]], set[str]]:
+def pinned_groups(
+    networks: Sequence[Parent], target: NetworkSpec, signs: bool = True
+) -> tuple[list[dict[str, Coupling]], set[str]]:
     """Couplings of groups with a tensor that is bitwise equal in all parents (a frozen embedding): they correspond already.
 
     A neuron of which such tensors do not tell the sign has that of the tensors in which its group stands alone.
@@ -89,8 +90,8 @@ def pinned_groups(networks: Sequence[Parent], target: Graph, signs: bool = True)
     scaled_alike, signed_alike = set[str](), set[str]()
     if len(networks) < 2:
         return [{} for _ in networks], scaled_alike
-    first, within = networks[0], blocks_within(target)
-    for name, labels in first.graph.tensors.items():
+    first, within = networks[0], block_groups_of(target)
+    for name, labels in first.spec.tensors.items():
         tensor = first.state[name]
         if any(n.state[name].shape != tensor.shape or not torch.equal(n.state[name], tensor) for n in networks[1:]):
             continue
@@ -98,7 +99,7 @@ def pinned_groups(networks: Sequence[Parent], target: Graph, signs: bool = True)
         for axis, spans in enumerate(labels.spans):
             for span in spans:
                 blocks = within.get(span.group)
-                if blocks and any(n.graph.sizes[blocks] != target.sizes[blocks] for n in networks):
+                if blocks and any(n.spec.sizes[blocks] != target.sizes[blocks] for n in networks):
                     continue
                 rows = _rows(whole, axis, span)
                 if target.sizes[span.group] == len(rows) and len(torch.unique(rows, dim=0)) == len(rows):
@@ -123,13 +124,13 @@ def _rows(whole: Tensor, axis: int, span: Span) -> Tensor:
 def _signs_like(network: Parent, first: Parent, group: str) -> np.ndarray:
     """The signs with which units are most like those of another network, in tensors on whose axes no other group stands."""
     total: Any = 0.0
-    for labels, axis, span in network.graph.axes(group):
+    for labels, axis, span in network.spec.axes(group):
         if span.odd and {s.group for spans in labels.spans for s in spans} == {group} and labels.diagonal == 1:
             here, there = (_rows(n.state[labels.name], axis, span) for n in (network, first))
             total = total + (here * there).sum(1).double().cpu().numpy()
-    return np.where(total < 0, -1.0, 1.0) * np.ones(network.graph.sizes[group])
+    return np.where(total < 0, -1.0, 1.0) * np.ones(network.spec.sizes[group])
 
 
-def blocks_within(graph: Graph) -> dict[str, str]:
+def block_groups_of(spec: NetworkSpec) -> dict[str, str]:
     """The group of blocks of each group that lies in some."""
-    return {name: group.within for name, group in graph.groups.items() if group.within is not None}
+    return {name: group.block_group for name, group in spec.groups.items() if group.block_group is not None}

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..exceptions import WidthError
 from ..network.correspondence import SAME_NAMES, Correspondence
 from ..network.couplings import Coupling, Permutation, along
-from ..network.groups import Block, Graph, LabelledTensor, put, relabel, take
+from ..network.groups import Block, LabelledTensor, put, relabel, take
 from ..network.mixture import Mixture
+from ..network.spec import NetworkSpec
 
 __all__ = ["Carrier", "check_blocks", "mean_scales"]
 
@@ -42,8 +43,8 @@ class Carrier:
 
     def __init__(
         self,
-        source: Graph,
-        target: Graph,
+        source: NetworkSpec,
+        target: NetworkSpec,
         couplings: Mapping[str, Coupling],
         source_scales: Scales,
         target_scales: Scales,
@@ -92,7 +93,7 @@ class Carrier:
         return self._by_blocks(torch.eye(size, dtype=torch.float64), *both)
 
 
-def check_blocks(source: Graph, target: Graph, correspondence: Correspondence = SAME_NAMES) -> None:
+def check_blocks(source: NetworkSpec, target: NetworkSpec, correspondence: Correspondence = SAME_NAMES) -> None:
     """A tensor of diagonal blocks keeps their number: a copy of a block would read the inputs of its own copy only.
 
     Raises

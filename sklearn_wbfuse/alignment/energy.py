@@ -60,7 +60,7 @@ def kappa(feature: Feature, target: Sequence[int], source: Sequence[int], skip: 
 
 
 def energy(
-    described: Sequence[Feature],
+    features: Sequence[Feature],
     targets: Sequence[Tensor],
     models: Sequence[Sequence[Tensor]],
     carried_models: Sequence[Sequence[Tensor]],
@@ -82,7 +82,7 @@ def energy(
     """
     total = 0.0
     for weight, own, moved in zip(mixture.weights, models, carried_models, strict=True):
-        for feature, t, source, a in zip(described, targets, own, moved, strict=True):
+        for feature, t, source, a in zip(features, targets, own, moved, strict=True):
             if source.shape == t.shape:
                 value = _squares(t - a) + _squares(source) - _squares(a)
             else:
@@ -95,9 +95,9 @@ def energy(
     return total
 
 
-def difference(described: Sequence[Feature], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+def difference(features: Sequence[Feature], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     r""":math:`\sum_p \alpha_p \|A^1_p - A^2_p\|^2`: the energy of two permuted models is this times both proportions."""
-    return sum(f.alpha * _squares(a - b) for f, a, b in zip(described, one, other, strict=True))
+    return sum(f.alpha * _squares(a - b) for f, a, b in zip(features, one, other, strict=True))
 
 
 def _squares(array: Tensor) -> float:
@@ -107,7 +107,7 @@ def _squares(array: Tensor) -> float:
 
 def cost(
     group: str,
-    described: Sequence[Feature],
+    features: Sequence[Feature],
     targets: Sequence[Tensor],
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
@@ -134,10 +134,10 @@ def cost(
     S : Tensor of shape (n, n^i) or None
         None where no axis changes sign with the group.
     """
-    even, odd = products(group, described, targets, source, couplings)
+    even, odd = products(group, features, targets, source, couplings)
     rows: Any = 0.0  # the quadratic terms
     columns: Any = 0.0
-    for feature, t, own in zip(described, targets, source, strict=True):
+    for feature, t, own in zip(features, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
                 n, n_source = t.shape[axis], own.shape[axis]
@@ -153,7 +153,7 @@ def cost(
 
 def products(
     group: str,
-    described: Sequence[Feature],
+    features: Sequence[Feature],
     targets: Sequence[Tensor],
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
@@ -163,7 +163,7 @@ def products(
     Between permutations the quadratic terms are offsets of rows and columns, and these products are all that matters.
     """
     total: list[Tensor | None] = [None, None]
-    for feature, t, own in zip(described, targets, source, strict=True):
+    for feature, t, own in zip(features, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
                 moved = carried(feature, own, couplings, skip=[axis])

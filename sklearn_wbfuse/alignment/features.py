@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..network.groups import Graph, LabelledTensor, take
+from ..network.groups import LabelledTensor, take
+from ..network.spec import NetworkSpec
 
-__all__ = ["Feature", "features", "matching_view", "with_activations"]
+__all__ = ["Feature", "canonical_tensors", "extract_features", "with_activations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Feature:
     alpha: float = 1.0
 
 
-def matching_view(graph: Graph, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:
+def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:
     r"""The labelled tensors that matching sees.
 
     Of a norm by running statistics it sees the weight :math:`\gamma` and the bias :math:`\beta` as they are. Mean and variance
@@ -52,25 +53,25 @@ def matching_view(graph: Graph, state: Mapping[str, Tensor]) -> list[tuple[Label
     Of two biases that only ever act as a sum it sees the sum.
     """
     values = dict(state)
-    for pair in graph.summed:
+    for pair in spec.bias_pairs:
         rows = torch.as_tensor(pair.positions, device=values[pair.kept].device)
         kept, other = values[pair.kept].clone(), values[pair.other].clone()
         kept[rows] += other[rows]
         other[rows] = 0
         values[pair.kept], values[pair.other] = kept, other
-    return [(labels, values[name]) for name, labels in graph.tensors.items() if name not in graph.uncompared]
+    return [(labels, values[name]) for name, labels in spec.tensors.items() if name not in spec.uncompared]
 
 
-def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
+def extract_features(spec: NetworkSpec, state: Mapping[str, Tensor], alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
     """Descriptions and arrays of all blocks in which a group stands."""
-    described, arrays = [], []
-    for labels, value in matching_view(graph, state):
+    features, arrays = [], []
+    for labels, value in canonical_tensors(spec, state):
         whole = labels.unfold(value)
         for block in labels.blocks():
             axes = block.axes
             if axes:
                 alpha = alpha_h if labels.recurrent else 1.0
-                described.append(
+                features.append(
                     Feature(
                         labels.name,
                         tuple(s.group for s in axes),
@@ -81,14 +82,14 @@ def features(graph: Graph, state: Mapping[str, Tensor], alpha_h: float = 1.0) ->
                     )
                 )
                 arrays.append(take(whole, block))
-    return described, arrays
+    return features, arrays
 
 
 def with_activations(
-    described: Sequence[Feature],
-    arrays: Sequence[Sequence[Tensor]],
-    activations: Sequence[Feature],
-    values: Sequence[Sequence[Tensor]],
+    weight_features: Sequence[Feature],
+    weight_arrays: Sequence[Sequence[Tensor]],
+    activation_features: Sequence[Feature],
+    activation_arrays: Sequence[Sequence[Tensor]],
     share: float,
 ) -> tuple[list[Feature], list[list[Tensor]]]:
     r"""Features of which a share are activations, :math:`(1 - s) E_{weights} + s \sum_g c_g E_{activations, g}`.
@@ -98,27 +99,32 @@ def with_activations(
 
     Parameters
     ----------
-    described : list of Feature
-        Of tensors.
-    arrays : list of list of Tensor
+    weight_features : list of Feature
+    weight_arrays : list of list of Tensor
         Of each network.
-    activations : list of Feature
-        One group each.
-    values : list of list of Tensor
-        Of each network; they are scaled in place.
+    activation_features : list of Feature
+        Of one group each.
+    activation_arrays : list of list of Tensor
+        Of each network; scaled in place.
     share : float
         From 0 to 1.
     """
-    active = {f.groups[0] for f in activations}
-    kept = [p for p, f in enumerate(described) if share < 1 or not active.issuperset(f.groups)]
-    features = [replace(described[p], alpha=described[p].alpha * (1 - share)) if share < 1 else described[p] for p in kept]
-    result = [[own[p] for p in kept] for own in arrays]
+    active = {f.groups[0] for f in activation_features}
+    remaining = [p for p, f in enumerate(weight_features) if share < 1 or not active.issuperset(f.groups)]
+    features = [weight_features[p] for p in remaining]
+    features = [replace(f, alpha=f.alpha * (1 - share)) if share < 1 else f for f in features]
+    arrays = [[network[p] for p in remaining] for network in weight_arrays]
     for group in active:
-        at = [k for k, f in enumerate(activations) if f.groups[0] == group]
-        weights = sum(float(a.square().sum()) for own in arrays for f, a in zip(described, own, strict=True) if group in f.groups)
-        norm = sum(float(own[k].square().sum()) for own in values for k in at)
-        factor = (weights / norm) ** 0.5 if norm else 1.0
-        features += [replace(activations[k], alpha=share) for k in at]
-        for own, value in zip(result, values, strict=True):
-            own += [value[k].mul_(factor) for k in at]
-    return features, result
+        indices = [k for k, f in enumerate(activation_features) if f.groups[0] == group]
+        weight_norm = sum(
+            float(array.square().sum())
+            for network in weight_arrays
+            for feature, array in zip(weight_features, network, strict=True)
+            if group in feature.groups
+        )
+        norm = sum(float(network[k].square().sum()) for network in activation_arrays for k in indices)
+        factor = (weight_norm / norm) ** 0.5 if norm else 1.0
+        features += [replace(activation_features[k], alpha=share) for k in indices]
+        for combined, network in zip(arrays, activation_arrays, strict=True):
+            combined += [network[k].mul_(factor) for k in indices]
+    return features, arrays

@@ -19,14 +19,14 @@ from ..network.couplings import along
 from .energy import kappa
 from .features import Feature
 
-__all__ = ["balance", "scaled"]
+__all__ = ["apply_scales", "balance_scales"]
 
 _Key = tuple[str, float]
 """A group and the exponent with which its scales multiply an axis."""
 
 
-def balance(
-    described: Sequence[Feature],
+def balance_scales(
+    features: Sequence[Feature],
     arrays: Sequence[Tensor],
     sizes: Mapping[str, int] | None = None,
     keep: Collection[str] = (),
@@ -51,7 +51,7 @@ def balance(
     places: dict[str, list[_Place]] = {}
     logs: dict[str, np.ndarray] = {}
     precise = 0.0
-    for feature, array in zip(described, arrays, strict=True):
+    for feature, array in zip(features, arrays, strict=True):
         scale = [bool(e) and g not in keep for g, e in zip(feature.groups, feature.exponents, strict=True)]
         if any(scale):
             target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
@@ -142,10 +142,10 @@ def _step(sides: Sequence[_Side], logs: Mapping[str, np.ndarray], factors: dict[
     return step
 
 
-def scaled(described: Sequence[Feature], arrays: Sequence[Tensor], scales: Mapping[str, Tensor]) -> list[Tensor]:
+def apply_scales(features: Sequence[Feature], arrays: Sequence[Tensor], scales: Mapping[str, Tensor]) -> list[Tensor]:
     """The arrays after multiplying every unit by its scale to the axis' exponent."""
     result = []
-    for feature, array in zip(described, arrays, strict=True):
+    for feature, array in zip(features, arrays, strict=True):
         own = array
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and group in scales:

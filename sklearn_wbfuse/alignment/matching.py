@@ -9,14 +9,25 @@ import torch
 from torch import Tensor
 
 from ..network.couplings import Coupling, Permutation, Plan
-from ..transport import Potentials, Prices, Quadratic, Tie, assemble, exact, largest, solve, solve_nested, solve_quadratic
+from ..transport import (
+    BlockCoupledTerm,
+    Potentials,
+    Prices,
+    Quadratic,
+    assemble,
+    exact,
+    largest,
+    solve,
+    solve_nested,
+    solve_quadratic,
+)
 from .energy import carried, products, quadratic_term
 from .energy import cost as cost_matrices
 from .features import Feature
 
 __all__ = ["assigned", "couple", "couple_blocks", "fit"]
 
-Part = tuple[Feature, Tensor, Tensor]
+TensorTriple = tuple[Feature, Tensor, Tensor]
 """A feature, its array in the target and in the model."""
 
 _PERTURBED = 0.3
@@ -32,7 +43,7 @@ _LINEARISED = 20
 
 def couple(
     group: str,
-    described: Sequence[Feature],
+    features: Sequence[Feature],
     targets: Sequence[Tensor],
     source: Sequence[Tensor],
     plans: Mapping[str, Coupling],
@@ -64,7 +75,7 @@ def couple(
     potentials : Potentials, optional
         Of the last time that this group was coupled with `reg` > 0.
     """
-    parts = [part for part in zip(described, targets, source, strict=True) if part[0].alpha or part[0].groups.count(group) == 1]
+    parts = [part for part in zip(features, targets, source, strict=True) if part[0].alpha or part[0].groups.count(group) == 1]
     if max(f.groups.count(group) for f, _, _ in parts) != 2:
         if reg == 0 and _is_square(group, parts[0]):
             return assigned(*products(group, *_columns(parts), plans))
@@ -118,7 +129,7 @@ def _permutation(coupling: Coupling) -> Permutation:
 def couple_blocks(
     blocks: str,
     members: Sequence[str],
-    parts: Sequence[Part],
+    parts: Sequence[TensorTriple],
     plans: Mapping[str, Coupling],
     shape: tuple[int, int],
     reg: float = 0.0,
@@ -127,7 +138,8 @@ def couple_blocks(
     """Couplings of blocks and of groups that lie in them, the target and all other couplings fixed; see `solve_nested`.
 
     Where a tensor holds two of these groups, or one twice, the energy is not linear in their couplings. Two groups take turns
-    in every pair of blocks (see `Tie`); other cases are stepped along the gradient. Steps go on as long as the energy falls.
+    in every pair of blocks (see `BlockCoupledTerm`); other cases are stepped along the gradient
+    as long as the energy falls.
 
     Parameters
     ----------
@@ -147,7 +159,9 @@ def couple_blocks(
     parts = [part for part in parts if part[0].alpha]
     linear = [part for part in parts if sum(g in names for g in part[0].groups) == 1]
 
-    def proposal(parts: Sequence[Part], plans: Mapping[str, Coupling], ties: Sequence[Tie] = ()) -> dict[str, Coupling]:
+    def proposal(
+        parts: Sequence[TensorTriple], plans: Mapping[str, Coupling], ties: Sequence[BlockCoupledTerm] = ()
+    ) -> dict[str, Coupling]:
         costs = [_costs(g, [part for part in parts if g in part[0].groups], plans) for g in members]
         if fixed is not None:
             return {g: assemble(c, fixed, reg) for g, c in zip(members, costs, strict=True)}
@@ -179,7 +193,7 @@ def couple_blocks(
     return best
 
 
-def _is_tie(part: Part, members: Sequence[str]) -> bool:
+def _is_tie(part: TensorTriple, members: Sequence[str]) -> bool:
     """Whether two of the groups stand on one axis each, and have as many neurons in the target."""
     axes = [a for a, g in enumerate(part[0].groups) if g in members]
     return (
@@ -189,7 +203,7 @@ def _is_tie(part: Part, members: Sequence[str]) -> bool:
     )
 
 
-def _tie(part: Part, members: Sequence[str], plans: Mapping[str, Coupling], blocks: int) -> Tie:
+def _tie(part: TensorTriple, members: Sequence[str], plans: Mapping[str, Coupling], blocks: int) -> BlockCoupledTerm:
     feature, target, source = part
     axes = [a for a, g in enumerate(feature.groups) if g in members]
     source = carried(feature, source, plans, skip=axes)
@@ -199,24 +213,24 @@ def _tie(part: Part, members: Sequence[str], plans: Mapping[str, Coupling], bloc
         cut = array.movedim(axes, (0, 1)).flatten(2).unflatten(1, (blocks, -1)).unflatten(0, (blocks, -1))[each, :, each]
         arrays.append(_numpy(cut))
     groups = (members.index(feature.groups[axes[0]]), members.index(feature.groups[axes[1]]))
-    return Tie(groups, arrays[0], arrays[1], (feature.odd[axes[0]], feature.odd[axes[1]]), 2 * feature.alpha)
+    return BlockCoupledTerm(groups, arrays[0], arrays[1], (feature.odd[axes[0]], feature.odd[axes[1]]), 2 * feature.alpha)
 
 
-def fit(parts: Sequence[Part], plans: Mapping[str, Coupling]) -> float:
+def fit(parts: Sequence[TensorTriple], plans: Mapping[str, Coupling]) -> float:
     r""":math:`\sum_p \alpha_p \langle T_p, A_p \rangle`: the larger, the lower the energy of the target and the model."""
     return sum(f.alpha * float((t * carried(f, a, plans)).sum(dtype=torch.float64)) for f, t, a in parts)
 
 
-def _is_square(group: str, part: Part) -> bool:
+def _is_square(group: str, part: TensorTriple) -> bool:
     axis = part[0].groups.index(group)
     return part[1].shape[axis] == part[2].shape[axis]
 
 
-def _columns(parts: Sequence[Part]) -> tuple[list[Feature], list[Tensor], list[Tensor]]:
+def _columns(parts: Sequence[TensorTriple]) -> tuple[list[Feature], list[Tensor], list[Tensor]]:
     return [f for f, _, _ in parts], [t for _, t, _ in parts], [a for _, _, a in parts]
 
 
-def _costs(group: str, parts: Sequence[Part], plans: Mapping[str, Coupling]) -> tuple[np.ndarray, np.ndarray | None]:
+def _costs(group: str, parts: Sequence[TensorTriple], plans: Mapping[str, Coupling]) -> tuple[np.ndarray, np.ndarray | None]:
     """Cost matrices on the host; see `alignment.energy.cost`."""
     total, signed = cost_matrices(group, *_columns(parts), plans)
     return _numpy(total), None if signed is None else _numpy(signed)

@@ -14,7 +14,7 @@ from ..transport import check_multiple
 from .energy import carried, difference, energy, mean_target
 from .features import Feature
 
-__all__ = ["Plans", "Problem", "Solution", "random_start", "spread"]
+__all__ = ["Plans", "Problem", "Solution", "order_preserving_coupling", "random_start"]
 
 Plans = dict[str, Coupling]
 
@@ -47,14 +47,14 @@ class Problem:
         Models of a layer that are matched side by side.
     """
 
-    described: list[Feature]
-    models: list[list[Tensor]]
+    features: list[Feature]
+    source_arrays: list[list[Tensor]]
     sizes: dict[str, int]
     source_sizes: list[dict[str, int]]
     mixture: Mixture
     reg: float = 0.0
     pinned: list[Plans] = field(default_factory=list)
-    within: dict[str, str] = field(default_factory=dict)
+    block_groups: dict[str, str] = field(default_factory=dict)
     reference: int = 0
     start: str = "linear"
     random_state: np.random.RandomState = field(default_factory=lambda: np.random.RandomState(0))
@@ -64,13 +64,13 @@ class Problem:
 
     def carry(self, model: int, plans: Mapping[str, Coupling]) -> list[Tensor]:
         """All arrays of a model in the target's neurons."""
-        return [carried(f, a, plans) for f, a in zip(self.described, self.models[model], strict=True)]
+        return [carried(f, a, plans) for f, a in zip(self.features, self.source_arrays[model], strict=True)]
 
     def energy(self, plans: Sequence[Plans], moved: Sequence[Sequence[Tensor]]) -> float:
         """The full energy at the best target; see `alignment.energy.energy`."""
         if len(plans) == 2 and all(c.is_permutation for own in plans for c in own.values()):
-            return self.mixture.weights[0] * self.mixture.weights[1] * difference(self.described, *moved)
-        return energy(self.described, mean_target(moved, self.mixture), self.models, moved, self.mixture)
+            return self.mixture.weights[0] * self.mixture.weights[1] * difference(self.features, *moved)
+        return energy(self.features, mean_target(moved, self.mixture), self.source_arrays, moved, self.mixture)
 
     def solution(self, plans: list[Plans], n_iter: int = 0) -> Solution:
         """Couplings with their energy at the best target."""
@@ -90,27 +90,27 @@ class Problem:
     @property
     def is_quadratic(self) -> bool:
         """Whether a group stands twice in a tensor that counts."""
-        return any(f.alpha and f.groups.count(g) > 1 for f in self.described for g in f.groups)
+        return any(f.alpha and f.groups.count(g) > 1 for f in self.features for g in f.groups)
 
-    def touching(self, groups: Collection[str]) -> list[int]:
+    def features_of(self, groups: Collection[str]) -> list[int]:
         """Features in which one of some groups stands."""
-        return [p for p, f in enumerate(self.described) if any(g in f.groups for g in groups)]
+        return [p for p, f in enumerate(self.features) if any(g in f.groups for g in groups)]
 
     def members(self, blocks: str) -> list[str]:
         """The groups that lie in the same blocks."""
-        return [g for g, b in self.within.items() if b == blocks]
+        return [g for g, b in self.block_groups.items() if b == blocks]
 
-    def keep(self, group: str, model: int, plans: Plans) -> Coupling:
+    def default_coupling(self, group: str, model: int, plans: Plans) -> Coupling:
         """The coupling of a group that keeps the order of neurons, and of blocks unless these are coupled already."""
         own, n = self.source_sizes[model], self.sizes
-        blocks = self.within.get(group)
+        blocks = self.block_groups.get(group)
         if blocks is None:
-            if group in self.within.values():
+            if group in self.block_groups.values():
                 check_multiple((n[group], own[group]), group)
-            return spread(own[group], n[group])
+            return order_preserving_coupling(own[group], n[group])
         if blocks not in plans:
-            plans[blocks] = self.keep(blocks, model, plans)
-        return nest(plans[blocks], spread(own[group] // own[blocks], n[group] // n[blocks]))
+            plans[blocks] = self.default_coupling(blocks, model, plans)
+        return kron_coupling(plans[blocks], order_preserving_coupling(own[group] // own[blocks], n[group] // n[blocks]))
 
 
 @dataclass(eq=False)
@@ -123,7 +123,7 @@ class Solution:
     history: list[float]
 
 
-def spread(source: int, target: int) -> Coupling:
+def order_preserving_coupling(source: int, target: int) -> Coupling:
     """The coupling that keeps the order: repeats sources where the target is wider, merges neighbours where narrower."""
     if source == target:
         return Coupling.identity(source)
@@ -135,7 +135,7 @@ def spread(source: int, target: int) -> Coupling:
     return Plan(plan / plan.sum())
 
 
-def nest(blocks: Coupling, inner: Coupling) -> Coupling:
+def kron_coupling(blocks: Coupling, inner: Coupling) -> Coupling:
     """The same coupling of neurons within every pair of blocks that are coupled."""
     if isinstance(blocks, Permutation) and isinstance(inner, Permutation):
         return Permutation((blocks.index[:, None] * len(inner.index) + inner.index).ravel())
@@ -150,19 +150,19 @@ def random_start(problem: Problem) -> Solution:
         for group in problem.sizes:
             if problem.is_pinned(group):
                 own[group] = problem.pinned[model][group]
-            elif group in problem.within:
+            elif group in problem.block_groups:
                 own[group] = _shuffled_within(problem, group, model, own)
             else:
                 shuffled = Permutation(problem.random_state.permutation(sizes[group]))
-                own[group] = problem.keep(group, model, own).compose(shuffled)
+                own[group] = problem.default_coupling(group, model, own).compose(shuffled)
         plans.append(own)
     return problem.solution(plans)
 
 
 def _shuffled_within(problem: Problem, group: str, model: int, plans: Plans) -> Coupling:
     """Neurons shuffled within their blocks, which are coupled already."""
-    kept, sizes = problem.keep(group, model, plans), problem.source_sizes[model]
-    count = sizes[problem.within[group]]
+    kept, sizes = problem.default_coupling(group, model, plans), problem.source_sizes[model]
+    count = sizes[problem.block_groups[group]]
     d = sizes[group] // count
     order = np.concatenate([b * d + problem.random_state.permutation(d) for b in range(count)])
     return kept.compose(Permutation(order))

@@ -9,10 +9,10 @@ from torch import Tensor
 from .energy import add_product
 from .problem import Problem
 
-__all__ = ["Products"]
+__all__ = ["ProductCache"]
 
 
-class Products:
+class ProductCache:
     r"""The products :math:`\sum_p \alpha_p \langle \bar A^{-i}_p, A^i_p \rangle` of neurons with the mean of the others.
 
     Their rows are the target's neurons, their columns the model's, in the order in which the target has them now. Where k
@@ -27,19 +27,19 @@ class Products:
 
     def __init__(self, problem: Problem, moved: list[list[Tensor]]):
         self.problem, self.moved = problem, moved
-        self.at = {g: [p for p in problem.touching([g]) if problem.described[p].alpha] for g in problem.sizes}
+        self.at = {g: [p for p in problem.features_of([g]) if problem.features[p].alpha] for g in problem.sizes}
         self.kept: dict[tuple[int, str], list[Tensor | None]] = {}
 
     def linear(self, group: str) -> bool:
         """Whether a group stands at most once in every tensor."""
-        return all(self.problem.described[p].groups.count(group) == 1 for p in self.at[group])
+        return all(self.problem.features[p].groups.count(group) == 1 for p in self.at[group])
 
     def of(self, i: int, group: str) -> tuple[Tensor | None, Tensor | None]:
         """Products of the axes that stay as they are, and of those that change sign with the group; they are kept."""
         if (i, group) not in self.kept:
             total: list[Tensor | None] = [None, None]
             for p in self.at[group]:
-                feature = self.problem.described[p]
+                feature = self.problem.features[p]
                 add_product(total, feature, feature.groups.index(group), self._others(i, p), self.moved[i][p], feature.alpha)
             self.kept[i, group] = total
         even, odd = self.kept[i, group]
@@ -66,7 +66,7 @@ class Products:
             By how much, for each feature; None if they were not permuted.
         """
         if units is None or changes is None:
-            beside = {g for p in self.at[group] for g in self.problem.described[p].groups}
+            beside = {g for p in self.at[group] for g in self.problem.features[p].groups}
             permuted = None if changes is None else (i, group)
             self.kept = {key: kept for key, kept in self.kept.items() if key[1] not in beside or key == permuted}
             return
@@ -74,14 +74,14 @@ class Products:
             if (model, own) != (i, group):  # these are permuted by the caller
                 for p in self.at[own]:
                     if p in changes:
-                        axis = self.problem.described[p].groups.index(own)
+                        axis = self.problem.features[p].groups.index(own)
                         self._update(kept, p, axis, (i, model), group, units, changes[p])
 
     def _update(
         self, kept: list[Tensor | None], p: int, axis: int, of: tuple[int, int], group: str, units: Tensor, change: Tensor
     ) -> None:
         """Add the products of a few neurons by which one model changed to those of a model."""
-        feature, (i, model) = self.problem.described[p], of
+        feature, (i, model) = self.problem.features[p], of
         side, rows = feature.groups.index(group), units.to(change.device)
         if i == model:
             add_product(kept, feature, axis, self._others(i, p).index_select(side, rows), change, feature.alpha)

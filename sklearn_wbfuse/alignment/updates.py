@@ -11,11 +11,11 @@ from ..transport import Potentials
 from .matching import couple, couple_blocks
 from .problem import Plans, Problem
 
-__all__ = ["Step", "sweep_steps"]
+__all__ = ["GroupUpdate", "sweep_updates"]
 
 
 @dataclass(frozen=True)
-class Step:
+class GroupUpdate:
     """Groups whose couplings are looked for together.
 
     Attributes
@@ -47,12 +47,12 @@ class Step:
         potentials: dict[tuple[int, str], Potentials],
     ) -> Plans:
         """The best couplings of these groups of one model with a target, from the features of some positions."""
-        described = [problem.described[p] for p in at]
+        features = [problem.features[p] for p in at]
         if self.blocks is None:
             (group,) = self.groups
             found = couple(
                 group,
-                described,
+                features,
                 targets,
                 source,
                 plans,
@@ -64,33 +64,33 @@ class Step:
             return {group: found}
         shape = problem.sizes[self.blocks], problem.source_sizes[model][self.blocks]
         fixed = None if self.free else plans[self.blocks]
-        parts = list(zip(described, targets, source, strict=True))
+        parts = list(zip(features, targets, source, strict=True))
         return couple_blocks(self.blocks, self.groups, parts, plans, shape, problem.reg, fixed)
 
 
-def sweep_steps(problem: Problem) -> list[Step]:
+def sweep_updates(problem: Problem) -> list[GroupUpdate]:
     """The steps of a sweep: group after group, and the groups of one family of blocks together."""
-    steps = []
+    updates = []
     for group in problem.sizes:
-        if problem.is_pinned(group) or not problem.touching([group]):
+        if problem.is_pinned(group) or not problem.features_of([group]):
             continue
-        blocks = problem.within.get(group)
+        blocks = problem.block_groups.get(group)
         members = (
-            tuple(g for g in problem.members(blocks) if not problem.is_pinned(g) and problem.touching([g])) if blocks else ()
+            tuple(g for g in problem.members(blocks) if not problem.is_pinned(g) and problem.features_of([g])) if blocks else ()
         )
-        if group in problem.within.values():
+        if group in problem.block_groups.values():
             continue
         if blocks is None:
-            steps.append(Step((group,)))
+            updates.append(GroupUpdate((group,)))
         elif problem.is_pinned(blocks):
-            steps.append(Step((group,), blocks))
+            updates.append(GroupUpdate((group,), blocks))
         elif group == members[0]:
-            steps.append(Step(members, blocks, free=True))
+            updates.append(GroupUpdate(members, blocks, free=True))
             if _tangled(problem, (blocks, *members)):
-                steps += [Step((g,), blocks) for g in members]
-    return steps
+                updates += [GroupUpdate((g,), blocks) for g in members]
+    return updates
 
 
 def _tangled(problem: Problem, family: Collection[str]) -> bool:
     """Whether a tensor holds two groups of a family, so that the energy is not linear in their couplings."""
-    return any(len(set(f.groups) & set(family)) > 1 for f in problem.described)
+    return any(len(set(f.groups) & set(family)) > 1 for f in problem.features)

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from ..data import Objective
 from ..exceptions import FusionError, WidthError
-from ..execution import Parent, Parents, Probing
-from ..network.groups import Graph
+from ..execution import Parent, ParentRunner, Parents
 from ..network.mixture import Mixture
+from ..network.spec import NetworkSpec
 from .activations import activations_of
 from .aligner import Aligner
-from .alignment import Alignment, blocks_within, pinned_groups
+from .alignment import Alignment, block_groups_of, pinned_groups
 from .carry import check_blocks, mean_scales
-from .features import Feature, features, with_activations
-from .gauge import balance, scaled
+from .features import Feature, extract_features, with_activations
+from .gauge import apply_scales, balance_scales
 from .problem import Problem, Solution, random_start
-from .schedules import layerwise, match, match_all
-from .sweeps import blurred, joint
+from .schedules import match_all_to_target, match_to_target, solve_layerwise
+from .sweeps import entropic_step, solve_joint
 from .widths import target_sizes
 
 __all__ = ["WassersteinAligner"]
@@ -62,42 +62,42 @@ class WassersteinAligner(Aligner):
         """See `Aligner`."""
         return self.cost != "auto" and self._activation_share(None) > 0
 
-    def sizes(self, graphs: Sequence[Graph]) -> dict[str, int]:
+    def sizes(self, specs: Sequence[NetworkSpec]) -> dict[str, int]:
         """See `Aligner`."""
-        sizes = target_sizes(self.target_widths, graphs)
-        wider = [n for n, size in sizes.items() if size > max(g.sizes[n] for g in graphs)]
-        if wider and len(graphs) > 1 and self.merge == "auto":
+        sizes = target_sizes(self.target_widths, specs)
+        wider = [n for n, size in sizes.items() if size > max(g.sizes[n] for g in specs)]
+        if wider and len(specs) > 1 and self.merge == "auto":
             raise NotImplementedError(
                 f"merge='auto' for several models into a target wider than every parent (groups {wider}) "
                 "is not built yet; use merge='all'."
             )
         return sizes
 
-    def align(self, parents: Parents, target: Graph, objective: Objective | None = None) -> Alignment:
+    def align(self, parents: Parents, target: NetworkSpec, objective: Objective | None = None) -> Alignment:
         """See `Aligner`; further starts are `Alignment.others`."""
         for parent in parents:
-            check_blocks(parent.graph, target)
+            check_blocks(parent.spec, target)
         pinned, scaled_alike = pinned_groups(parents, target, self.symmetry == "auto")
         given = [self._given_start(parents, target)] if isinstance(self.init, nn.Module) else []
         features_and_scales = self._balanced([*parents, *given], target.sizes, scaled_alike, None if given else parents)
-        described, arrays, scales = features_and_scales
+        features, arrays, scales = features_and_scales
         share, mark = self._activation_share(parents.runs), None
         if parents.runs is not None and share:
             mark = parents.runs.mark()
             found = activations_of(parents.runs, self.measure, given)
             own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
-            described, arrays = with_activations(described, arrays, own, values, share)
+            features, arrays = with_activations(features, arrays, own, values, share)
         count, mixture = len(parents), parents.mixture
         arrays, scales, start = arrays[:count], scales[:count], arrays[count:]
         problem = Problem(
-            described,
+            features,
             arrays,
             target.sizes,
-            [p.graph.sizes for p in parents],
+            [p.spec.sizes for p in parents],
             mixture,
             self.reg if self.schedule == "layerwise" else 0.0,  # the start of sweeps is exact
             pinned,
-            blocks_within(target),
+            block_groups_of(target),
             max_iter=self.max_iter,
             tol=self.tol,
             n_jobs=self.n_jobs if self.n_init == 1 else 1,
@@ -112,35 +112,35 @@ class WassersteinAligner(Aligner):
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
             return Parallel(n_jobs=self.n_jobs, require="sharedmem")(jobs)
 
-        repeats = self._is_repeatable(share, [p.graph.sizes for p in parents], target.sizes)
+        repeats = self._is_repeatable(share, [p.spec.sizes for p in parents], target.sizes)
         options = self._exact_options(parents)
         solutions = parents.remember((options, share, mark), solve_all) if repeats else solve_all()
         order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
         kept = order if parents.runs is not None else order[:1]
         if self.schedule == "joint" and self.reg > 0:
             entropic = replace(problem, reg=self.reg, reference=closest[0])
-            solutions = [blurred(entropic, s) if k in kept else s for k, s in enumerate(solutions)]
+            solutions = [entropic_step(entropic, s) if k in kept else s for k, s in enumerate(solutions)]
         history = [list(s.history) for s in solutions]
         best, *others = [_alignment(solutions[k], scales, mixture, history) for k in kept]
         return replace(best, others=others)
 
     def match(self, parent: Parent, fused: Parent) -> Alignment:
         """See `Aligner`."""
-        (_, pinned), scaled_alike = pinned_groups([fused, parent], fused.graph, self.symmetry == "auto")
-        described, (own, targets), scales = self._balanced([parent, fused], fused.graph.sizes, scaled_alike)
+        (_, pinned), scaled_alike = pinned_groups([fused, parent], fused.spec, self.symmetry == "auto")
+        features, (own, targets), scales = self._balanced([parent, fused], fused.spec.sizes, scaled_alike)
         problem = Problem(
-            described,
+            features,
             [own],
-            fused.graph.sizes,
-            [parent.graph.sizes],
+            fused.spec.sizes,
+            [parent.spec.sizes],
             Mixture([1.0]),
             self.reg,
             [pinned],
-            blocks_within(fused.graph),
+            block_groups_of(fused.spec),
             max_iter=self.max_iter,
             tol=self.tol,
         )
-        return Alignment([match(problem, targets)], [scales[0]], scales[1])
+        return Alignment([match_to_target(problem, targets)], [scales[0]], scales[1])
 
     def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
         """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
@@ -154,7 +154,7 @@ class WassersteinAligner(Aligner):
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_IN_COUPLINGS}
         return {**own, "weights": parents.mixture.weights, "device": _device(parents)}
 
-    def _activation_share(self, runs: Probing | None) -> float:
+    def _activation_share(self, runs: ParentRunner | None) -> float:
         """The share of activations in what is compared, on the inputs of a probe."""
         if self.cost == "auto":
             return 0.5 if runs is not None and runs.source not in _SAY_LITTLE else 0.0
@@ -172,22 +172,22 @@ class WassersteinAligner(Aligner):
             init = closest[k % len(closest)]
             problem = replace(problem, start=("linear", "propagated", "uniform")[k] if k < 3 else "perturbed")
         if isinstance(init, nn.Module):
-            start = match_all(problem, given[0])
+            start = match_all_to_target(problem, given[0])
         elif init == "random":
             start = random_start(problem)
         else:
-            if init != "auto" and init >= len(problem.models):
-                raise FusionError(f"init={init} names a model, but only {len(problem.models)} were given.")
+            if init != "auto" and init >= len(problem.source_arrays):
+                raise FusionError(f"init={init} names a model, but only {len(problem.source_arrays)} were given.")
             problem = replace(problem, reference=closest[0] if init == "auto" else init)
-            start = layerwise(problem, readers=self.schedule == "joint")
-        return joint(problem, start) if self.schedule == "joint" else start
+            start = solve_layerwise(problem, readers=self.schedule == "joint")
+        return solve_joint(problem, start) if self.schedule == "joint" else start
 
-    def _given_start(self, parents: Parents, target: Graph) -> Parent:
+    def _given_start(self, parents: Parents, target: NetworkSpec) -> Parent:
         """The network that `init` is, which must have the target's widths."""
         given = parents.further(self.init)
-        if given.graph.sizes != target.sizes:
+        if given.spec.sizes != target.sizes:
             raise WidthError(
-                f"init has widths {given.graph.sizes}, the target {target.sizes}; give a network of the target's widths."
+                f"init has widths {given.spec.sizes}, the target {target.sizes}; give a network of the target's widths."
             )
         return given
 
@@ -195,10 +195,10 @@ class WassersteinAligner(Aligner):
         self, networks: Sequence[Parent], sizes: dict[str, int], keep: Collection[str], shared: Parents | None = None
     ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
         """Features of every network in the gauge of balanced scales, and those scales, which parents remember."""
-        both = [features(n.graph, n.compared, self.alpha_h) for n in networks]
+        both = [extract_features(n.spec, n.compared, self.alpha_h) for n in networks]
 
         def balanced() -> list[dict[str, np.ndarray]]:
-            found = [balance(described, own, sizes, keep) for described, own in both]
+            found = [balance_scales(features, own, sizes, keep) for features, own in both]
             return [{name: values.cpu().numpy() for name, values in c.items()} for c in found]
 
         if self.symmetry != "auto":
@@ -210,17 +210,17 @@ class WassersteinAligner(Aligner):
         return *self._in_gauge(both[0][0], [own for _, own in both], scales), scales
 
     def _in_gauge(
-        self, described: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
+        self, features: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
     ) -> tuple[list[Feature], list[list[Tensor]]]:
         """Features after multiplying units by their scales, and without signs if these do not count."""
         factors = [
             {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items() if own}
             for own, cs in zip(arrays, scales, strict=True)
         ]
-        arrays = [scaled(described, own, c) for own, c in zip(arrays, factors, strict=True)]
+        arrays = [apply_scales(features, own, c) for own, c in zip(arrays, factors, strict=True)]
         if self.symmetry != "auto":
-            described = [replace(f, odd=(False,) * len(f.odd)) for f in described]
-        return described, arrays
+            features = [replace(f, odd=(False,) * len(f.odd)) for f in features]
+        return features, arrays
 
 
 def _alignment(solution: Solution, scales: list[dict[str, np.ndarray]], mixture: Mixture, history: list[Any]) -> Alignment:

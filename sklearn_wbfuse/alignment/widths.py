@@ -10,12 +10,12 @@ import numpy as np
 
 from ..base import did_you_mean, short_text
 from ..exceptions import GroupNameError, WidthError
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 
 __all__ = ["target_sizes"]
 
 
-def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]:
+def target_sizes(target_widths: Any, parents: Sequence[NetworkSpec]) -> dict[str, int]:
     """Size of each group of the target.
 
     A factor, and "sum", multiply the number of attention heads and of the groups of a norm, and keep the neurons in each; of a
@@ -25,7 +25,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
     ----------
     target_widths : None, float, "sum", dict or sequence
         As in `WassersteinFusion`.
-    parents : list of Graph
+    parents : list of NetworkSpec
 
     Raises
     ------
@@ -34,7 +34,7 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
     Examples
     --------
     >>> from sklearn_wbfuse.network.groups import Group
-    >>> parents = [Graph({"a": Group("a", n), "b": Group("b", 2)}, {}) for n in (4, 6)]
+    >>> parents = [NetworkSpec({"a": Group("a", n), "b": Group("b", 2)}, {}) for n in (4, 6)]
     >>> target_sizes(1.5, parents)
     {'a': 9, 'b': 3}
     """
@@ -68,15 +68,15 @@ def target_sizes(target_widths: Any, parents: Sequence[Graph]) -> dict[str, int]
     raise WidthError(f"target_widths must be None, a float, 'sum', a dict or a list. Got {short_text(target_widths)}.")
 
 
-def _scaled(graph: Graph, widest: Mapping[str, int], sizes: dict[str, int]) -> dict[str, int]:
+def _scaled(spec: NetworkSpec, widest: Mapping[str, int], sizes: dict[str, int]) -> dict[str, int]:
     """Sizes in which blocks hold equally many neurons: either their number stays, or what each of them holds."""
-    blocks = {n: widest[n] if n in graph.cardinal else size for n, size in sizes.items()}
-    for group in graph.groups.values():
-        if group.within in graph.cardinal:
-            sizes[group.name] = blocks[group.within] * max(round(sizes[group.name] / blocks[group.within]), 1)
-        elif group.within is not None:
-            sizes[group.name] = blocks[group.within] * (widest[group.name] // widest[group.within])
-    return {n: blocks[n] if graph.groups[n].within is None else size for n, size in sizes.items()}
+    blocks = {n: widest[n] if n in spec.fixed_count_blocks else size for n, size in sizes.items()}
+    for group in spec.groups.values():
+        if group.block_group in spec.fixed_count_blocks:
+            sizes[group.name] = blocks[group.block_group] * max(round(sizes[group.name] / blocks[group.block_group]), 1)
+        elif group.block_group is not None:
+            sizes[group.name] = blocks[group.block_group] * (widest[group.name] // widest[group.block_group])
+    return {n: blocks[n] if spec.groups[n].block_group is None else size for n, size in sizes.items()}
 
 
 def _positive(width: Any, name: str) -> int:

@@ -42,5 +42,5 @@ class WeightedMean(Averager):
 
     def average(self, parents: AlignedParents, objective: Objective | None = None) -> dict[str, Tensor]:
         """See `Averager`."""
-        tensors = parents.target.graph.tensors
+        tensors = parents.target.spec.tensors
         return {n: parents.mixture.mean_tensor([p.tensor(n) for p in parents], tensors[n]) for n in tensors}

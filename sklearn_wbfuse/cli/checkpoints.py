@@ -160,9 +160,9 @@ def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
         full = completed(state, template.network)
         if set(full) == set(own):
             architecture = template.architecture
-            plain = without_pruning(full, architecture.graph.tensors)
-            if plain.keys() >= architecture.graph.tensors.keys():
-                sizes = sizes_in({n: t.shape for n, t in plain.items()}, architecture.graph)
+            plain = without_pruning(full, architecture.spec.tensors)
+            if plain.keys() >= architecture.spec.tensors.keys():
+                sizes = sizes_in({n: t.shape for n, t in plain.items()}, architecture.spec)
                 return restored_network(template.network, architecture.resized(sizes), full, (), None)
     network = plain_copy(template.network, plain=False)
     fill(network, state)

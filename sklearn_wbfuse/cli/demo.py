@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _demo(folder: Path, seed: int) -> int:
-    data, rows = load_digits(), Rows()
+    data, rows = load_digits(), _Table()
 
     def train(name: str, hidden: Sequence[int], seed: int) -> nn.Module:
         widths = (data.X_train.shape[1], *hidden, 10)
@@ -77,7 +77,7 @@ def _demo(folder: Path, seed: int) -> int:
     return 0 if fused > averaged else 1
 
 
-class Rows:
+class _Table:
     """The lines of the demo's table."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Networks between networks: points on lines and planes through them, and how well they compute."""
 
-from .evaluation import Judge
+from .evaluation import Evaluator
 from .geometry import affine_weights, plane_coordinates
-from .networks import Combinations
+from .networks import AffineNetworks
 
-__all__ = ["Combinations", "Judge", "affine_weights", "plane_coordinates"]
+__all__ = ["AffineNetworks", "Evaluator", "affine_weights", "plane_coordinates"]

@@ -19,10 +19,10 @@ from ..data.scores import are_probabilities, as_array, class_scores, holds_targe
 from ..discovery import seems_probable
 from ..exceptions import FusionError, FusionWarning
 
-__all__ = ["Judge", "checked_metrics", "fitted"]
+__all__ = ["Evaluator", "checked_metrics", "fitted"]
 
 
-class Judge:
+class Evaluator:
     r"""Rows and targets that networks are judged by: their mean loss and, for classes, their error rate.
 
     The loss is the cross-entropy :math:`-\log\,\mathrm{softmax}(z)_y` of logits z in nats where `y` holds classes, and the
@@ -50,8 +50,8 @@ class Judge:
     Examples
     --------
     >>> import torch
-    >>> judge = Judge([[0.0], [1.0]], [0, 1])
-    >>> {name: round(value, 3) for name, value in judge(torch.nn.Identity()).items()}
+    >>> evaluator = Evaluator([[0.0], [1.0]], [0, 1])
+    >>> {name: round(value, 3) for name, value in evaluator(torch.nn.Identity()).items()}
     {'loss': 0.503, 'error': 0.0}
     """
 
@@ -61,12 +61,12 @@ class Judge:
             raise FusionError(f"X has {len(self.data)} rows but y has {labels.size}; give one label per row.")
         self.is_continuous = isinstance(estimator, RegressorMixin) or holds_targets(labels)
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
-        graph = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
-        self.probabilities = getattr(estimator, "_probabilities", are_probabilities("auto", graph))
+        spec = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
+        self.probabilities = getattr(estimator, "_probabilities", are_probabilities("auto", spec))
         self._looked = False
 
     @classmethod
-    def of(cls, model: nn.Module, X: Any, y: ArrayLike, outputs: str) -> Judge:
+    def of(cls, model: nn.Module, X: Any, y: ArrayLike, outputs: str) -> Evaluator:
         """The judge of networks such as one, whose outputs are what is said: "logits", "probabilities", or "auto".
 
         Raises
@@ -77,10 +77,14 @@ class Judge:
         known = ("auto", "logits", "probabilities")
         if outputs not in known:
             raise FusionError(f"outputs must be one of {known}. Got {outputs!r}.{did_you_mean(outputs, known)}")
-        judge = cls(X, y)
-        seen = outputs == "auto" and not judge.is_continuous and seems_probable(model, judge.data.tensors(model, slice(0, 2)))
-        judge.probabilities = not judge.is_continuous and (seen or outputs == "probabilities")
-        return judge
+        evaluator = cls(X, y)
+        seen = (
+            outputs == "auto"
+            and not evaluator.is_continuous
+            and seems_probable(model, evaluator.data.tensors(model, slice(0, 2)))
+        )
+        evaluator.probabilities = not evaluator.is_continuous and (seen or outputs == "probabilities")
+        return evaluator
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -92,12 +96,12 @@ class Judge:
         """The loss with its unit."""
         return "mean squared error" if self.is_continuous else "cross-entropy, nats"
 
-    def some(self, n_samples: int | None, rng: np.random.RandomState) -> Judge:
+    def some(self, n_samples: int | None, rng: np.random.RandomState) -> Evaluator:
         """The same with at most so many rows, drawn without replacement."""
         if n_samples is None or n_samples >= len(self.data):
             return self
         rows = np.sort(rng.choice(len(self.data), n_samples, replace=False))
-        part = object.__new__(Judge)
+        part = object.__new__(Evaluator)
         part.data, part.y, part.is_continuous = self.data[rows], self.y[rows], self.is_continuous
         part.probabilities, part._looked = self.probabilities, self._looked
         return part

@@ -12,10 +12,10 @@ from ..discovery import floating_state, plain_copy, validate_models
 from ..exceptions import WidthError
 from ..network.mixture import Mixture
 
-__all__ = ["Combinations", "difference"]
+__all__ = ["AffineNetworks", "difference"]
 
 
-class Combinations:
+class AffineNetworks:
     r"""Networks at the affine combinations :math:`\sum_k w_k \theta_k`, :math:`\sum_k w_k = 1`, of networks of equal shapes.
 
     All floating tensors are combined, buffers such as running statistics too. What all networks share stays as it is.
@@ -35,7 +35,7 @@ class Combinations:
     Examples
     --------
     >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    >>> middle = Combinations([a, b]).at([0.5, 0.5])
+    >>> middle = AffineNetworks([a, b]).at([0.5, 0.5])
     >>> torch.allclose(middle.weight, (a.weight + b.weight) / 2)
     True
     """

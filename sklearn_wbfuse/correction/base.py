@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..alignment import AlignedParents
 from ..base import ESTIMATORS, HelpfulMixin
-from ..execution import MAX_ROWS, Steps
+from ..execution import MAX_ROWS, Runner
 
 __all__ = ["Correction"]
 
@@ -38,7 +38,7 @@ class Correction(HelpfulMixin, BaseEstimator, ABC):
         ESTIMATORS[cls.__name__] = cls
 
     @abstractmethod
-    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+    def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
         """Correct.
 
         Parameters

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..alignment import AlignedParents
 from ..exceptions import FusionError
-from ..execution import Steps
-from ..execution.affine import Writer
-from ..execution.cells import Cell, Part, Sequences, levels
-from ..execution.lockstep import Rows, run_in_lockstep
+from ..execution import Runner
+from ..execution.affine import AffineLayer
+from ..execution.cells import Cell, GateBlock, Sequences, levels
+from ..execution.lockstep import SiteSamples, run_in_lockstep
 from ..execution.parent_runner import HELD_OUT
-from ..execution.sites import Equation, equations
+from ..execution.sites import RegressionSite, regression_sites
 from .base import Correction
 
 __all__ = ["Regression"]
@@ -117,7 +117,7 @@ class Regression(Correction):
         self.ridge = ridge
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+    def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
         """Regress all layers.
 
         Parameters
@@ -141,36 +141,36 @@ class Regression(Correction):
         if samples is not None and samples < HELD_OUT:
             raise FusionError(f"A regression needs at least {HELD_OUT} samples. Got {samples}.")
 
-        def correct(equation: Equation) -> None:
-            if equation.cells:
-                _regress_layer(equation, fused, parents, self)
-            if equation.writers:
-                _regress(Rows(equation, fused, parents), self.ridge)
+        def correct(site: RegressionSite) -> None:
+            if site.cells:
+                _regress_layer(site, fused, parents, self)
+            if site.layers:
+                _regress(SiteSamples(site, fused, parents), self.ridge)
 
-        run_in_lockstep(fused, parents, equations(fused.nodes, fused.parameters), correct)
+        run_in_lockstep(fused, parents, regression_sites(fused.nodes, fused.parameters), correct)
         return fused.state
 
 
-def _samples(steps: Steps) -> int | None:
+def _samples(runner: Runner) -> int | None:
     """How many samples there are, if an input is a tensor with a batch dimension."""
-    held = [steps.values[node] for node in steps.inputs if node in steps.values]
+    held = [runner.values[node] for node in runner.inputs if node in runner.values]
     sizes = [sum(len(v) for v in values) for values in held if isinstance(values[0], Tensor) and values[0].dim()]
     return sizes[0] if sizes else None
 
 
-def _regress(rows: Rows, ridge: float) -> None:
+def _regress(rows: SiteSamples, ridge: float) -> None:
     """All layers of an equation together; layers in groups one after the other."""
-    state, writers = rows.fused.state, rows.equation.writers
-    several = len(writers) > 1 and any(len(w.matrix(state[w.weight])) > 1 for w in writers)
-    for own in [[w] for w in writers] if several else [writers]:
-        _regress_writers(rows, own, ridge)
+    state, layers = rows.fused.state, rows.site.layers
+    several = len(layers) > 1 and any(len(w.matrix(state[w.weight])) > 1 for w in layers)
+    for own in [[w] for w in layers] if several else [layers]:
+        _regress_layers(rows, own, ridge)
 
 
-def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> None:
+def _regress_layers(rows: SiteSamples, layers: Sequence[AffineLayer], ridge: float) -> None:
     """Change some layers of an equation, the others as they are, so that less of its residuals is left."""
-    state, maps = rows.fused.state, {w: w.affine(rows.fused.state) for w in rows.equation.writers}
-    bears = next((w for w in writers if w.has_offset), None)
-    fitted, held = (_Half(rows, writers, maps, out=out) for out in (False, True))
+    state, maps = rows.fused.state, {w: w.affine(rows.fused.state) for w in rows.site.layers}
+    bears = next((w for w in layers if w.has_offset), None)
+    fitted, held = (_Half(rows, layers, maps, out=out) for out in (False, True))
     if held.error() <= _EQUAL * held.scale:
         return
     solver = _Ridge(fitted.x, ridge, centred=bears is not None)
@@ -187,7 +187,7 @@ def _regress_writers(rows: Rows, writers: Sequence[Writer], ridge: float) -> Non
         fitted.move(solver.explained(*found))
         change, shift = change + found[0], shift + found[1]
     at = 0
-    for w in writers if isinstance(change, Tensor) else ():
+    for w in layers if isinstance(change, Tensor) else ():
         matrix, offset = maps[w]
         cut = slice(at, at + matrix.shape[2])
         matrix, moments = matrix + change[:, :, cut], tuple[Tensor, ...]()
@@ -213,7 +213,9 @@ class _Half:
         Squares of the target.
     """
 
-    def __init__(self, rows: Rows, writers: Sequence[Writer], maps: Mapping[Writer, tuple[Tensor, Tensor]], *, out: bool):
+    def __init__(
+        self, rows: SiteSamples, layers: Sequence[AffineLayer], maps: Mapping[AffineLayer, tuple[Tensor, Tensor]], *, out: bool
+    ):
         inputs, targets, owns = [], [], []
         for batch in range(rows.fused.n_batches):
             taken = (rows.sample[batch] % HELD_OUT == HELD_OUT - 1) == out
@@ -222,7 +224,7 @@ class _Half:
             own = torch.stack([_outputs(read[w], *maps[w]) for w in maps]).sum(0)
             if rows.rectified:  # how far below 0 the sum is does not matter
                 target, own = (target + rest).relu(), own + rest
-            inputs.append(torch.cat([read[w] for w in writers], 2))
+            inputs.append(torch.cat([read[w] for w in layers], 2))
             targets.append(target)
             owns.append(own)
         self.x, self.target, self.own, self.rectified = torch.cat(inputs, 1), torch.cat(targets), torch.cat(owns), rows.rectified
@@ -264,12 +266,12 @@ def _step(residuals: Tensor, change: Tensor) -> float:
     return min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
 
 
-def _regress_layer(equation: Equation, fused: Steps, parents: AlignedParents, options: Regression) -> None:
+def _regress_layer(site: RegressionSite, fused: Runner, parents: AlignedParents, options: Regression) -> None:
     """Regress the cells of a recurrent layer, level by level."""
-    at = fused.position[equation.at]
+    at = fused.position[site.at]
     theirs = [Sequences(p.recording.nodes[p.position(at)], p.recording) for p in parents]
-    own = Sequences(equation.at, fused)
-    for level in levels(equation.cells):
+    own = Sequences(site.at, fused)
+    for level in levels(site.cells):
         few, others = own.cut(options.max_rows), [s.cut(options.max_rows) for s in theirs]
         for cell in level:
             _regress_cell(cell, few, parents, others, options.ridge)
@@ -290,7 +292,7 @@ def _regress_cell(cell: Cell, own: Sequences, parents: AlignedParents, theirs: S
         of_batches.append([cell.gates(*(parent.carried(half, at) for half, at in both)) for both in halves])
     gates = list(map(parents.mixture.mean, zip(*of_batches, strict=True)))
     wanted = [cell.states(state, g, start) for g, start in zip(gates, own.initial, strict=True)]
-    pairs: dict[Part, list[tuple[Tensor, Tensor]]] = {}
+    pairs: dict[GateBlock, list[tuple[Tensor, Tensor]]] = {}
     taken = _taken(inputs)
     for x, g, states, start, own_taken in zip(inputs, gates, wanted, own.initial, taken, strict=True):
         h = cell.before(states, start)

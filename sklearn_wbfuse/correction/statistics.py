@@ -23,10 +23,10 @@ from torch.fx import Node
 
 from ..alignment import AlignedParents
 from ..exceptions import FusionWarning
-from ..execution import Steps
-from ..execution.affine import Norm, Writer
-from ..execution.lockstep import Rows, run_in_lockstep
-from ..execution.sites import Equation, batch_norms, equations, running_statistics
+from ..execution import Runner
+from ..execution.affine import AffineLayer, NormLayer
+from ..execution.lockstep import SiteSamples, run_in_lockstep
+from ..execution.sites import RegressionSite, batch_norms, regression_sites, running_statistics
 from .base import Correction
 
 __all__ = ["BatchNorm", "Repair"]
@@ -90,59 +90,59 @@ class Repair(Correction):
         self.shift = shift
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+    def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
         """Bring all layers to the parents' statistics; see `Correction`."""
         statistics = _measured if self.method == "forward" else _expected
 
-        def correct(equation: Equation) -> None:
-            rows = Rows(equation, fused, parents)
-            for writer in equation.writers:
-                found = statistics(writer, rows)
+        def correct(site: RegressionSite) -> None:
+            rows = SiteSamples(site, fused, parents)
+            for layer in site.layers:
+                found = statistics(layer, rows)
                 if found is not None:
-                    _repair(writer, fused.state, *found, shift=self.shift)
+                    _repair(layer, fused.state, *found, shift=self.shift)
 
-        found = {node: e for node, e in equations(fused.nodes, fused.parameters).items() if e.writers}
+        found = {node: e for node, e in regression_sites(fused.nodes, fused.parameters).items() if e.layers}
         forward = self.method == "forward"
         run_in_lockstep(fused, parents, found, correct, reads=_ends if forward else _ends_and_before, runs_fused=forward)
         return fused.state
 
 
-def _measured(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
+def _measured(layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics]:
     """What a layer has, on what the fused network computes, and what it should have."""
-    matrix, offset = writer.affine(rows.fused.state)
-    outputs = ((rows.inputs(writer, batch) @ matrix.mT).transpose(0, 1).flatten(1) for batch in range(rows.fused.n_batches))
+    matrix, offset = layer.affine(rows.fused.state)
+    outputs = ((rows.inputs(layer, batch) @ matrix.mT).transpose(0, 1).flatten(1) for batch in range(rows.fused.n_batches))
     own = _moments(outputs)
-    return (own.mean + offset.flatten(), own.deviation), _wanted(writer, rows)
+    return (own.mean + offset.flatten(), own.deviation), _wanted(layer, rows)
 
 
-def _expected(writer: Writer, rows: Rows) -> tuple[Statistics, Statistics] | None:
+def _expected(layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics] | None:
     """The same in closed form: what a layer computes is the mean of what the parents compute."""
-    names = running_statistics(writer, rows.fused.parameters)
+    names = running_statistics(layer, rows.fused.parameters)
     if names:
-        return _expected_behind(names, writer, rows)
-    if isinstance(writer, Norm):
+        return _expected_behind(names, layer, rows)
+    if isinstance(layer, NormLayer):
         return None
-    own = _moments_of_mean(rows, writer.end, writer.labelled, [torch.ones(())] * len(rows.parents))
-    return (own.mean, own.deviation), _wanted(writer, rows)
+    own = _moments_of_mean(rows, layer.end, layer.labelled, [torch.ones(())] * len(rows.parents))
+    return (own.mean, own.deviation), _wanted(layer, rows)
 
 
-def _expected_behind(names: Mapping[str, str], writer: Writer, rows: Rows) -> tuple[Statistics, Statistics]:
+def _expected_behind(names: Mapping[str, str], layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics]:
     """Behind a batch norm, which knows the deviations of what it reads, and means without a look.
 
     It reads the mean of what the parents' layers compute, or without a layer in front of it what others compute, repaired.
     """
     parents, read = rows.parents, (names["mean"], 0)
     known = [t["var"].sqrt() for t in _norms(names, rows)]
-    wanted = _described(writer, rows)
+    wanted = _described(layer, rows)
     inputs = parents.mean_rows(known, read, magnitude=True)
-    if writer.norm is not None:
-        seen = [_moments_of(rows, p, writer.node).deviation for p in parents]
-        joint = _moments_of_mean(rows, writer.node, read, [_ratio(k, s) for k, s in zip(known, seen, strict=True)])
+    if layer.norm is not None:
+        seen = [_moments_of(rows, p, layer.node).deviation for p in parents]
+        joint = _moments_of_mean(rows, layer.node, read, [_ratio(k, s) for k, s in zip(known, seen, strict=True)])
         blind = [((k > _NONE) & (s <= _NONE)).double() for k, s in zip(known, seen, strict=True)]
         # nothing tells how channels go together of which one is constant on these inputs
         inputs = torch.where(parents.mean_rows(blind, read, magnitude=True) > 0, inputs, joint.deviation)
     own = {key: rows.fused.state[name].double() for key, name in names.items()}
-    return (wanted[0], inputs * _gain(own, writer.eps)), wanted
+    return (wanted[0], inputs * _gain(own, layer.eps)), wanted
 
 
 def _gain(norm: Mapping[str, Tensor], eps: float) -> Tensor:
@@ -150,16 +150,16 @@ def _gain(norm: Mapping[str, Tensor], eps: float) -> Tensor:
     return norm.get("weight", torch.ones_like(norm["var"])).abs() / (norm["var"] + eps).sqrt()
 
 
-def _repair(writer: Writer, state: dict[str, Tensor], own: Statistics, wanted: Statistics, *, shift: bool) -> None:
+def _repair(layer: AffineLayer, state: dict[str, Tensor], own: Statistics, wanted: Statistics, *, shift: bool) -> None:
     """Fold the statistics that a layer should have into its tensors."""
-    matrix, offset = writer.affine(state)
+    matrix, offset = layer.affine(state)
     ratio, mean = _ratio(wanted[1], own[1]), wanted[0] if shift else own[0]
     if bool(((ratio - 1).abs() < _EQUAL).all() and ((mean - own[0]).abs() <= _EQUAL * wanted[1]).all()):
         return
     before = own[0] - offset.flatten()  # of what the matrix alone gives
     scaled, moved = matrix * ratio.view(*offset.shape, 1), mean - before * ratio
     moments = before * ratio, (own[1] * ratio).square()
-    writer.write(state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
+    layer.write(state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
 
 
 class BatchNorm(Correction):
@@ -191,7 +191,7 @@ class BatchNorm(Correction):
     def __init__(self, *, max_rows: int = 20000):
         self.max_rows = max_rows
 
-    def correct(self, fused: Steps, parents: AlignedParents) -> dict[str, Tensor]:
+    def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
         """Choose the running statistics of all batch norms; see `Correction`."""
         found = batch_norms(fused.nodes, fused.parameters)
         if not found:
@@ -202,8 +202,8 @@ class BatchNorm(Correction):
                 stacklevel=2,
             )
 
-        def correct(equation: Equation) -> None:
-            _recompute(equation.writers[0], Rows(equation, fused, parents), wanted)
+        def correct(site: RegressionSite) -> None:
+            _recompute(site.layers[0], SiteSamples(site, fused, parents), wanted)
 
         known = all(p.on_data for p in parents)
         wanted = _described if known else _wanted
@@ -211,53 +211,51 @@ class BatchNorm(Correction):
         return fused.state
 
 
-def _recompute(writer: Writer, rows: Rows, wanted: Callable[[Writer, Rows], Statistics]) -> None:
+def _recompute(layer: AffineLayer, rows: SiteSamples, wanted: Callable[[AffineLayer, SiteSamples], Statistics]) -> None:
     """Choose the running statistics of one batch norm."""
-    state, names = rows.fused.state, writer.norm_names
-    own = _moments(rows.of(writer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
-    mean, deviation = wanted(writer, rows)
+    state, names = rows.fused.state, layer.norm_names
+    own = _moments(rows.of(layer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
+    mean, deviation = wanted(layer, rows)
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
-    spread = (old_var + writer.eps).sqrt()
+    spread = (old_var + layer.eps).sqrt()
     ratio = _ratio(deviation, own.deviation / spread * gain.abs())
     shift = mean - (own.mean - old_mean) / spread * gain - bias
     differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | (shift.abs() > _EQUAL * deviation))
     new_mean = own.mean - (mean - bias) * (spread / ratio) / torch.where(gain == 0, 1.0, gain)
-    new_var = ((spread / ratio).square() - writer.eps).clamp_min(0.0)
+    new_var = ((spread / ratio).square() - layer.eps).clamp_min(0.0)
     for name, old, new in (("mean", old_mean, new_mean), ("var", old_var, new_var)):
         state[names[name]] = torch.where(differs, new, old).to(state[names[name]])
 
 
-def _wanted(writer: Writer, rows: Rows) -> Statistics:
+def _wanted(layer: AffineLayer, rows: SiteSamples) -> Statistics:
     """Mean and deviation of every channel: the weighted means of the parents', in the target's neurons."""
-    found = [_moments_of(rows, p, writer.end) for p in rows.parents]
-    mean = rows.parents.mean_rows([f.mean for f in found], writer.labelled)
-    return mean, rows.parents.mean_rows([f.deviation for f in found], writer.labelled, magnitude=True)
+    found = [_moments_of(rows, p, layer.end) for p in rows.parents]
+    mean = rows.parents.mean_rows([f.mean for f in found], layer.labelled)
+    return mean, rows.parents.mean_rows([f.deviation for f in found], layer.labelled, magnitude=True)
 
 
-def _described(writer: Writer, rows: Rows) -> Statistics:
+def _described(layer: AffineLayer, rows: SiteSamples) -> Statistics:
     """The same by what the parents' batch norms say of the data that they were fitted to."""
-    tensors = _norms(running_statistics(writer, rows.fused.parameters), rows)
-    mean = rows.parents.mean_rows([t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], writer.labelled)
-    return mean, rows.parents.mean_rows(
-        [t["var"].sqrt() * _gain(t, writer.eps) for t in tensors], writer.labelled, magnitude=True
-    )
+    tensors = _norms(running_statistics(layer, rows.fused.parameters), rows)
+    mean = rows.parents.mean_rows([t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], layer.labelled)
+    return mean, rows.parents.mean_rows([t["var"].sqrt() * _gain(t, layer.eps) for t in tensors], layer.labelled, magnitude=True)
 
 
-def _norms(names: Mapping[str, str], rows: Rows) -> list[dict[str, Tensor]]:
+def _norms(names: Mapping[str, str], rows: SiteSamples) -> list[dict[str, Tensor]]:
     """The tensors of every parent's batch norm, by what they are."""
     return [{key: p.recording.state[name].double() for key, name in names.items()} for p in rows.parents]
 
 
-def _ends(equation: Equation) -> list[Node]:
+def _ends(site: RegressionSite) -> list[Node]:
     """What layers compute."""
-    return [w.end for w in equation.writers]
+    return [w.end for w in site.layers]
 
 
-def _ends_and_before(equation: Equation) -> list[Node]:
+def _ends_and_before(site: RegressionSite) -> list[Node]:
     """What layers compute, and before their norms."""
-    return [n for w in equation.writers for n in (w.node, w.end)]
+    return [n for w in site.layers for n in (w.node, w.end)]
 
 
 class _Moments:
@@ -288,12 +286,12 @@ def _moments(batches: Iterable[Tensor]) -> _Moments:
     return found
 
 
-def _moments_of(rows: Rows, parent: Any, node: Node) -> _Moments:
+def _moments_of(rows: SiteSamples, parent: Any, node: Node) -> _Moments:
     """Of a parent's value, in its own neurons."""
     return _moments(rows.of_parent(parent, node, batch) for batch in range(rows.fused.n_batches))
 
 
-def _moments_of_mean(rows: Rows, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
+def _moments_of_mean(rows: SiteSamples, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
     """Of the weighted mean of the parents' values times factors, in the target's neurons."""
 
     def mean(batch: int) -> Tensor:

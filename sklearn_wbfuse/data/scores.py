@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..discovery import cast_inputs
 from ..exceptions import FusionError, NonFiniteError
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .fusion_input import FusionInput, floats
 
 __all__ = [
@@ -119,9 +119,9 @@ def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarr
     return np.column_stack([1 - columns if probabilities else np.zeros_like(columns), columns])
 
 
-def are_probabilities(said: str, graph: Graph | None) -> bool:
+def are_probabilities(said: str, spec: NetworkSpec | None) -> bool:
     """Whether outputs are probabilities: as it is said, for "auto" as its operations tell."""
-    return graph is not None and graph.ends_in_probabilities if said == "auto" else said == "probabilities"
+    return spec is not None and spec.ends_in_probabilities if said == "auto" else said == "probabilities"
 
 
 def sum_to_one(predicted: np.ndarray) -> bool:

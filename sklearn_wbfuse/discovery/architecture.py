@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
 from ..layers import declaration_of
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .check import SelfCheck
 from .constants import computes_the_same, constants_of
 from .contexts import watched_assignments
@@ -35,7 +35,7 @@ from .tensors import aliases, floating_state
 __all__ = ["Architecture", "apart", "discover", "discover_all"]
 
 
-def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
+def discover(model: nn.Module, example_inputs: Any = None) -> NetworkSpec:
     """Find the neuron groups of a network and verify them.
 
     Parameters
@@ -47,7 +47,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
 
     Returns
     -------
-    Graph
+    NetworkSpec
         ``print(graph)`` shows the groups as a table.
 
     Raises
@@ -63,7 +63,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Graph:
     0      3     yes    no    0.weight[0], 0.bias[0]  2.weight[1]
     91.3% of all values belong to these neurons
     """
-    return Architecture.of(model, example_inputs).graph
+    return Architecture.of(model, example_inputs).spec
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,7 +71,7 @@ class Architecture:
     """One network's verified groups, and what is needed to build it in other widths."""
 
     plain: nn.Module
-    graph: Graph
+    spec: NetworkSpec
     inputs: tuple[Any, ...]
     check: SelfCheck
 
@@ -104,32 +104,32 @@ class Architecture:
         inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
         inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
         try:
-            graph = _trace(plain, inputs)
+            spec = _trace(plain, inputs)
         except DiscoveryError as error:
             raise why_guess_failed(plain, inputs, error) if example_inputs is None else error from error.__cause__
-        check = SelfCheck(plain, graph, inputs)
-        graph = within_limits(model, check.verify())
-        if warn and graph.frozen:
-            shown = "; ".join(f"{name}: {why}" for name, why in graph.frozen[:8])
-            more = f"; and {len(graph.frozen) - 8} more" if len(graph.frozen) > 8 else ""
-            none = "" if graph.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
+        check = SelfCheck(plain, spec, inputs)
+        spec = within_limits(model, check.verify())
+        if warn and spec.frozen:
+            shown = "; ".join(f"{name}: {why}" for name, why in spec.frozen[:8])
+            more = f"; and {len(spec.frozen) - 8} more" if len(spec.frozen) > 8 else ""
+            none = "" if spec.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
             warnings.warn(
-                f"{none}{len(graph.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how "
+                f"{none}{len(spec.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how "
                 "to add a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )
-        return cls(plain, graph, inputs, check)
+        return cls(plain, spec, inputs, check)
 
     def inputs_for(self, model: nn.Module) -> tuple[Any, ...]:
         """The example inputs with declared states in the widths of another model of this architecture."""
-        sizes, shapes = dict(self.graph.sizes), _shapes(model)
-        for name, labels in self.graph.tensors.items():
+        sizes, shapes = dict(self.spec.sizes), _shapes(model)
+        for name, labels in self.spec.tensors.items():
             for axis, spans in enumerate(labels.spans):
                 groups = {s.group for s in spans}
                 if len(groups) == 1 and not len(labels.rest(axis)):
                     sizes[groups.pop()] = shapes[name][axis] // sum(s.index.shape[1] for s in spans)
-        return resized_inputs(self.inputs, self.graph, sizes)
+        return resized_inputs(self.inputs, self.spec, sizes)
 
     def resized(self, sizes: Mapping[str, int]) -> Architecture:
         """The same architecture with other group sizes, its own layout discovered afresh.
@@ -139,28 +139,28 @@ class Architecture:
         WidthError
             If the resized network does not run, or its groups come out otherwise.
         """
-        if dict(sizes) == self.graph.sizes:
+        if dict(sizes) == self.spec.sizes:
             return self
-        wide, inputs = resize(self.plain, self.graph, sizes), resized_inputs(self.inputs, self.graph, sizes)
-        graph = self.check_widening(sizes, wide)
+        wide, inputs = resize(self.plain, self.spec, sizes), resized_inputs(self.inputs, self.spec, sizes)
+        spec = self.check_widening(sizes, wide)
         self._check_blocks(sizes)
         try:
-            graph = like(_trace(wide, inputs), self.graph) if graph is None else graph
+            spec = like(_trace(wide, inputs), self.spec) if spec is None else spec
         except DiscoveryError as error:
             raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
-        graph = dataclasses.replace(graph, frozen=self.graph.frozen)
-        if graph.sizes != dict(sizes):
+        spec = dataclasses.replace(spec, frozen=self.spec.frozen)
+        if spec.sizes != dict(sizes):
             raise WidthError(
-                f"Asked for widths {dict(sizes)}, but the resized network has {graph.sizes}: these groups depend on each other."
+                f"Asked for widths {dict(sizes)}, but the resized network has {spec.sizes}: these groups depend on each other."
             )
-        return Architecture(wide, graph, inputs, self.check)
+        return Architecture(wide, spec, inputs, self.check)
 
-    def check_widening(self, sizes: Mapping[str, int], wide: nn.Module | None = None) -> Graph | None:
+    def check_widening(self, sizes: Mapping[str, int], wide: nn.Module | None = None) -> NetworkSpec | None:
         """Doubling the groups that are to have other sizes must keep the function; those of one factor at a time.
 
         Returns
         -------
-        Graph or None
+        NetworkSpec or None
             Of `wide`, the network in these sizes, if they are the doubled ones, so that it was traced.
 
         Raises
@@ -169,57 +169,59 @@ class Architecture:
             Naming the groups that do not widen.
         """
         by_factor: dict[frozenset[float], list[list[str]]] = {}
-        for family in self.graph.families:
-            factors = frozenset(sizes[n] / self.graph.sizes[n] for n in family) - {1.0}
+        for family in self.spec.permutation_units:
+            factors = frozenset(sizes[n] / self.spec.sizes[n] for n in family) - {1.0}
             if factors:
                 by_factor.setdefault(factors, []).append(family)
-        graph = None
-        for families in by_factor.values():
-            why, graph = self._doubled([name for family in families for name in family], sizes, wide)
+        spec = None
+        for permutation_units in by_factor.values():
+            why, spec = self._doubled([name for family in permutation_units for name in family], sizes, wide)
             if why:
-                wrong = [name for family in families if self._doubling_fails(family) for name in family]
-                wrong = wrong or [name for family in families for name in family]
+                wrong = [name for family in permutation_units if self._doubling_fails(family) for name in family]
+                wrong = wrong or [name for family in permutation_units for name in family]
                 raise WidthError(
                     f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes; widths that "
                     "depend on each other can only change together, as a float for target_widths does."
                 )
-        return graph
+        return spec
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:
         """Blocks hold equally many neurons, and others than before only if they may."""
-        for group in self.graph.groups.values():
-            if group.within is None:
+        for group in self.spec.groups.values():
+            if group.block_group is None:
                 continue
-            each, before = divmod(sizes[group.name], sizes[group.within]), group.size // self.graph.sizes[group.within]
+            each, before = divmod(sizes[group.name], sizes[group.block_group]), group.size // self.spec.sizes[group.block_group]
             why = "" if each[1] == 0 else "a block must hold a whole number of them"
             if each != (before, 0) and not why:
                 why = self._doubling_fails([group.name])
             if why:
                 raise WidthError(
-                    f"The {group.size} neurons of group {group.name!r} lie in {self.graph.sizes[group.within]} blocks "
-                    f"({group.within!r}) of {before}. Asked for {sizes[group.name]} in {sizes[group.within]}: {why}. Change both "
-                    "in proportion, as a float for target_widths does."
+                    f"The {group.size} neurons of group {group.name!r} lie in {self.spec.sizes[group.block_group]} blocks "
+                    f"({group.block_group!r}) of {before}. Asked for {sizes[group.name]} in {sizes[group.block_group]}: {why}. "
+                    "Change both in proportion, as a float for target_widths does."
                 )
 
     def _doubling_fails(self, names: Sequence[str]) -> str:
         """Why the network with some groups doubled computes something else; empty if it does not."""
         return self._doubled(names, {}, None)[0]
 
-    def _doubled(self, names: Sequence[str], target: Mapping[str, int], given: nn.Module | None) -> tuple[str, Graph | None]:
+    def _doubled(
+        self, names: Sequence[str], target: Mapping[str, int], given: nn.Module | None
+    ) -> tuple[str, NetworkSpec | None]:
         """Why doubling some groups fails; and the graph of the network of the target's sizes, if it is the doubled one."""
-        sizes = {n: size * (2 if n in names else 1) for n, size in self.graph.sizes.items()}
+        sizes = {n: size * (2 if n in names else 1) for n, size in self.spec.sizes.items()}
         is_target = given is not None and sizes == dict(target)
         try:
-            wide = given if given is not None and is_target else resize(self.plain, self.graph, sizes)
-            graph = like(_trace(wide, resized_inputs(self.inputs, self.graph, sizes)), self.graph)
-            if graph.sizes != sizes:
+            wide = given if given is not None and is_target else resize(self.plain, self.spec, sizes)
+            spec = like(_trace(wide, resized_inputs(self.inputs, self.spec, sizes)), self.spec)
+            if spec.sizes != sizes:
                 return "its groups come out otherwise", None
-            same = self.check.widens(wide, graph)
+            same = self.check.widens(wide, spec)
         except Exception as error:  # it does not run, or its blocks come out otherwise
             why = f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
             return why, None
         why = "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
-        return why, graph if is_target else None
+        return why, spec if is_target else None
 
 
 def discover_all(
@@ -257,11 +259,11 @@ def _discover_all(models: Sequence[nn.Module], example_inputs: Any, plains: Sequ
             computes_the_same(twin.check, twin.plain, plain, position)
             found.append(twin)
             continue
-        inputs = found[0].inputs_for(plain) if found and found[0].graph.states else example_inputs
+        inputs = found[0].inputs_for(plain) if found and found[0].spec.states else example_inputs
         architecture = Architecture.of(plain if position else model, inputs, plain=plain, warn=not position)
         if position:
-            architecture.graph = like(architecture.graph, found[0].graph)
-            _compare_graphs(found[0].graph, architecture.graph, position)
+            architecture.spec = like(architecture.spec, found[0].spec)
+            _compare_specs(found[0].spec, architecture.spec, position)
             computes_the_same(architecture.check, plain, plain, position, constants_of(plains[0], fitting=plain))
         found.append(architecture)
     return found
@@ -282,7 +284,7 @@ def _can_be_traced(plain: nn.Module) -> bool:
     return not any(t.dtype in (torch.float16, torch.bfloat16) or t.device.type != "cpu" for t in tensors)
 
 
-def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
+def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> NetworkSpec:
     floating, states = floating_state(plain), declared_states(plain, inputs)
     program = export(plain, inputs)
     interpreter = Interpreter(program, aliases(plain), floating, states)
@@ -301,8 +303,8 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> Graph:
     names = {key: f"state {'given' if key[0] else 'returned'} {key[1:]}" for key in states.labels}
     shapes |= {names[key]: tuple(ids.shape) for key, ids in states.labels.items()}
     state_axes = {(names[key], 0): ids.numpy() for key, ids in states.labels.items()}
-    graph = group_units(interpreter.record, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
-    return dataclasses.replace(with_states(graph, names), ends_in_probabilities=returns_probabilities(program))
+    spec = group_units(interpreter.constraints, state_axes | axes, shapes, tuple(interpreter.operations), interpreter.diagonal)
+    return dataclasses.replace(with_states(spec, names), ends_in_probabilities=returns_probabilities(program))
 
 
 def _like(leaf: Any, dtype: torch.dtype) -> Any:
@@ -343,7 +345,7 @@ def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
         )
 
 
-def _compare_graphs(first: Graph, other: Graph, position: int) -> None:
+def _compare_specs(first: NetworkSpec, other: NetworkSpec, position: int) -> None:
     if first.operations != other.operations:
         differing = ((str(a), str(b)) for a, b in zip(first.operations, other.operations, strict=False) if a != b)
         more, fewer = next(differing, ("more operations", "fewer"))

@@ -8,12 +8,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..layers import FIXED, Record
+from ..layers import FIXED, Constraints
 
 __all__ = ["movable_classes", "refined", "units_and_blocks"]
 
 
-def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, tuple]]:
+def units_and_blocks(constraints: Constraints) -> tuple[np.ndarray, np.ndarray, dict[int, tuple]]:
     """Units, the movable block of each, and where in which blocks they lie.
 
     Blocks of the same units are one, and so are those of two operations that match one to one. A block of which a unit is
@@ -28,14 +28,14 @@ def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, 
     slots : dict of int to tuple
         For each unit, what tells it from other units in its blocks: which operations have put it there, and the fixed blocks.
     """
-    pairs = list(record.pairs)
-    if not any(len(blocks) for blocks, _ in record.enclosed):
-        unit_of = _classes(pairs, record.count)
+    pairs = list(constraints.pairs)
+    if not any(len(blocks) for blocks, _ in constraints.enclosed):
+        unit_of = _classes(pairs, constraints.count)
         return unit_of, np.full(unit_of.max() + 1, -1), {}
-    block, inside = (np.concatenate([np.zeros(0, int), *(pair[k] for pair in record.enclosed)]) for k in (0, 1))
-    operation = np.repeat(np.arange(len(record.enclosed)), [len(pair[0]) for pair in record.enclosed])
+    block, inside = (np.concatenate([np.zeros(0, int), *(pair[k] for pair in constraints.enclosed)]) for k in (0, 1))
+    operation = np.repeat(np.arange(len(constraints.enclosed)), [len(pair[0]) for pair in constraints.enclosed])
     while True:
-        unit_of = _classes(pairs, record.count)
+        unit_of = _classes(pairs, constraints.count)
         fixed = unit_of[FIXED]
         links = np.unique(np.stack([unit_of[block], unit_of[inside], operation]), axis=1)
         links = links[:, (links[0] != fixed) & (links[0] != links[1])]
@@ -47,9 +47,9 @@ def units_and_blocks(record: Record) -> tuple[np.ndarray, np.ndarray, dict[int, 
         if not same and not len(stuck):
             break
         label = np.full(unit_of.max() + 1, FIXED)
-        label[unit_of[::-1]] = np.arange(record.count)[::-1]
+        label[unit_of[::-1]] = np.arange(constraints.count)[::-1]
         if len(overlapping):
-            record.frozen.append((label[overlapping], "blocks of neurons that overlap with other blocks"))
+            constraints.frozen.append((label[overlapping], "blocks of neurons that overlap with other blocks"))
         pairs.append((label[list(same)], label[list(same.values())]) if same else (label[stuck], np.full(len(stuck), FIXED)))
     block_of = np.full(unit_of.max() + 1, -1)
     block_of[plain[1]] = plain[0]
@@ -77,10 +77,10 @@ def _classes(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarr
     return connected_components(coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count)), directed=False)[1]
 
 
-def movable_classes(record: Record) -> np.ndarray:
+def movable_classes(constraints: Constraints) -> np.ndarray:
     """For each label, the number of the class that it would be in if nothing were held in place."""
-    free = [(a[kept], b[kept]) for a, b in record.pairs for kept in [(a != FIXED) & (b != FIXED)]]
-    return _classes(free, record.count)
+    free = [(a[kept], b[kept]) for a, b in constraints.pairs for kept in [(a != FIXED) & (b != FIXED)]]
+    return _classes(free, constraints.count)
 
 
 def _overlapping(links: np.ndarray) -> np.ndarray:

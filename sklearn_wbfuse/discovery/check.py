@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, SelfCheckError
-from ..network.groups import Graph, LabelledTensor, Span, put, relabel, take
+from ..network.groups import LabelledTensor, Span, put, relabel, take
+from ..network.spec import NetworkSpec
 from .contexts import untouched_modules
-from .restricted import without, without_groups
+from .restricted import drop_symmetry, without_groups
 from .states import on_states
 from .tensors import floating_state, lent
 
@@ -67,9 +68,9 @@ class SelfCheck:
 
     inputs: list[tuple[Any, ...]]
 
-    def __init__(self, model: nn.Module, graph: Graph, inputs: Sequence[Any]):
+    def __init__(self, model: nn.Module, spec: NetworkSpec, inputs: Sequence[Any]):
         self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        self.model, self.graph = model, graph
+        self.model, self.spec = model, spec
         self._choose_precision(tuple(inputs))
 
     def _finite(self) -> bool:
@@ -171,8 +172,8 @@ class SelfCheck:
         tol = self.tol if tol is None else tol
         for x, expected in zip(self.inputs, self.expected, strict=True):
             leaves, tree = pytree.tree_flatten(x)
-            given = pytree.tree_unflatten(on_states(leaves, self.graph, True, moved), tree)
-            outputs = zip(self._run(model, state, given), on_states(expected, self.graph, False, moved), strict=True)
+            given = pytree.tree_unflatten(on_states(leaves, self.spec, True, moved), tree)
+            outputs = zip(self._run(model, state, given), on_states(expected, self.spec, False, moved), strict=True)
             if not all(_close(a, b, tol) for a, b in outputs):
                 return False
         return True
@@ -182,9 +183,9 @@ class SelfCheck:
         return self._same(self.model, self._moved(order, factor), lambda tensor, labels: relabel(tensor, labels, order, factor))
 
     def _moved(self, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: relabel(t, self.graph.tensors[name], order, factor) for name, t in self.state.items()}
+        return {name: relabel(t, self.spec.tensors[name], order, factor) for name, t in self.state.items()}
 
-    def verify(self) -> Graph:
+    def verify(self) -> NetworkSpec:
         """The graph, less the scales and signs that the check refutes.
 
         Raises
@@ -194,16 +195,16 @@ class SelfCheck:
         """
         if not self._finite():
             raise SelfCheckError("The network's outputs are not finite for random parameters, so its groups can't be verified.")
-        groups = self.graph.groups.values()
-        order = self.graph.orders(self._cycle)
+        groups = self.spec.groups.values()
+        order = self.spec.orders(self._cycle)
         scale = {g.name: np.exp(self.rng.uniform(-0.7, 0.7, g.size)) for g in groups if g.scalable}
         sign = {g.name: self._signs(g.size) for g in groups if g.signable}
         both = {n: scale.get(n, 1.0) * sign.get(n, np.ones(len(order[n]))) for n in {**scale, **sign}}
         if not self._invariant(order, both):
-            for family in self.graph.families:
+            for family in self.spec.permutation_units:
                 if not self._invariant({name: order[name] for name in family}, {}):
                     sizes = ", ".join(f"{name!r} (size {len(order[name])})" for name in family)
-                    tensors = sorted({t.name for name in family for t, _, _ in self.graph.axes(name)})
+                    tensors = sorted({t.name for name in family for t, _, _ in self.spec.axes(name)})
                     raise SelfCheckError(
                         f"Permuting neuron group {sizes} changes the network's output. A rule or declaration of {tensors} is "
                         "wrong, or the forward depends on values."
@@ -214,9 +215,9 @@ class SelfCheck:
                     warnings.warn(
                         f"The {kind} of groups {refuted} change the output and are not used.", FusionWarning, stacklevel=2
                     )
-                    self.graph = without(self.graph, kind, refuted)
+                    self.spec = drop_symmetry(self.spec, kind, refuted)
         self._negative_control(order)
-        return self.graph
+        return self.spec
 
     def _cycle(self, size: int) -> np.ndarray:
         """A random permutation that is one cycle: it maps no proper subset to itself, so no wrong pooling of units survives."""
@@ -236,7 +237,7 @@ class SelfCheck:
         It does where the output has a gradient there; groups of which it has none are tried out. Those that show no effect on
         any axis stay in place.
         """
-        names = self._without_gradient([n for n, p in order.items() if len(p) > 1 and any(self.graph.axes(n))])
+        names = self._without_gradient([n for n, p in order.items() if len(p) > 1 and any(self.spec.axes(n))])
         dead = {name: [self._largest(name)] for name in self.rng.permutation(names)[:_CONTROLS].tolist()}
         dead = {name: places for name, places in dead.items() if self._ignores(name, places)}
         state, expected = self.state, self.expected
@@ -246,10 +247,10 @@ class SelfCheck:
             self.state = self._random_state()
             self.expected = [self._run(self.model, self.state, x) for x in self.inputs]
             dead = {name: places for name, places in dead.items() if self._ignores(name, places)}
-        without_effect = {name for name in dead if self._ignores(name, list(self.graph.axes(name)))}
+        without_effect = {name for name in dead if self._ignores(name, list(self.spec.axes(name)))}
         self.state, self.expected = state, expected
-        families = [f for f in self.graph.families if set(f) & without_effect]
-        stay = {n for f in families if all(n in without_effect for n in f if any(self.graph.axes(n))) for n in f}
+        permutation_units = [f for f in self.spec.permutation_units if set(f) & without_effect]
+        stay = {n for f in permutation_units if all(n in without_effect for n in f if any(self.spec.axes(n))) for n in f}
         for name, (tensor, axis, _) in ((n, places[0]) for n, places in dead.items() if n not in stay):
             warnings.warn(
                 f"The output does not depend on axis {axis} of {tensor.name!r}, so group {name!r} could not be verified."
@@ -257,10 +258,10 @@ class SelfCheck:
                 FusionWarning,
                 stacklevel=2,
             )
-        self.graph = without_groups(self.graph, stay, "on the example inputs the output does not depend on them")
+        self.spec = without_groups(self.spec, stay, "on the example inputs the output does not depend on them")
 
     def _largest(self, name: str) -> Place:
-        return max(self.graph.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
+        return max(self.spec.axes(name), key=lambda entry: int(np.prod(entry[0].shape)))
 
     def _without_gradient(self, names: Sequence[str]) -> list[str]:
         """Groups on whose positions in their largest tensor the output has no gradient beyond rounding."""
@@ -294,8 +295,8 @@ class SelfCheck:
 
     def _ignores(self, name: str, places: Sequence[Place]) -> bool:
         """Whether leaving a group in place on any one of some axes, while it moves on the others, changes nothing."""
-        rolled = self.graph.orders(lambda n: np.roll(np.arange(n), 1))
-        own = {n: rolled[n] for family in self.graph.families if name in family for n in family}
+        rolled = self.spec.orders(lambda n: np.roll(np.arange(n), 1))
+        own = {n: rolled[n] for family in self.spec.permutation_units if name in family for n in family}
         everywhere = self._moved(own, {})
         tol = min(self.tol, _ROUNDING) if self.tol < 1e-4 else self.tol  # deep attention hardly depends on its scores
         for tensor, axis in dict.fromkeys((t, a) for t, a, _ in places):
@@ -325,7 +326,7 @@ class SelfCheck:
                 "only models of one architecture can be fused (activations, strides and the order of layers included)."
             )
 
-    def widens(self, wide: nn.Module, graph: Graph) -> bool:
+    def widens(self, wide: nn.Module, spec: NetworkSpec) -> bool:
         """Whether repeating every unit, with its readers' weights split, gives a wider network of the same function.
 
         Parameters
@@ -335,13 +336,13 @@ class SelfCheck:
         graph : Graph
             Of `wide`.
         """
-        copies = self.graph.copies(graph)
-        wider = {id(old.labels): new.labels for old, new in zip(self.graph.states, graph.states, strict=True)}
+        copies = self.spec.copies(spec)
+        wider = {id(old.labels): new.labels for old, new in zip(self.spec.states, spec.states, strict=True)}
         small = copy.copy(self)  # other threads may share this check
         small.state = self._random_state(_SMALL)  # a softmax that is one-hot hides its temperature
         small.expected = [self._run(self.model, small.state, x) for x in self.inputs]
         for check in (self, small):
-            larger = {n: repeated(t, self.graph.tensors[n], graph.tensors[n], copies) for n, t in check.state.items()}
+            larger = {n: repeated(t, self.spec.tensors[n], spec.tensors[n], copies) for n, t in check.state.items()}
             same = check._same(wide, larger, lambda t, labels: _repeated_rows(t, labels, wider[id(labels)], copies))
             del larger  # before the next are made
             if not same:

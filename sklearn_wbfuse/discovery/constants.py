@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ArchitectureMismatchError, FusionWarning
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .check import SelfCheck
 from .tensors import floating_state
 
@@ -90,12 +90,12 @@ def _real(tensors: Mapping[str, Tensor], names: list[str]) -> bool:
 
 
 @torch.no_grad()
-def warn_of_unread(models: Sequence[nn.Module], graph: Graph, check: SelfCheck) -> None:
+def warn_of_unread(models: Sequence[nn.Module], spec: NetworkSpec, check: SelfCheck) -> None:
     """Warn of tensors that are not trained, differ between models, and that no operation reads: their neurons are unknown."""
     learnt = {name for name, p in models[0].named_parameters() if p.requires_grad}
     states = [floating_state(model) for model in models]
     unread = []
-    for name, labels in graph.tensors.items():
+    for name, labels in spec.tensors.items():
         if name in learnt or name not in check.state or any(labels.spans) or not all(name in own for own in states):
             continue
         first = states[0][name]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import FIXED, Layer, Record, Value, declaration_of, register_rule
+from ..layers import FIXED, Constraints, LabelMap, Value, declaration_of, register_rule
 from ..layers.elementwise import combine
 from ..layers.linear import read
 
@@ -72,34 +72,34 @@ def hold_declared(program: Any) -> None:
 
 
 @register_rule("sklearn_wbfuse::declared")
-def declared_rule(record: Record, x: Value, parameters: Sequence[Value], key: int) -> Value:
+def declared_rule(constraints: Constraints, x: Value, parameters: Sequence[Value], key: int) -> Value:
     """Read "in" axes, compute "out" axes, unite "unit" axes with the input."""
     declaration = declaration_of(_MODULES[key])
     assert declaration is not None
-    record.rigid(*x.layers)
-    units: list[Layer] = []
+    constraints.rigid(*x.layers)
+    units: list[LabelMap] = []
     for value, entry in zip(parameters, declaration.axes.values(), strict=True):
         for axis, kind in enumerate(entry):
             layer = value.layer(axis)
             if layer is None:
                 continue
-            record.rigid(layer)
+            constraints.rigid(layer)
             if kind is None:
-                record.fix(layer)
+                constraints.fix(layer)
             elif kind == "in":
-                read(record, x, declaration.input_dim, value, axis)
+                read(constraints, x, declaration.input_dim, value, axis)
             elif kind == "unit":
-                vector = Value((value.shape[axis],), (Layer.along(layer.vector(axis), 0, (value.shape[axis],)),))
-                combine(record, "a declared module", [_last(x, declaration.input_dim), vector], "general")
+                vector = Value((value.shape[axis],), (LabelMap.along(layer.vector(axis), 0, (value.shape[axis],)),))
+                combine(constraints, "a declared module", [_last(x, declaration.input_dim), vector], "general")
             else:
-                units.append(Layer.along(layer.vector(axis), 0, (value.shape[axis],)))
+                units.append(LabelMap.along(layer.vector(axis), 0, (value.shape[axis],)))
     if declaration.elementwise:
         return Value(x.shape, x.layers)
     for layer in units:
-        record.unite(units[0].ids, layer.ids)
-        record.computes(layer.ids)
+        constraints.unite(units[0].ids, layer.ids)
+        constraints.produces(layer.ids)
     labels = units[0].ids if units else torch.full((1,), FIXED)
-    return Value((-1,), (Layer(labels, (declaration.output_dim,)),))
+    return Value((-1,), (LabelMap(labels, (declaration.output_dim,)),))
 
 
 def _last(x: Value, dim: int) -> Value:

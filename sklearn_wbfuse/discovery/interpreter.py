@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
-from ..layers import Layer, Record, Value, rule_for
+from ..layers import Constraints, LabelMap, Value, rule_for
 from ..layers.conv import is_depthwise
 from ..layers.operations import Operation, facts_of, schema_name
 from .states import Declared
@@ -57,7 +57,7 @@ class Interpreter:
     def __init__(self, program: Any, names: Mapping[str, str], floating: Mapping[str, Tensor], states: Declared):
         self.program = program
         self.states = states
-        self.record = Record()
+        self.constraints = Constraints()
         self.axes: dict[tuple[str, int], Tensor] = {}
         self.operations: list[Operation] = []
         self.reached: set[str] = set()
@@ -69,8 +69,8 @@ class Interpreter:
             shape, layers, blocks = list(tensor.shape), [], self.diagonal.get(name, 1)
             shape[1:2] = [n * blocks for n in shape[1:2]]
             for axis, size in enumerate(shape):
-                self.axes[name, axis] = self.record.fresh(size)
-                layers.append(Layer.along(self.axes[name, axis], axis, shape))
+                self.axes[name, axis] = self.constraints.fresh(size)
+                layers.append(LabelMap.along(self.axes[name, axis], axis, shape))
             self.shapes[name] = tuple(shape)
             self.parameters[name] = Value(tuple(shape), tuple(layers), is_weight=True, name=name, diagonal=blocks)
         self._run(names)
@@ -109,7 +109,7 @@ class Interpreter:
                 return Value((), constant=torch.zeros(()))
             shape = tuple(example.shape)
             is_state = leaf in self.states.inputs
-            return self.states.value(self.record, leaf, shape) if is_state else Value(shape, dtype=example.dtype)
+            return self.states.value(self.constraints, leaf, shape) if is_state else Value(shape, dtype=example.dtype)
         if name is None:  # the token of an operation with side effects
             return Value(())
         state = self.program.constants if spec.target in self.program.constants else self.program.state_dict
@@ -133,11 +133,11 @@ class Interpreter:
                 continue
             leaf += 1
             if is_state:
-                self.states.returned(self.record, leaf, value)
+                self.states.returned(self.constraints, leaf, value)
             else:
-                states = [layer for layer in value.layers if self.record.is_state(layer)]
-                self.record.freeze(states, "a state that is returned to the caller")
-                self.record.returned(*value.layers)
+                states = [layer for layer in value.layers if self.constraints.is_state(layer)]
+                self.constraints.freeze(states, "a state that is returned to the caller")
+                self.constraints.returned(*value.layers)
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         arguments = map_arg(node.args, lambda n: values[n])
@@ -152,25 +152,25 @@ class Interpreter:
         if all(v.constant is not None for v in _leaves(arguments, named)):
             return self._constant(node, arguments, named)
         wanted = {int(u.args[1]) for u in node.users if u.target is operator.getitem and u.users}  # type: ignore[arg-type]
-        with self.record.during(path, f"{path} ({name})" if path else name, wanted):
+        with self.constraints.during(path, f"{path} ({name})" if path else name, wanted):
             return self._by_rule(node, name, arguments, named)
 
     def _by_rule(self, node: Node, name: str, arguments: Any, named: Any) -> Any:
         read, rule, facts = _leaves(arguments, named), rule_for(name), facts_of(node)
         if rule is None:
-            self.record.freeze([layer for v in read for layer in v.layers], "no rule")
+            self.constraints.freeze([layer for v in read for layer in v.layers], "no rule")
             return _without_labels(node)
         if facts.computes:
-            self.record.sees([layer for v in read for layer in v.layers])
+            self.constraints.observes([layer for v in read for layer in v.layers])
         try:
-            result = _completed(node, rule(self.record, *arguments, **named))
+            result = _completed(node, rule(self.constraints, *arguments, **named))
             if facts.moves and not facts.keeps_places:
-                self.record.moves(read, _leaves(result), of_table=node not in self.of_inputs)
+                self.constraints.moves(read, _leaves(result), of_table=node not in self.of_inputs)
             return result
         except DiscoveryError:
             raise
         except Exception as error:  # a case that the rule does not know
-            self.record.freeze([layer for v in read for layer in v.layers], f"no rule ({type(error).__name__}: {error})")
+            self.constraints.freeze([layer for v in read for layer in v.layers], f"no rule ({type(error).__name__}: {error})")
             return _without_labels(node)
 
     def _constant(self, node: Node, arguments: Any, named: Any) -> Any:
@@ -200,8 +200,8 @@ def _known(tensor: Any) -> Value:
 def _in_groups(program: Any, names: Mapping[str, str]) -> dict[str, int]:
     """Weights that only convolutions in groups read, all in as many groups; depthwise ones are tensors like any other."""
     found: dict[str, set[int]] = {}
-    graph, specs = program.graph, program.graph_signature.input_specs
-    for node, spec in zip(graph.find_nodes(op="placeholder"), specs, strict=True):
+    fx_graph, specs = program.graph, program.graph_signature.input_specs
+    for node, spec in zip(fx_graph.find_nodes(op="placeholder"), specs, strict=True):
         shape = getattr(node.meta.get("val"), "shape", ())
         for user in node.users:
             facts = facts_of(user)
@@ -254,7 +254,7 @@ def _shaped(value: Value, shape: tuple[int, ...], node: Node) -> Value:
     layers = value.layers
     if value.shape == (-1,):  # a declared module: labels along one dimension of a shape that only the trace knows
         layers = tuple(
-            Layer.along(layer.ids, layer.dims[0] % len(shape), shape) for layer in layers if len(layer.ids) > 1 or shape
+            LabelMap.along(layer.ids, layer.dims[0] % len(shape), shape) for layer in layers if len(layer.ids) > 1 or shape
         )
     elif value.shape != shape and value.layers:
         raise AssertionError(f"The rule of {node.target} computed shape {value.shape}, the network {shape}.")

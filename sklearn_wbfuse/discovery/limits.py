@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..network.groups import Graph, LabelledTensor, relabel
+from ..network.groups import LabelledTensor, relabel
+from ..network.spec import NetworkSpec
 from .modules import plain_copy
 from .parametrized import HELD, distance, held_value, parametrized_names, pruned_names
-from .restricted import without, without_groups
+from .restricted import drop_symmetry, without_groups
 
 __all__ = ["within_limits"]
 
 
-def within_limits(model: nn.Module, graph: Graph) -> Graph:
+def within_limits(model: nn.Module, spec: NetworkSpec) -> NetworkSpec:
     """A graph less what the parametrizations of a network can't hold of it.
 
     Their present values are tried with neurons moved, multiplied and turned. Groups that can't be moved stay in place.
@@ -28,32 +29,32 @@ def within_limits(model: nn.Module, graph: Graph) -> Graph:
         With its parametrizations.
     graph : Graph
     """
-    names = sorted((parametrized_names(model) - pruned_names(model)).intersection(graph.tensors))
+    names = sorted((parametrized_names(model) - pruned_names(model)).intersection(spec.tensors))
     if not names:
-        return graph
+        return spec
     twin = plain_copy(model, plain=False).to("cpu")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in twin.parameters()):
         twin = twin.float()
     stays: dict[str, str] = {}
     fixed: dict[str, set[str]] = {"scales": set(), "signs": set()}
     for name in names:
-        holds, labels = _Trial(twin, name, graph.tensors[name]), graph.tensors[name]
+        holds, labels = _Trial(twin, name, spec.tensors[name]), spec.tensors[name]
         standing = {s.group: s for spans in labels.spans for s in spans}
-        for family in graph.families:
-            orders = [{g: order[g] for g in family} for order in (graph.orders(_rolled), graph.orders(_swapped))]
+        for family in spec.permutation_units:
+            orders = [{g: order[g] for g in family} for order in (spec.orders(_rolled), spec.orders(_swapped))]
             if any(g in standing for g in family) and not all(holds(order, {}) for order in orders):
                 stays |= dict.fromkeys(family, name)
         for group, span in standing.items():
-            each = np.arange(graph.groups[group].size)
+            each = np.arange(spec.groups[group].size)
             if span.exponent and not holds({}, {group: 100 ** np.cos(each)}):
                 fixed["scales"].add(group)
             if span.odd and not holds({}, {group: np.where(each % 2, 1.0, -1.0)}):
                 fixed["signs"].add(group)
     for kind, groups in fixed.items():
-        graph = without(graph, kind, groups)
+        spec = drop_symmetry(spec, kind, groups)
     why = "its parametrization can't hold it with neurons moved:"
     frozen = [(name, f"{why} {_quoted(stays, name)}") for name in set(stays.values())]
-    return dataclasses.replace(without_groups(graph, stays), frozen=(*graph.frozen, *sorted(frozen)))
+    return dataclasses.replace(without_groups(spec, stays), frozen=(*spec.frozen, *sorted(frozen)))
 
 
 def _quoted(stays: Mapping[str, str], name: str) -> str:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..network.groups import Graph, LabelledTensor, Span
+from ..network.groups import LabelledTensor, Span
+from ..network.spec import NetworkSpec
 from .check import SelfCheck
 from .constants import close
-from .restricted import without
+from .restricted import drop_symmetry
 from .tensors import floating_state
 
-__all__ = ["Mask", "find_masks", "masked_graph", "masked_state", "ones_where_any"]
+__all__ = ["Mask", "find_masks", "masked_spec", "masked_state", "ones_where_any"]
 
 _EQUAL = 10.0  # what a mask that all models share is multiplied by where neurons are compared: they must have the same
 
@@ -101,25 +102,25 @@ def _fits(mask: torch.Size, weight: torch.Size) -> bool:
         return False
 
 
-def masked_graph(graph: Graph, masks: Mapping[str, Mask]) -> Graph:
+def masked_spec(spec: NetworkSpec, masks: Mapping[str, Mask]) -> NetworkSpec:
     """A graph in which masks neither scale nor change sign: the tensors that they multiply do so in their place, if any."""
     for name, mask in masks.items():
         if not mask.stays:
             continue
-        labels = graph.tensors[name]
+        labels = spec.tensors[name]
         moving = [(axis, s) for axis, spans in enumerate(labels.spans) for s in spans if s.exponent or s.odd]
         changed = {}
         for weight in mask.weights:
-            taken = _with_factors(graph.tensors[weight], moving, len(labels.shape))
+            taken = _with_factors(spec.tensors[weight], moving, len(labels.shape))
             if taken is not None:
                 changed[weight] = taken
         if len(changed) < len(mask.weights) or not mask.weights:
-            graph = without(graph, "scales", {s.group for _, s in moving if s.exponent})
-            graph = without(graph, "signs", {s.group for _, s in moving if s.odd})
+            spec = drop_symmetry(spec, "scales", {s.group for _, s in moving if s.exponent})
+            spec = drop_symmetry(spec, "signs", {s.group for _, s in moving if s.odd})
         elif moving:
             still = replace(labels, spans=tuple(tuple(replace(s, exponent=0.0, odd=False) for s in a) for a in labels.spans))
-            graph = replace(graph, tensors={**graph.tensors, **changed, name: still})
-    return graph
+            spec = replace(spec, tensors={**spec.tensors, **changed, name: still})
+    return spec
 
 
 def _with_factors(labels: LabelledTensor, moving: Sequence[tuple[int, Span]], dims: int) -> LabelledTensor | None:

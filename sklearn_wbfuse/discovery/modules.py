@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from ..exceptions import InvalidModelError, NonFiniteError, WidthError
 from ..layers import Blocks, sizes_of
-from ..network.groups import Graph, LabelledTensor, Span
+from ..network.groups import LabelledTensor, Span
+from ..network.spec import NetworkSpec
 from .mistakes import hint_for_list, hint_for_model, is_rows
 from .parametrized import materialise, parametrized_names, prune_again, pruned_names, write_parametrized
 from .tensors import LENDING, floating_state
@@ -171,20 +172,20 @@ def _is_copied_its_own_way(model: nn.Module) -> bool:
     return any(hasattr(k, "__deepcopy__") or k.__reduce__ is not object.__reduce__ for k in kinds)
 
 
-def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Module:
+def resize(model: nn.Module, spec: NetworkSpec, sizes: Mapping[str, int]) -> nn.Module:
     """A copy of a plain model whose groups have other sizes; the new tensors hold zeros."""
     with LENDING:
         twin = plain_copy(model)
-    if dict(sizes) == graph.sizes:
+    if dict(sizes) == spec.sizes:
         return twin
-    for labels in graph.tensors.values():
-        shape = resized_shape(labels, graph, sizes)
+    for labels in spec.tensors.values():
+        shape = resized_shape(labels, spec, sizes)
         owner, _, leaf = labels.name.rpartition(".")
         tensor = getattr(twin.get_submodule(owner), leaf)
         if shape != tuple(tensor.shape):
             tensor.data = tensor.new_zeros(shape)  # it stays itself, wherever else the network holds it
     for path, module in twin.named_modules():
-        _renumber(module, path, graph, sizes)
+        _renumber(module, path, spec, sizes)
     _flatten(twin)
     for path, module in twin.named_modules():
         if isinstance(module, nn.RNNBase):
@@ -198,18 +199,18 @@ def resize(model: nn.Module, graph: Graph, sizes: Mapping[str, int]) -> nn.Modul
     return twin
 
 
-def resized_shape(labels: LabelledTensor, graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def resized_shape(labels: LabelledTensor, spec: NetworkSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a parameter in other group sizes."""
     shape = list(labels.shape)
     for axis, spans in enumerate(labels.spans):
         shape[axis] += _grown(spans, sizes)
     if labels.diagonal > 1:
-        blocks = _multiplied(labels.diagonal, [s for spans in labels.spans for s in spans], graph, sizes)
+        blocks = _multiplied(labels.diagonal, [s for spans in labels.spans for s in spans], spec, sizes)
         shape[1] //= blocks
     return tuple(shape)
 
 
-def sizes_in(shapes: Mapping[str, Sequence[int]], graph: Graph) -> dict[str, int]:
+def sizes_in(shapes: Mapping[str, Sequence[int]], spec: NetworkSpec) -> dict[str, int]:
     """Group sizes of a network of the same architecture, read off the shapes of its tensors.
 
     An axis has its fixed positions and, of each group on it, so many for every neuron. How many heads or groups of a norm there
@@ -221,40 +222,40 @@ def sizes_in(shapes: Mapping[str, Sequence[int]], graph: Graph) -> dict[str, int
         Naming the tensor whose shape no sizes give, or the group whose size can't be read.
     """
     axes = []
-    for name, labels in graph.tensors.items():
+    for name, labels in spec.tensors.items():
         for axis, spans in enumerate(labels.spans[: 1 if labels.diagonal > 1 else None]):
             each: dict[str, int] = {}
             for span in spans:
                 each[span.group] = each.get(span.group, 0) + span.index.shape[1]
             axes.append((shapes[name][axis] - len(labels.rest(axis)), each))
     sizes: dict[str, int] = {}
-    for _ in graph.groups:  # each round reads one more group off a concatenation, at least
+    for _ in spec.groups:  # each round reads one more group off a concatenation, at least
         for free, each in axes:
             unknown = [g for g in each if g not in sizes]
             if len(unknown) == 1:
                 known = sum(sizes[g] * copies for g, copies in each.items() if g in sizes)
                 sizes[unknown[0]] = max((free - known) // each[unknown[0]], 1)
-    for name, size in graph.sizes.items():
-        same = all(sizes.get(g.name, g.size) == g.size for g in graph.groups.values() if g.within == name)
-        if name not in sizes and not same and name not in graph.cardinal:
+    for name, size in spec.sizes.items():
+        same = all(sizes.get(g.name, g.size) == g.size for g in spec.groups.values() if g.block_group == name)
+        if name not in sizes and not same and name not in spec.fixed_count_blocks:
             raise WidthError(
                 f"How many of the blocks {name!r} there are can't be read off the shapes; give a network of these widths."
             )
         sizes.setdefault(name, size)
-    for name, labels in graph.tensors.items():
-        wanted = resized_shape(labels, graph, sizes)
+    for name, labels in spec.tensors.items():
+        wanted = resized_shape(labels, spec, sizes)
         if tuple(shapes[name]) != wanted:
             raise WidthError(
                 f"{name!r} has the shape {tuple(shapes[name])}, which does not fit to the others: they ask for {wanted}."
             )
-    return {name: sizes[name] for name in graph.groups}
+    return {name: sizes[name] for name in spec.groups}
 
 
-def _renumber(module: nn.Module, path: str, graph: Graph, sizes: Mapping[str, int]) -> None:
+def _renumber(module: nn.Module, path: str, spec: NetworkSpec, sizes: Mapping[str, int]) -> None:
     """Set the attributes of a module that repeat sizes."""
     for attribute, entry in sorted(sizes_of(module).items(), key=lambda item: callable(item[1])):
         if isinstance(entry, Blocks):
-            setattr(module, attribute, _blocks(getattr(module, attribute), entry, path, graph, sizes))
+            setattr(module, attribute, _blocks(getattr(module, attribute), entry, path, spec, sizes))
         elif callable(entry):
             setattr(module, attribute, entry(module))
         else:
@@ -270,15 +271,15 @@ def _tensor(module: nn.Module, name: str) -> Tensor | None:
     return module if isinstance(module, Tensor) else None
 
 
-def _blocks(number: int, entry: Blocks, path: str, graph: Graph, sizes: Mapping[str, int]) -> int:
+def _blocks(number: int, entry: Blocks, path: str, spec: NetworkSpec, sizes: Mapping[str, int]) -> int:
     """How many blocks there are in other group sizes: each keeps its share, and a block of one unit is that unit."""
-    labels = graph.tensors.get(f"{path}.{entry.parameter}".lstrip("."))
+    labels = spec.tensors.get(f"{path}.{entry.parameter}".lstrip("."))
     if labels is None or number == 1:
         return number
     spans = labels.spans[entry.axis]
     if number == labels.shape[entry.axis]:
         return number + _grown(spans, sizes)
-    return _multiplied(number, spans, graph, sizes)
+    return _multiplied(number, spans, spec, sizes)
 
 
 def _grown(spans: Sequence[Span], sizes: Mapping[str, int]) -> int:
@@ -286,10 +287,10 @@ def _grown(spans: Sequence[Span], sizes: Mapping[str, int]) -> int:
     return sum((sizes[s.group] - len(s.index)) * s.index.shape[1] for s in spans)
 
 
-def _multiplied(number: int, spans: Sequence[Span], graph: Graph, sizes: Mapping[str, int]) -> int:
+def _multiplied(number: int, spans: Sequence[Span], spec: NetworkSpec, sizes: Mapping[str, int]) -> int:
     """A number of blocks, as many times as there are more of the blocks in which the units of an axis lie."""
-    within = {graph.groups[s.group].within for s in spans} - {None}
-    return number * sum(sizes[str(b)] for b in within) // sum(graph.sizes[str(b)] for b in within) if within else number
+    within = {spec.groups[s.group].block_group for s in spans} - {None}
+    return number * sum(sizes[str(b)] for b in within) // sum(spec.sizes[str(b)] for b in within) if within else number
 
 
 def _flatten(model: nn.Module) -> None:

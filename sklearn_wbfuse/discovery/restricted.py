@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from ..network.groups import Graph, Group, LabelledTensor, Span
+from ..network.groups import Group, LabelledTensor, Span
+from ..network.spec import NetworkSpec
 
-__all__ = ["like", "without", "without_groups"]
+__all__ = ["drop_symmetry", "like", "without_groups"]
 
 
-def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
+def drop_symmetry(spec: NetworkSpec, kind: str, names: Collection[str]) -> NetworkSpec:
     """The same graph with groups that do not scale (`kind` "scales"), or do not change sign ("signs")."""
     scales = kind == "scales"
 
@@ -22,34 +23,34 @@ def without(graph: Graph, kind: str, names: Collection[str]) -> Graph:
             return span
         return dataclasses.replace(span, exponent=0.0 if scales else span.exponent, odd=span.odd and scales)
 
-    groups = {n: fixed(g) if n in names else g for n, g in graph.groups.items()}
+    groups = {n: fixed(g) if n in names else g for n, g in spec.groups.items()}
     tensors = {
-        n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in graph.tensors.items()
+        n: dataclasses.replace(t, spans=tuple(tuple(map(changed, axis)) for axis in t.spans)) for n, t in spec.tensors.items()
     }
-    return dataclasses.replace(graph, groups=groups, tensors=tensors)
+    return dataclasses.replace(spec, groups=groups, tensors=tensors)
 
 
-def without_groups(graph: Graph, names: Collection[str], why: str = "") -> Graph:
+def without_groups(spec: NetworkSpec, names: Collection[str], why: str = "") -> NetworkSpec:
     """The same graph with groups that stay in place; `why` is reported of those on several axes, which belong together."""
     if not names:
-        return graph
+        return spec
 
     def freed(labels: LabelledTensor) -> LabelledTensor:
         spans = tuple(tuple(s for s in axis if s.group not in names) for axis in labels.spans)
         return dataclasses.replace(labels, spans=spans)
 
-    places = {name: list(dict.fromkeys((t.name, axis) for t, axis, _ in graph.axes(name))) for name in names}
+    places = {name: list(dict.fromkeys((t.name, axis) for t, axis, _ in spec.axes(name))) for name in names}
     return dataclasses.replace(
-        graph,
-        groups={n: g for n, g in graph.groups.items() if n not in names},
-        tensors={n: freed(t) for n, t in graph.tensors.items()},
-        states=tuple(dataclasses.replace(s, labels=freed(s.labels)) for s in graph.states),
-        frozen=(*graph.frozen, *((where[0][0], why) for where in places.values() if why and len(where) > 1)),
+        spec,
+        groups={n: g for n, g in spec.groups.items() if n not in names},
+        tensors={n: freed(t) for n, t in spec.tensors.items()},
+        states=tuple(dataclasses.replace(s, labels=freed(s.labels)) for s in spec.states),
+        frozen=(*spec.frozen, *((where[0][0], why) for where in places.values() if why and len(where) > 1)),
     )
 
 
-def like(graph: Graph, verified: Graph) -> Graph:
+def like(spec: NetworkSpec, verified: NetworkSpec) -> NetworkSpec:
     """A graph with no more groups, scales and signs than another of the same architecture."""
-    graph = without_groups(graph, set(graph.groups) - set(verified.groups))
-    graph = without(graph, "scales", {n for n in graph.groups if not verified.groups[n].scalable})
-    return without(graph, "signs", {n for n in graph.groups if not verified.groups[n].signable})
+    spec = without_groups(spec, set(spec.groups) - set(verified.groups))
+    spec = drop_symmetry(spec, "scales", {n for n in spec.groups if not verified.groups[n].scalable})
+    return drop_symmetry(spec, "signs", {n for n in spec.groups if not verified.groups[n].signable})

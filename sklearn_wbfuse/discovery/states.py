@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..exceptions import DiscoveryError
-from ..layers import Layer, Record, Value, declaration_of
-from ..network.groups import Graph, LabelledTensor, State
+from ..layers import Constraints, LabelMap, Value, declaration_of
+from ..network.groups import LabelledTensor
+from ..network.spec import NetworkSpec, RecurrentState
 
 __all__ = ["Declared", "declared_states", "on_states", "resized_inputs", "with_states"]
 
@@ -39,35 +40,37 @@ class Declared:
     given: list[Tensor] = field(default_factory=list)
     labels: dict[tuple[bool, int, int | None], Tensor] = field(default_factory=dict)
 
-    def value(self, record: Record, leaf: int, shape: tuple[int, ...]) -> Value:
+    def value(self, constraints: Constraints, leaf: int, shape: tuple[int, ...]) -> Value:
         """A state that the caller gives: fresh labels for each unit of each layer and direction."""
         slots = shape[0] if len(shape) == 3 else 1
-        ids = record.fresh(slots * shape[-1]).view(*([slots] if len(shape) == 3 else []), 1, shape[-1])
+        ids = constraints.fresh(slots * shape[-1]).view(*([slots] if len(shape) == 3 else []), 1, shape[-1])
         self._keep(True, leaf, ids)
         self.given.append(ids)
-        return Value(shape, (Layer(ids.expand(shape)),))
+        return Value(shape, (LabelMap(ids.expand(shape)),))
 
-    def returned(self, record: Record, leaf: int, value: Value) -> None:
+    def returned(self, constraints: Constraints, leaf: int, value: Value) -> None:
         """A state that the caller gets, and will give back where the network takes one: they are the same units."""
         last = len(value.shape) - 1
         given = self.given.pop(0) if self.given else None
         fits = [k for k in value.layers if set(k.dims) <= {0, last} and (len(value.shape) == 3 or k.dims == (last,))]
-        record.freeze([k for k in value.layers if k not in fits], "a declared state that varies along more than layers and units")
+        constraints.freeze(
+            [k for k in value.layers if k not in fits], "a declared state that varies along more than layers and units"
+        )
         for layer in fits:
             ids = layer.ids.narrow(last - 1, 0, 1)
             self._keep(False, leaf, ids)
             if given is not None and given.shape == ids.shape:
-                record.unite(given, ids)
-                record.same_factor(given, ids)
+                constraints.unite(given, ids)
+                constraints.same_factor(given, ids)
                 given = None
-            elif any(key[0] for key in self.labels) or not record.is_state(layer):
+            elif any(key[0] for key in self.labels) or not constraints.is_state(layer):
                 raise DiscoveryError(
                     f"Output {leaf} of shape {value.shape} is declared to be a state, but no declared input has its units: each "
                     "state that is returned needs the argument that takes it back, in the same order (declare(..., "
                     "state_inputs=, state_outputs=))."
                 )
         if given is not None:
-            record.freeze([Layer(given)], "a declared state that is not given back as it was returned")
+            constraints.freeze([LabelMap(given)], "a declared state that is not given back as it was returned")
 
     def _keep(self, given: bool, leaf: int, ids: Tensor) -> None:
         if ids.dim() == 3:
@@ -100,18 +103,20 @@ def declared_states(model: nn.Module, inputs: Sequence[Any]) -> Declared:
     return Declared(found, declaration.state_outputs)
 
 
-def with_states(graph: Graph, labels: Mapping[tuple[bool, int, int | None], str]) -> Graph:
+def with_states(spec: NetworkSpec, labels: Mapping[tuple[bool, int, int | None], str]) -> NetworkSpec:
     """The graph with some of its tensors taken out and kept as states."""
-    states = tuple(State(*key, labels=graph.tensors[name]) for key, name in labels.items())
+    states = tuple(RecurrentState(*key, labels=spec.tensors[name]) for key, name in labels.items())
     names = set(labels.values())
-    return replace(graph, tensors={n: t for n, t in graph.tensors.items() if n not in names}, states=states)
+    return replace(spec, tensors={n: t for n, t in spec.tensors.items() if n not in names}, states=states)
 
 
-def on_states(leaves: Sequence[Any], graph: Graph, given: bool, change: Callable[[Tensor, LabelledTensor], Tensor]) -> list[Any]:
+def on_states(
+    leaves: Sequence[Any], spec: NetworkSpec, given: bool, change: Callable[[Tensor, LabelledTensor], Tensor]
+) -> list[Any]:
     """The tensors with a change made along the units of every state among them; units come first in what is changed."""
     result = list(leaves)
-    for leaf in {s.leaf for s in graph.states if s.given == given}:
-        own = {s.slot: s.labels for s in graph.states if s.given == given and s.leaf == leaf}
+    for leaf in {s.leaf for s in spec.states if s.given == given}:
+        own = {s.slot: s.labels for s in spec.states if s.given == given and s.leaf == leaf}
         tensor = leaves[leaf]
         if None not in own and len(tensor) != len(own):
             raise DiscoveryError(f"A declared state must be (layers, batch, units) or (batch, units). Got {tuple(tensor.shape)}.")
@@ -126,7 +131,7 @@ def _cut(tensor: Tensor, size: int) -> Tensor:
     return nn.functional.pad(tensor, (0, size - tensor.shape[-1]))
 
 
-def resized_inputs(inputs: Sequence[Any], graph: Graph, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+def resized_inputs(inputs: Sequence[Any], spec: NetworkSpec, sizes: Mapping[str, int]) -> tuple[Any, ...]:
     """Inputs whose states have the widths of a resized network."""
     leaves, tree = pytree.tree_flatten(tuple(inputs))
 
@@ -134,4 +139,4 @@ def resized_inputs(inputs: Sequence[Any], graph: Graph, sizes: Mapping[str, int]
         size = len(tensor) + sum(sizes[s.group] - len(s.index) for s in labels.spans[0])
         return _cut(tensor.movedim(0, -1), size).movedim(-1, 0)
 
-    return pytree.tree_unflatten(on_states(leaves, graph, True, change), tree)
+    return pytree.tree_unflatten(on_states(leaves, spec, True, change), tree)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from ..layers import Record
+from ..layers import Constraints
 
 __all__ = ["Symmetry", "symmetries"]
 
@@ -21,7 +21,7 @@ Symmetry = dict[Place, float]
 
 
 def symmetries(
-    record: Record,
+    constraints: Constraints,
     unit_of: np.ndarray,
     group_of_unit: np.ndarray,
     axes: Mapping[tuple[str, int], np.ndarray],
@@ -40,10 +40,10 @@ def symmetries(
         Labels of each axis of each tensor.
     n_groups : int
     """
-    variable_of = _variables(record, unit_of)
+    variable_of = _variables(constraints, unit_of)
     group_of = group_of_unit[unit_of]
     rows: dict[str, list[set[Row]]] = {kind: [set() for _ in range(n_groups)] for kind in ("scale", "sign")}
-    for of, coefficients, related in record.relations:
+    for of, coefficients, related in constraints.relations:
         stacked = np.vstack([group_of[related[0]], *(variable_of[i] for i in related)])
         for g, *variables in np.unique(stacked, axis=1).T.tolist():
             if g >= 0:
@@ -52,7 +52,7 @@ def symmetries(
                     rows["scale"][g].add(row)
                 if of != "scale":
                     rows["sign"][g].add(_modulo_2(row))
-    computed = [int(v) for ids in record.computers for v in dict.fromkeys(variable_of[ids].tolist())]
+    computed = [int(v) for ids in constraints.computers for v in dict.fromkeys(variable_of[ids].tolist())]
     places: list[dict[Place, int]] = [{} for _ in range(n_groups)]
     for axis, ids in enumerate(axes.values()):
         groups = group_of[ids]
@@ -65,16 +65,16 @@ def symmetries(
     )
 
 
-def _variables(record: Record, unit_of: np.ndarray) -> np.ndarray:
+def _variables(constraints: Constraints, unit_of: np.ndarray) -> np.ndarray:
     """For each label the number of its variable: its axis, and the how-many-eth copy of its unit it is there."""
-    start = np.searchsorted(record.starts, np.arange(record.count), side="right")
+    start = np.searchsorted(constraints.starts, np.arange(constraints.count), side="right")
     order = np.lexsort((unit_of, start))
-    first = np.ones(record.count, dtype=bool)
+    first = np.ones(constraints.count, dtype=bool)
     first[1:] = (np.diff(start[order]) != 0) | (np.diff(unit_of[order]) != 0)
     runs = np.flatnonzero(first)
-    copy = np.empty(record.count, dtype=int)
-    copy[order] = np.arange(record.count) - np.repeat(runs, np.diff(np.append(runs, record.count)))
-    return start * record.count + copy
+    copy = np.empty(constraints.count, dtype=int)
+    copy[order] = np.arange(constraints.count) - np.repeat(runs, np.diff(np.append(runs, constraints.count)))
+    return start * constraints.count + copy
 
 
 def _solution(

@@ -1,30 +1,30 @@
 """Traced networks run operation by operation: one alone, several in lockstep, and what they compute of a probe's inputs."""
 
-from .lockstep import Rows, run_in_lockstep
+from .lockstep import SiteSamples, run_in_lockstep
 from .memory import Held, Memory
 from .parent import Parent
-from .parent_runner import MAX_ROWS, Probing
+from .parent_runner import MAX_ROWS, ParentRunner
 from .parents import Parents
 from .probe import PROBES, Probe
 from .recording import Positions, Recording
-from .runner import Steps, program_of
-from .sites import Equation, equations
+from .runner import Runner, program_of
+from .sites import RegressionSite, regression_sites
 
 __all__ = [
     "MAX_ROWS",
     "PROBES",
-    "Equation",
     "Held",
     "Memory",
     "Parent",
+    "ParentRunner",
     "Parents",
     "Positions",
     "Probe",
-    "Probing",
     "Recording",
-    "Rows",
-    "Steps",
-    "equations",
+    "RegressionSite",
+    "Runner",
+    "SiteSamples",
     "program_of",
+    "regression_sites",
     "run_in_lockstep",
 ]

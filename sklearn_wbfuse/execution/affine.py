@@ -18,9 +18,9 @@ from torch.fx import Node
 
 from ..layers.conv import is_depthwise
 from ..layers.operations import facts_of
-from .runner import Steps
+from .runner import Runner
 
-__all__ = ["Conv", "Linear", "Norm", "Writer", "rows_at", "writer_of"]
+__all__ = ["AffineLayer", "ConvLayer", "LinearLayer", "NormLayer", "affine_layer_of", "rows_at"]
 
 
 def rows_at(y: Tensor, channel: int, chosen: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def rows_at(y: Tensor, channel: int, chosen: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Writer:
+class AffineLayer:
     """An operation that computes neurons as an affine map of what it reads.
 
     Attributes
@@ -70,9 +70,9 @@ class Writer:
         """The dimension of the output that holds neurons."""
         return facts_of(self.node).channel
 
-    def read(self, steps: Steps, batch: int) -> Tensor:
+    def read(self, runner: Runner, batch: int) -> Tensor:
         """What the operation reads on a batch."""
-        return steps.read(self.node.args[0], batch)
+        return runner.read(self.node.args[0], batch)
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
         """What some positions of the output are computed from, shape (groups, positions, inputs)."""
@@ -154,23 +154,23 @@ class Writer:
             state[names["mean"]] = bias - offset * scale
 
 
-class Linear(Writer):
+class LinearLayer(AffineLayer):
     """``aten::linear``."""
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return x.reshape(-1, x.shape[-1])[chosen][None]
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return weight[None]
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return matrix[0].contiguous()
 
 
-class Conv(Writer):
+class ConvLayer(AffineLayer):
     """``aten::conv1d`` to ``conv3d``, in groups or transposed, which is one of its input with zeros between."""
 
     @property
@@ -185,7 +185,7 @@ class Conv(Writer):
 
     @property
     def out_axis(self) -> int:  # type: ignore[override]
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return int(self.transposed and not self._is_depthwise)
 
     @property
@@ -195,7 +195,7 @@ class Conv(Writer):
 
     @property
     def labelled(self) -> tuple[str, int]:
-        """See `Writer`. A depthwise weight may undo the scales of its inputs; what is added to the outputs has theirs."""
+        """See `AffineLayer`. A depthwise weight may undo the scales of its inputs; what is added to the outputs has theirs."""
         found = super().labelled
         return (self.bias, 0) if found[0] == self.weight and self.bias is not None and self._is_depthwise else found
 
@@ -223,7 +223,7 @@ class Conv(Writer):
         return [1] * space, ends, dilation, groups, stride
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         space, kernel = self.space, self.node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
         stride, ends, dilation, groups, spread = self._options(kernel)
         x = x.reshape(-1, x.shape[-space - 1], *x.shape[-space:])
@@ -248,7 +248,7 @@ class Conv(Writer):
         return taps.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         _, _, _, groups, _ = self._options(weight.shape[2:])
         if self.transposed:  # (in, out / groups, *kernel) of each group, seen from the output
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flip(list(range(3, weight.dim() + 1)))
@@ -257,7 +257,7 @@ class Conv(Writer):
         return weight.movedim(2, -1).flatten(2)  # groups, outputs, taps x channels
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         kernel = like.shape[2:]
         each = matrix.shape[2] // math.prod(kernel)
         weight = matrix.reshape(*matrix.shape[:2], *kernel, each).movedim(-1, 2)
@@ -266,40 +266,40 @@ class Conv(Writer):
         return weight.flatten(0, 1).contiguous()
 
 
-class Norm(Writer):
+class NormLayer(AffineLayer):
     """The weight and bias behind a normalisation: one number per channel."""
 
-    def read(self, steps: Steps, batch: int) -> Tensor:
+    def read(self, runner: Runner, batch: int) -> Tensor:
         """What is normalised, without weight and bias."""
         arguments, facts = list(self.node.args), facts_of(self.node)
         for at in (facts.weight, facts.bias):
             if at is not None and at < len(arguments):
                 arguments[at] = None
-        return steps.compute(self.node, batch, tuple(arguments))
+        return runner.compute(self.node, batch, tuple(arguments))
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return rows_at(x, self.channel, chosen).T[..., None]
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return weight[:, None, None]
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """See `Writer`."""
+        """See `AffineLayer`."""
         return matrix.flatten()
 
 
-def writer_of(node: Node, parameters: Mapping[Node, str]) -> Writer | None:
+def affine_layer_of(node: Node, parameters: Mapping[Node, str]) -> AffineLayer | None:
     """The map that a node computes with parameters of its own, if it is one."""
     facts = facts_of(node)
     if facts.weight is None:
         return None
-    build: type[Writer] = {"normalises": Norm, "convolves": Conv, "contracts": Linear}[facts.kind]
+    build: type[AffineLayer] = {"normalises": NormLayer, "convolves": ConvLayer, "contracts": LinearLayer}[facts.kind]
     given = [node.args[k] if k is not None and k < len(node.args) else None for k in (facts.weight, facts.bias)]
     if given[0] not in parameters or (given[1] is not None and given[1] not in parameters):
         return None
     weight, bias = (None if g is None else parameters[g] for g in given)  # type: ignore[index]
-    if (build is Norm) != (given[0].meta["val"].dim() == 1):  # type: ignore[union-attr]
+    if (build is NormLayer) != (given[0].meta["val"].dim() == 1):  # type: ignore[union-attr]
         return None
     return build(node, str(weight), bias)

@@ -14,15 +14,15 @@ from torch.nn.functional import linear
 from ..layers.operations import operation
 from ..layers.recurrent import KINDS
 from .recording import Recording
-from .runner import Steps
+from .runner import Runner
 
-__all__ = ["Cell", "Part", "Sequences", "cells_of", "levels"]
+__all__ = ["Cell", "GateBlock", "Sequences", "cells_of", "levels"]
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class GateBlock:
     """Gates that are one affine map of input and state, of either, or of both; from row `start` to `stop` of all."""
 
     start: int
@@ -92,12 +92,12 @@ class Cell:
         n = from_input.shape[-1] // 3 * 2
         return torch.cat([from_input[..., :n] + from_state[..., :n], from_input[..., n:], from_state[..., n:]], -1)
 
-    def parts(self, rows: int) -> list[Part]:
+    def parts(self, rows: int) -> list[GateBlock]:
         """The affine maps that make up all rows of the gates."""
         if self.kind != "gru":
-            return [Part(0, rows, True, True)]
+            return [GateBlock(0, rows, True, True)]
         n = rows // 4
-        return [Part(0, 2 * n, True, True), Part(2 * n, 3 * n, True, False), Part(3 * n, rows, False, True)]
+        return [GateBlock(0, 2 * n, True, True), GateBlock(2 * n, 3 * n, True, False), GateBlock(3 * n, rows, False, True)]
 
     def states(self, state: State, gates: Tensor, initial: Sequence[Tensor]) -> Tensor:
         """The states that given gates lead to."""
@@ -119,7 +119,7 @@ class Cell:
             found.append(h)
         return torch.stack(found)
 
-    def change(self, state: dict[str, Tensor], part: Part, matrix: Tensor, offset: Tensor | None) -> None:
+    def change(self, state: dict[str, Tensor], part: GateBlock, matrix: Tensor, offset: Tensor | None) -> None:
         """Add to the weights and bias of a part; `matrix` has the columns of the input first, then those of the state."""
         rows, at = part.rows, 0
         if not part.reads_input:  # the half of a GRU's candidate that the state computes
@@ -176,21 +176,21 @@ class Sequences:
         One that holds what the operation reads.
     """
 
-    def __init__(self, node: Node, steps: Steps | Recording):
-        self.state, batch_first = steps.state, bool(node.args[-1])
+    def __init__(self, node: Node, runner: Runner | Recording):
+        self.state, batch_first = runner.state, bool(node.args[-1])
         given = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
         self.inputs: list[Tensor] = []
         self.initial: list[list[Tensor]] = []
-        for batch in range(steps.n_batches):
-            x, starts = steps.read(node.args[0], batch), [steps.read(n, batch) for n in given]
+        for batch in range(runner.n_batches):
+            x, starts = runner.read(node.args[0], batch), [runner.read(n, batch) for n in given]
             self.inputs.append(x.transpose(0, 1) if batch_first else x)
             self.initial.append(starts)
 
     def cut(self, rows: int) -> Sequences:
         """The same for so many sequences of each batch that all their steps are at most so many rows."""
         part = object.__new__(Sequences)
-        steps, count = self.inputs[0].shape[0], len(self.inputs)
-        kept = max(rows // (steps * count), 5)
+        runner, count = self.inputs[0].shape[0], len(self.inputs)
+        kept = max(rows // (runner * count), 5)
         part.state = self.state
         part.inputs = [x[:, :kept].contiguous() for x in self.inputs]
         part.initial = [[s[:, :kept] for s in starts] for starts in self.initial]

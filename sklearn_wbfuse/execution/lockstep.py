@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..layers.operations import operation
-from .affine import Writer, rows_at
+from .affine import AffineLayer, rows_at
 from .recording import Recording
-from .runner import Steps
-from .sites import Equation, read_by
+from .runner import Runner
+from .sites import RegressionSite, read_by
 
-__all__ = ["Beside", "Companions", "Rows", "run_in_lockstep"]
+__all__ = ["Beside", "Companions", "SiteSamples", "run_in_lockstep"]
 
 _FEW = 10
 """A first dimension of fewer entries over all batches holds no samples (an unbatched network, steps before the batch)."""
@@ -44,7 +44,7 @@ class Companions(Protocol):
         """The mean of activations, each in its parent's neurons, in the target's."""
 
 
-class Rows:
+class SiteSamples:
     """The rows of one equation, batch by batch: what its writers read, and what they leave to be explained.
 
     Parameters
@@ -62,11 +62,11 @@ class Rows:
         row is one.
     """
 
-    def __init__(self, equation: Equation, fused: Steps, parents: Companions):
-        self.equation, self.fused, self.parents = equation, fused, parents
-        self.channel = equation.writers[0].channel
-        self.others = [n for n in _terms(equation) if n not in equation.between]
-        value = equation.at.meta["val"]
+    def __init__(self, site: RegressionSite, fused: Runner, parents: Companions):
+        self.site, self.fused, self.parents = site, fused, parents
+        self.channel = site.layers[0].channel
+        self.others = [n for n in _terms(site) if n not in site.between]
+        value = site.at.meta["val"]
         n, size = value.numel() // value.shape[self.channel], len(value)
         chosen = parents[0].recording.positions.of(value, self.channel, fused.n_batches)
         device = next(iter(fused.state.values())).device
@@ -86,7 +86,7 @@ class Rows:
     @property
     def rectified(self) -> bool:
         """Whether nothing but ReLUs reads the value."""
-        users = self.equation.at.users
+        users = self.site.at.users
         return bool(users) and all(operation(u) == "relu" for u in users)
 
     def target(self, batch: int, taken: Any = ...) -> tuple[Tensor, Tensor | float]:
@@ -94,23 +94,23 @@ class Rows:
 
         Together they are the weighted mean of the parents' aligned values; `taken` are some of the positions.
         """
-        labelled, rest = self.equation.writers[0].labelled, 0.0
-        total = self.parents.mean_rows([self.of_parent(p, self.equation.at, batch, taken) for p in self.parents], labelled)
+        labelled, rest = self.site.layers[0].labelled, 0.0
+        total = self.parents.mean_rows([self.of_parent(p, self.site.at, batch, taken) for p in self.parents], labelled)
         for node in self.others:
             rest = rest + self.of(node, batch, taken)  # type: ignore[assignment]
         return total - rest, rest
 
-    def inputs(self, writer: Writer, batch: int, taken: Any = ...) -> Tensor:
+    def inputs(self, layer: AffineLayer, batch: int, taken: Any = ...) -> Tensor:
         """What a writer reads, shape (groups, positions, inputs)."""
-        return writer.rows(writer.read(self.fused, batch), self.chosen[batch][taken])
+        return layer.rows(layer.read(self.fused, batch), self.chosen[batch][taken])
 
 
-def _terms(equation: Equation) -> list[Node]:
+def _terms(site: RegressionSite) -> list[Node]:
     """The terms of the sum that an equation is about, or its value."""
-    found, inside = [], [equation.at]
+    found, inside = [], [site.at]
     while inside:
         node = inside.pop()
-        if node in equation.between and operation(node) == "add":
+        if node in site.between and operation(node) == "add":
             inside += [a for a in node.args[:2] if isinstance(a, Node)]
         else:
             found.append(node)
@@ -118,19 +118,19 @@ def _terms(equation: Equation) -> list[Node]:
 
 
 def run_in_lockstep(
-    fused: Steps,
+    fused: Runner,
     parents: Companions,
-    found: Mapping[Node, Equation],
-    correct: Callable[[Equation], None],
+    found: Mapping[Node, RegressionSite],
+    correct: Callable[[RegressionSite], None],
     *,
-    reads: Callable[[Equation], Iterable[Node]] | None = None,
+    reads: Callable[[RegressionSite], Iterable[Node]] | None = None,
     runs_fused: bool = True,
     runs_parents: bool = True,
 ) -> None:
     """Record the parents, then run the fused network operation by operation.
 
-    `correct` may change the fused network's tensors, before it computes the operations of an equation. `reads` are the values of
-    an equation that it wants of the parents; see `read_by`.
+    `correct` may change the fused network's tensors before it computes the operations of a site. `reads` are the values of a
+    site that it wants of the parents; see `read_by`.
     """
     for parent in parents if runs_parents else ():
         position = {node: parent.position(k) for node, k in fused.position.items()}
@@ -140,10 +140,10 @@ def run_in_lockstep(
             correct(found[node])
         return
     waiting = {node for e in found.values() for node in e.between}
-    for equation in found.values():
-        at = fused.position[equation.at]
-        fused.keep((r for n in equation.between for r in n.all_input_nodes), at)
-        fused.keep((w.end for w in equation.writers), at)
+    for site in found.values():
+        at = fused.position[site.at]
+        fused.keep((r for n in site.between for r in n.all_input_nodes), at)
+        fused.keep((w.end for w in site.layers), at)
     for k, node in enumerate(fused.nodes):
         if node in found:
             correct(found[node])

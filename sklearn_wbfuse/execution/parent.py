@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..discovery import Architecture, plain_copy
 from ..network.correspondence import SAME_NAMES, Correspondence
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 
 __all__ = ["Parent"]
 
@@ -51,6 +51,6 @@ class Parent:
         return self.copied(self.model)
 
     @property
-    def graph(self) -> Graph:
+    def spec(self) -> NetworkSpec:
         """Its neuron groups and labelled tensors."""
-        return self.architecture.graph
+        return self.architecture.spec

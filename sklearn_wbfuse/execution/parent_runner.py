@@ -21,10 +21,10 @@ from .parent import Parent
 from .probe import Probe, between, coloured, is_drawn, mixed, procedural, repeated, shares, with_tokens
 from .reading import read_as
 from .recording import Positions, Recording
-from .runner import Steps, program_of
-from .sites import Equation, equations
+from .runner import Runner, program_of
+from .sites import RegressionSite, regression_sites
 
-__all__ = ["HELD_OUT", "MAX_ROWS", "Probing", "chosen_of", "rows_in", "rows_within", "units_of"]
+__all__ = ["HELD_OUT", "MAX_ROWS", "ParentRunner", "chosen_of", "rows_in", "rows_within", "units_of"]
 
 HELD_OUT = 5
 """Every fifth sample is held out: it tells regressions how far to go, and how much the fused network agrees."""
@@ -45,7 +45,7 @@ _FILES = 4
 """What the parents' recordings take, in files for the most part, may be so many times what memory holds."""
 
 
-class Probing:
+class ParentRunner:
     """The parents and the inputs that they are run on.
 
     Parameters
@@ -119,23 +119,23 @@ class Probing:
                 digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def steps(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Steps:
+    def runner(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Runner:
         """A parent at its start, on the probe's inputs or on others."""
         given = self.batches if batches is None else batches
         own = self.parents[i]
-        return self._steps(own.architecture, self.plains[i], own.state, given)
+        return self._runner(own.architecture, self.plains[i], own.state, given)
 
     def recording(self, i: int, max_rows: int = MAX_ROWS) -> Recording:
         """A parent, recorded at so many positions; it runs once for all that want the same number."""
         if (i, max_rows) not in self.recordings:
             positions = self._positions(max_rows)
-            self.recordings[i, max_rows] = self._recording(lambda batch: self.steps(i, [self.batches[batch]]), positions)
+            self.recordings[i, max_rows] = self._recording(lambda batch: self.runner(i, [self.batches[batch]]), positions)
         return self.recordings[i, max_rows]
 
     def _positions(self, max_rows: int) -> Positions:
         """The same for all parents; fewer where files would grow much larger than what memory may hold."""
         if max_rows not in self.positions:
-            units = sum(units_of(self.steps(i, self.batches[:1])) for i in range(len(self.parents)))
+            units = sum(units_of(self.runner(i, self.batches[:1])) for i in range(len(self.parents)))
             self.positions[max_rows] = Positions(rows_within(_FILES * self.memory.limit, units, max_rows), self.seed)
         return self.positions[max_rows]
 
@@ -144,33 +144,33 @@ class Probing:
         plain, state = network.plain, network.state
         program = program_of(plain, self.batches[0], next(iter(state.values())))
         positions = self.recording(0).positions
-        return self._recording(lambda batch: Steps(program, plain, state, [self.batches[batch]]), positions)
+        return self._recording(lambda batch: Runner(program, plain, state, [self.batches[batch]]), positions)
 
-    def _recording(self, steps: Callable[[int], Steps], positions: Positions) -> Recording:
-        return Recording(steps, len(self.batches), positions, self.memory)
+    def _recording(self, runner: Callable[[int], Runner], positions: Positions) -> Recording:
+        return Recording(runner, len(self.batches), positions, self.memory)
 
-    def of_target(self, target: Architecture, state: Mapping[str, Tensor]) -> Steps:
+    def of_target(self, target: Architecture, state: Mapping[str, Tensor]) -> Runner:
         """The fused network at its start, on the inputs."""
-        return self._steps(target, self._plain_of(target), state, self.batches, self.memory)
+        return self._runner(target, self._plain_of(target), state, self.batches, self.memory)
 
     def _plain_of(self, architecture: Architecture) -> nn.Module:
         """A network of the architecture: a parent where there is one, since other fits may run what the architecture holds."""
         own = (plain for p, plain in zip(self.parents, self.plains, strict=True) if p.architecture.plain is architecture.plain)
         return next(own, architecture.plain)
 
-    def _steps(
+    def _runner(
         self,
         architecture: Architecture,
         plain: nn.Module,
         state: Mapping[str, Tensor],
         batches: Sequence[tuple[Any, ...]],
         memory: Memory | None = None,
-    ) -> Steps:
-        own = [resized_inputs(b, self.parents[0].graph, architecture.graph.sizes) for b in batches]
+    ) -> Runner:
+        own = [resized_inputs(b, self.parents[0].spec, architecture.spec.sizes) for b in batches]
         key = id(architecture.plain)
         if key not in self.programs:
             self.programs[key] = program_of(self._plain_of(architecture), own[0], next(iter(state.values()), torch.zeros(())))
-        return Steps(self.programs[key], plain, state, own, memory)
+        return Runner(self.programs[key], plain, state, own, memory)
 
     def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState, mixes: bool) -> list[tuple[Any, ...]]:
         """Rows of the data and mixtures of them, in batches of one size, rows before mixtures."""
@@ -194,7 +194,7 @@ class Probing:
 
     def _mix_images(self, rows: tuple[Tensor, ...], batches: list[tuple[Tensor, ...]]) -> None:
         """Behind the rows of each batch, where images are read, in place of mixtures of two rows those of a row and a drawing."""
-        images = {leaf: r for leaf, r in read_as("auto", self.steps(0, batches)).items() if r.kind == "images"}
+        images = {leaf: r for leaf, r in read_as("auto", self.runner(0, batches)).items() if r.kind == "images"}
         n_unmixed = int(self.n_unmixed)
         for batch, drawn in zip(batches, procedural(images, batches, rows, self.generator), strict=True):
             number = len(batch[0]) - n_unmixed
@@ -206,7 +206,7 @@ class Probing:
         """Inputs from a procedure, or noise, and what they are."""
         examples = self.parents[0].architecture.inputs
         white = self._white(probe, examples)
-        first = self.steps(0, white)
+        first = self.runner(0, white)
         strings = None if probe.kind == "noise" else zipf_chain
         with_strings = [with_tokens(first, batch, self.generator, strings) for batch in white]
         leaves = zip(pytree.tree_leaves(with_strings[0]), pytree.tree_leaves(examples), strict=True)
@@ -215,11 +215,11 @@ class Probing:
                 "Noise can't be drawn for inputs that are neither floating nor tokens of an embedding; give rows: "
                 "fit(FusionInput(models, X))."
             )
-        found = {} if probe.kind == "noise" else read_as(probe.kind, self.steps(0, with_strings))
+        found = {} if probe.kind == "noise" else read_as(probe.kind, self.runner(0, with_strings))
         floating = [k for k, t in enumerate(pytree.tree_leaves(white[0])) if is_drawn(t)]
         drawn = with_strings
         if set(found) != set(floating) or "sequences" in {r.kind for r in found.values()}:
-            networks = [self.steps(i, with_strings) for i in range(len(self.parents))]
+            networks = [self.runner(i, with_strings) for i in range(len(self.parents))]
             drawn = coloured(networks, [p.weight for p in self.parents], examples, self.generator)
         drawn = procedural(found, drawn, examples, self.generator)
         if "images" in {r.kind for r in found.values()}:
@@ -235,7 +235,7 @@ class Probing:
         for size in (-(-probe.n_samples // count), rows_in(examples)):
             white = [repeated(examples, size, self.generator) for _ in range(-(-probe.n_samples // size))]
             try:
-                self.steps(0, white)
+                self.runner(0, white)
                 break
             except DiscoveryError:  # the batch size may be written into the code
                 self.programs.clear()
@@ -273,13 +273,13 @@ def rows_within(n_bytes: float, units: int, most: int) -> int:
     return int(min(most, max(_FEW_ROWS, n_bytes / (4 * max(units, 1)))))
 
 
-def units_of(network: Recording | Steps) -> int:
+def units_of(network: Recording | Runner) -> int:
     """How many numbers are recorded of a network for each position, of all its equations."""
-    return sum(map(_units, equations(network.nodes, network.parameters).values()))
+    return sum(map(_units, regression_sites(network.nodes, network.parameters).values()))
 
 
-def _units(equation: Equation) -> int:
+def _units(site: RegressionSite) -> int:
     """How many rows the features of an equation have."""
-    if equation.cells:
-        return sum(w.meta["val"].shape[0] for w in equation.at.args[2])  # type: ignore[union-attr]
-    return int(equation.at.meta["val"].shape[equation.writers[0].channel])
+    if site.cells:
+        return sum(w.meta["val"].shape[0] for w in site.at.args[2])  # type: ignore[union-attr]
+    return int(site.at.meta["val"].shape[site.layers[0].channel])

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..network.mixture import Mixture
 from .parent import Parent
-from .parent_runner import Probing
+from .parent_runner import ParentRunner
 
 __all__ = ["Members", "Parents"]
 
@@ -52,7 +52,7 @@ class Parents(Members[Parent]):
         self,
         parents: Sequence[Parent],
         *,
-        runs: Probing | None = None,
+        runs: ParentRunner | None = None,
         further: Callable[[nn.Module], Parent] | None = None,
         cached: Callable[[Any, Callable[[], Any]], Any] | None = None,
     ):
@@ -64,7 +64,7 @@ class Parents(Members[Parent]):
         """The weights of the parents."""
         return Mixture([p.weight for p in self])
 
-    def with_runs(self, runs: Probing | None) -> Parents:
+    def with_runs(self, runs: ParentRunner | None) -> Parents:
         """The same, run on other inputs, or on none."""
         return Parents(self, runs=runs, further=self._further, cached=self._cached)
 

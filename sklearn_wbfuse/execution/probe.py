@@ -21,10 +21,10 @@ from torch.utils import _pytree as pytree
 
 from ..base import HelpfulMixin
 from ..probes import dead_leaves, occluding_steps
-from .affine import Norm, writer_of
+from .affine import NormLayer, affine_layer_of
 from .cells import cells_of
 from .reading import Reading, vocabularies
-from .runner import Steps
+from .runner import Runner
 
 __all__ = ["PROBES", "Probe", "between", "coloured", "is_drawn", "mixed", "procedural", "repeated", "shares", "with_tokens"]
 
@@ -148,15 +148,15 @@ def between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
 
 
 def with_tokens(
-    steps: Steps, inputs: Sequence[Any], generator: torch.Generator, strings: Callable[..., Tensor] | None = None
+    runner: Runner, inputs: Sequence[Any], generator: torch.Generator, strings: Callable[..., Tensor] | None = None
 ) -> tuple[Any, ...]:
     """The inputs with random strings in the place of tokens, the integers that an embedding reads.
 
     ``strings(n_samples, length, vocabulary, generator)`` draws them; by default every token is as frequent.
     """
     leaves, tree = pytree.tree_flatten(tuple(inputs))
-    for leaf, node in enumerate(steps.inputs):
-        sizes, tokens = vocabularies(node, steps), leaves[leaf]
+    for leaf, node in enumerate(runner.inputs):
+        sizes, tokens = vocabularies(node, runner), leaves[leaf]
         if sizes and isinstance(tokens, Tensor) and not tokens.is_floating_point():
             if strings is None or not tokens.dim():
                 drawn = torch.randint(min(sizes), tokens.shape, generator=generator)
@@ -199,13 +199,13 @@ def _content(reading: Reading, generator: torch.Generator) -> Tensor:
 
 
 def coloured(
-    networks: Sequence[Steps], weights: Sequence[float], examples: Sequence[Any], generator: torch.Generator
+    networks: Sequence[Runner], weights: Sequence[float], examples: Sequence[Any], generator: torch.Generator
 ) -> list[tuple[Any, ...]]:
     """The noise for each batch that networks hold.
 
     Parameters
     ----------
-    networks : list of Steps
+    networks : list of Runner
         Parents on white noise, at their start; they are consumed.
     weights : list of float
         Their proportions.
@@ -216,7 +216,7 @@ def coloured(
     first, batches = networks[0], []
     leaves, tree = pytree.tree_flatten(tuple(examples))
     white = [first.values[node] for node in first.inputs]
-    seen = [_seen(steps, generator) for steps in networks]
+    seen = [_seen(runner, generator) for runner in networks]
     for batch in range(first.n_batches):
         found = list(leaves)
         for leaf, values in enumerate(white):
@@ -233,18 +233,18 @@ def coloured(
     return batches
 
 
-def _seen(steps: Steps, generator: torch.Generator) -> dict[int, list[Tensor]]:
+def _seen(runner: Runner, generator: torch.Generator) -> dict[int, list[Tensor]]:
     """For each floating input that a first layer reads, noise in the directions that the layer sees."""
-    waiting = {leaf: node for leaf, node in enumerate(steps.inputs) if is_drawn(steps.values[node][0])}
-    variables = {leaf: [v.detach().clone().requires_grad_() for v in steps.values[node]] for leaf, node in waiting.items()}
-    steps.values.update({node: variables[leaf] for leaf, node in waiting.items()})
+    waiting = {leaf: node for leaf, node in enumerate(runner.inputs) if is_drawn(runner.values[node][0])}
+    variables = {leaf: [v.detach().clone().requires_grad_() for v in runner.values[node]] for leaf, node in waiting.items()}
+    runner.values.update({node: variables[leaf] for leaf, node in waiting.items()})
     found: dict[int, list[Tensor]] = {}
     with torch.enable_grad():
-        for k, node in enumerate(steps.nodes):
+        for k, node in enumerate(runner.nodes):
             if len(found) == len(waiting):
                 break
-            steps.run(node)
-            read = _first_layer(node, steps)
+            runner.run(node)
+            read = _first_layer(node, runner)
             if read is not None:
                 for batch, (value, memory) in enumerate(read):
                     if not value.requires_grad:
@@ -254,21 +254,21 @@ def _seen(steps: Steps, generator: torch.Generator) -> dict[int, list[Tensor]]:
                     for leaf, g in zip(waiting, torch.autograd.grad(value, own, z, allow_unused=True), strict=True):
                         if g is not None and float(g.std()) > 0:
                             found.setdefault(leaf, []).append(g)
-            if read is not None and node in steps.values:
-                values = list(steps.values[node])
-                steps.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, values)
-            steps.forget(k)
-    return {leaf: parts for leaf, parts in found.items() if len(parts) == steps.n_batches}
+            if read is not None and node in runner.values:
+                values = list(runner.values[node])
+                runner.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, values)
+            runner.forget(k)
+    return {leaf: parts for leaf, parts in found.items() if len(parts) == runner.n_batches}
 
 
-def _first_layer(node: Node, steps: Steps) -> list[tuple[Tensor, int | None]] | None:
+def _first_layer(node: Node, runner: Runner) -> list[tuple[Tensor, int | None]] | None:
     """What a layer with weights computes of its input, batch by batch, and the dimension that holds steps."""
-    writer, cells = writer_of(node, steps.parameters), cells_of(node, steps.parameters)
-    if writer is not None and not isinstance(writer, Norm):
-        return [(value, None) for value in steps.values[node]]
+    layer, cells = affine_layer_of(node, runner.parameters), cells_of(node, runner.parameters)
+    if layer is not None and not isinstance(layer, NormLayer):
+        return [(value, None) for value in runner.values[node]]
     if cells:
-        inputs = [steps.read(node.args[0], batch) for batch in range(steps.n_batches)]
-        return [(x @ steps.state[cells[0].w_ih].T, int(bool(node.args[-1]) and x.dim() == 3)) for x in inputs]
+        inputs = [runner.read(node.args[0], batch) for batch in range(runner.n_batches)]
+        return [(x @ runner.state[cells[0].w_ih].T, int(bool(node.args[-1]) and x.dim() == 3)) for x in inputs]
     return None
 
 
@@ -277,10 +277,10 @@ def _white(value: Tensor, memory: int | None, generator: torch.Generator) -> Ten
     z = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
     if memory is None:
         return z
-    steps = list(z.unbind(memory))
-    for t in range(1, len(steps)):
-        steps[t] = _MEMORY * steps[t - 1] + (1 - _MEMORY**2) ** 0.5 * steps[t]
-    return torch.stack(steps, memory)
+    runner = list(z.unbind(memory))
+    for t in range(1, len(runner)):
+        runner[t] = _MEMORY * runner[t - 1] + (1 - _MEMORY**2) ** 0.5 * runner[t]
+    return torch.stack(runner, memory)
 
 
 def is_drawn(value: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from ..exceptions import FusionError
 from ..layers.operations import Facts, facts_of, operation
 from .cells import cells_of
-from .runner import Steps
+from .runner import Runner
 
 __all__ = ["Reading", "read_as", "vocabularies"]
 
@@ -47,7 +47,7 @@ class Reading:
         return flat.view(around.shape)
 
 
-def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
+def read_as(kind: str, runner: Runner) -> dict[int, Reading]:
     """How each floating input is read, where it is images, signals or sequences.
 
     "auto" looks at the first layer that reads it, a convolution of two or one dimensions or a recurrent layer; it may be moved,
@@ -60,33 +60,33 @@ def read_as(kind: str, steps: Steps) -> dict[int, Reading]:
         If a kind is named for which no input has the dimensions.
     """
     found = {}
-    for leaf, node in enumerate(steps.inputs):
-        value = steps.values[node][0]
+    for leaf, node in enumerate(runner.inputs):
+        value = runner.values[node][0]
         if isinstance(value, Tensor) and value.is_floating_point() and kind != "tokens":
-            reading = _read_first(node, steps)
+            reading = _read_first(node, runner)
             if kind != "auto" and (reading is None or reading.kind != kind):
                 index, dims = torch.arange(1, value.numel() + 1).view(value.shape), 4 if kind == "images" else 3
                 reading = Reading(kind, index) if value.dim() == dims else None
             if reading is not None:
                 found[leaf] = reading
     if kind in ("images", "signals", "sequences") and not found:
-        shapes = [tuple(steps.values[node][0].shape) for node in steps.inputs if isinstance(steps.values[node][0], Tensor)]
+        shapes = [tuple(runner.values[node][0].shape) for node in runner.inputs if isinstance(runner.values[node][0], Tensor)]
         needed = {"images": "(n, channels, height, width)", "signals": "(n, channels, length)"}.get(kind, "(n, length, features)")
         raise FusionError(
             f"probe={kind!r} needs a floating input of shape {needed}. Got inputs of shapes {shapes}; use probe='auto' or "
             "'noise'."
         )
-    if kind == "tokens" and not any(vocabularies(node, steps) for node in steps.inputs):
+    if kind == "tokens" and not any(vocabularies(node, runner) for node in runner.inputs):
         raise FusionError("probe='tokens' needs an input of whole numbers that an embedding reads; use probe='auto' or 'noise'.")
     return found
 
 
-def _read_first(source: Node, steps: Steps) -> Reading | None:
+def _read_first(source: Node, runner: Runner) -> Reading | None:
     """How the first layer reads an input that tells what it is; what is not only moved, cast or scaled is not followed."""
-    value = steps.values[source][0]
+    value = runner.values[source][0]
     start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(value.shape)  # paddings take no whole numbers
     positions: dict[Node, Any] = {source: start}
-    for node in steps.nodes:
+    for node in runner.nodes:
         before = next((a for a in node.all_input_nodes if a in positions), None)
         if before is None or node.op != "call_function":
             continue
@@ -94,7 +94,7 @@ def _read_first(source: Node, steps: Steps) -> Reading | None:
         if node.args[0] is before and facts.space in (1, 2) and not facts.transposed:
             whole = index if index.dim() == facts.space + 2 else index[None]
             return Reading("images" if facts.space == 2 else "signals", whole.long())
-        if cells_of(node, steps.parameters) and node.args[0] is before:
+        if cells_of(node, runner.parameters) and node.args[0] is before:
             whole = index if index.dim() == 3 else index[:, None]
             whole = whole if node.args[-1] and index.dim() == 3 else whole.transpose(0, 1)
             return Reading("sequences", whole.long())
@@ -105,7 +105,7 @@ def _read_first(source: Node, steps: Steps) -> Reading | None:
             if index.dim() <= len(shape):
                 positions[node] = index.expand(shape)
         elif _is_followed(facts):
-            positions[node] = _moved(node, positions, steps)
+            positions[node] = _moved(node, positions, runner)
     return None
 
 
@@ -119,7 +119,7 @@ def _is_followed(facts: Facts) -> bool:
     return facts.moves and facts.kind != "writes"
 
 
-def _moved(node: Node, positions: dict[Node, Any], steps: Steps) -> Any:
+def _moved(node: Node, positions: dict[Node, Any], runner: Runner) -> Any:
     """Where the values stand after an operation that moves them; 0 for those of other tensors."""
 
     def given(other: Node) -> Any:
@@ -128,7 +128,7 @@ def _moved(node: Node, positions: dict[Node, Any], steps: Steps) -> Any:
         example = other.meta["val"]
         if example.is_floating_point():
             return torch.zeros(example.shape, dtype=torch.float64)
-        return steps.values[other][0].cpu() if other in steps.values else torch.zeros(example.shape, dtype=example.dtype)
+        return runner.values[other][0].cpu() if other in runner.values else torch.zeros(example.shape, dtype=example.dtype)
 
     arguments: Any = list(map_arg(node.args, given))
     if operation(node) == "constant_pad_nd":
@@ -139,13 +139,13 @@ def _moved(node: Node, positions: dict[Node, Any], steps: Steps) -> Any:
     return node.target(*arguments, **options)  # type: ignore[operator]
 
 
-def vocabularies(node: Node, steps: Steps) -> list[int]:
+def vocabularies(node: Node, runner: Runner) -> list[int]:
     """How many rows the embeddings have that an input goes into, through views and casts."""
     found = []
     for user in node.users:
         facts = facts_of(user)
-        if facts.kind == "embeds" and user.args[0] in steps.parameters and user.args[1] is node:
-            found.append(len(steps.state[steps.parameters[user.args[0]]]))  # type: ignore[index]
+        if facts.kind == "embeds" and user.args[0] in runner.parameters and user.args[1] is node:
+            found.append(len(runner.state[runner.parameters[user.args[0]]]))  # type: ignore[index]
         elif facts.kind == "identity" or _is_followed(facts):
-            found += vocabularies(user, steps)
+            found += vocabularies(user, runner)
     return found

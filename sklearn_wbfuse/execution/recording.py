@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .affine import rows_at
 from .memory import Held, Memory
-from .runner import Steps
+from .runner import Runner
 
 __all__ = ["Positions", "Recording"]
 
@@ -67,9 +67,9 @@ class Recording:
         How many times it has run over all batches.
     """
 
-    def __init__(self, steps: Callable[[int], Steps], n_batches: int, positions: Positions, memory: Memory):
-        self.steps, self.n_batches, self.positions, self.memory = steps, n_batches, positions, memory
-        first = steps(0)
+    def __init__(self, runner: Callable[[int], Runner], n_batches: int, positions: Positions, memory: Memory):
+        self.runner, self.n_batches, self.positions, self.memory = runner, n_batches, positions, memory
+        first = runner(0)
         self.nodes, self.state, self.parameters, self.position = first.nodes, first.state, first.parameters, first.position
         self.device = next((t.device for t in pytree.tree_leaves(list(first.values.values())) if isinstance(t, Tensor)), None)
         self.kept: dict[_Key, Held] = {}
@@ -101,14 +101,14 @@ class Recording:
         outputs = Held(self.memory)
         found = {key: Held(self.memory) for keys in wanted.values() for key in keys}
         for batch in range(self.n_batches):
-            steps = self.steps(batch)
-            for k, node in enumerate(steps.nodes):
-                steps.run(node)
+            runner = self.runner(batch)
+            for k, node in enumerate(runner.nodes):
+                runner.run(node)
                 for key in wanted.get(k, ()):
-                    value = steps.values[node][0]
+                    value = runner.values[node][0]
                     found[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1], batch)))
-                steps.forget(k)
-            outputs.append(steps.outputs(0))
+                runner.forget(k)
+            outputs.append(runner.outputs(0))
         self.outputs = outputs
         self.kept.update(found)
 

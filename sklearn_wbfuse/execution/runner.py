@@ -20,7 +20,7 @@ from ..discovery.tensors import aliases, lent
 from ..layers.operations import facts_of, named
 from .memory import Held, Memory
 
-__all__ = ["Steps", "program_of"]
+__all__ = ["Runner", "program_of"]
 
 aten = torch.ops.aten
 _ANY_STRIDES: dict[Any, Any] = {getattr(aten, name).default: aten.reshape.default for name in named(same_as="reshape")}
@@ -65,7 +65,7 @@ def _tidy(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-class Steps:
+class Runner:
     """The operations of a network in order, their values on every batch held until nothing reads them any more.
 
     Networks of one architecture have operations at the same positions, so that they can be run side by side.

@@ -12,21 +12,21 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..layers.operations import operation, passes_on
-from .affine import Norm, Writer, writer_of
+from .affine import AffineLayer, NormLayer, affine_layer_of
 from .cells import Cell, cells_of
 
-__all__ = ["Equation", "batch_norms", "equations", "read_by", "running_statistics"]
+__all__ = ["RegressionSite", "batch_norms", "read_by", "regression_sites", "running_statistics"]
 
 
 @dataclass(eq=False)
-class Equation:
+class RegressionSite:
     """A value of the network that one or several layers write, alone or into a sum.
 
     Attributes
     ----------
     at : Node
         The value.
-    writers : list of Writer
+    writers : list of AffineLayer
         Layers whose outputs go nowhere else.
     between : list of Node
         The operations from the writers to the value, in order, both included.
@@ -35,53 +35,53 @@ class Equation:
     """
 
     at: Node
-    writers: list[Writer]
+    layers: list[AffineLayer]
     between: list[Node]
     cells: list[Cell] = field(default_factory=list)
 
 
-def equations(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, Equation]:
+def regression_sites(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, RegressionSite]:
     """The equations of a network by their value.
 
     A layer whose output goes through nothing but a batch norm into a sum is regressed with all others that write into the sum:
     the branches of a residual network, projections of its shortcuts. Weights that several operations share are left out.
     """
     uses = _uses(nodes, parameters)
-    found: dict[Node, Equation] = {}
+    found: dict[Node, RegressionSite] = {}
     taken: set[Node] = set()
     for node in nodes:
         cells = cells_of(node, parameters)
         if cells and all(uses[name] == 1 for cell in cells for name in cell.names):
-            found[node] = Equation(node, [], [node], cells)
-        writer = writer_of(node, parameters)
-        if writer is None or node in taken or uses[writer.weight] > 1 or (writer.bias and uses[writer.bias] > 1):
+            found[node] = RegressionSite(node, [], [node], cells)
+        layer = affine_layer_of(node, parameters)
+        if layer is None or node in taken or uses[layer.weight] > 1 or (layer.bias and uses[layer.bias] > 1):
             continue
-        chain = _follow(writer, parameters, uses)
+        chain = _follow(layer, parameters, uses)
         taken.update(chain)
-        sums = [] if isinstance(writer, Norm) and operation(node) == "batch_norm" else _sums(chain[-1])
-        if sums and sums[-1] in found and _channel(found[sums[-1]].writers[0]) != _channel(writer):
+        sums = [] if isinstance(layer, NormLayer) and operation(node) == "batch_norm" else _sums(chain[-1])
+        if sums and sums[-1] in found and _channel(found[sums[-1]].layers[0]) != _channel(layer):
             sums = []
         chain += sums
         if chain[-1] in found:
-            equation = found[chain[-1]]
-            equation.writers.append(writer)
-            equation.between += [n for n in chain if n not in equation.between]
+            site = found[chain[-1]]
+            site.layers.append(layer)
+            site.between += [n for n in chain if n not in site.between]
         else:
-            found[chain[-1]] = Equation(chain[-1], [writer], chain)
+            found[chain[-1]] = RegressionSite(chain[-1], [layer], chain)
     order = {node: k for k, node in enumerate(nodes)}
-    for equation in found.values():
-        equation.between.sort(key=order.__getitem__)
+    for site in found.values():
+        site.between.sort(key=order.__getitem__)
     return found
 
 
-def batch_norms(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, Equation]:
+def batch_norms(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, RegressionSite]:
     """Every batch norm with running statistics of its own, alone."""
     found, uses = {}, _uses(nodes, parameters)
     for node in nodes:
         names = _norm_names(node, parameters, uses) if operation(node) == "batch_norm" else {}
         if names:
-            writer = Norm(node, names.get("weight", names["mean"]), names.get("bias"), norm_names=names)
-            found[node] = Equation(node, [writer], [node])
+            layer = NormLayer(node, names.get("weight", names["mean"]), names.get("bias"), norm_names=names)
+            found[node] = RegressionSite(node, [layer], [node])
     return found
 
 
@@ -103,31 +103,29 @@ def _norm_names(node: Node, parameters: Mapping[Node, str], uses: Mapping[str, i
     return {key: parameters[g] for key, g in given.items() if g is not None}  # type: ignore[index]
 
 
-def running_statistics(writer: Writer, parameters: Mapping[Node, str]) -> Mapping[str, str]:
+def running_statistics(layer: AffineLayer, parameters: Mapping[Node, str]) -> Mapping[str, str]:
     """The tensors of the batch norm that a writer is or ends with, where it has running statistics; else none."""
-    return writer.norm_names or (
-        _norm_names(writer.node, parameters, Counter()) if operation(writer.node) == "batch_norm" else {}
-    )
+    return layer.norm_names or (_norm_names(layer.node, parameters, Counter()) if operation(layer.node) == "batch_norm" else {})
 
 
-def _channel(writer: Writer) -> int:
+def _channel(layer: AffineLayer) -> int:
     """The dimension of the output that holds neurons, from the front."""
-    return int(writer.channel % writer.node.meta["val"].dim())
+    return int(layer.channel % layer.node.meta["val"].dim())
 
 
 def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _follow(writer: Writer, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> list[Node]:
+def _follow(layer: AffineLayer, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> list[Node]:
     """What only the writer's output goes through; a batch norm of its neurons on the way becomes a part of the writer."""
-    chain = [writer.node]
+    chain = [layer.node]
     while (user := _only_user(chain[-1])) is not None:
         names: dict[str, str] = {}
-        if operation(user) == "batch_norm" and writer.norm is None and not isinstance(writer, Norm) and _channel(writer) == 1:
+        if operation(user) == "batch_norm" and layer.norm is None and not isinstance(layer, NormLayer) and _channel(layer) == 1:
             names = _norm_names(user, parameters, uses)
         if names:
-            writer.norm, writer.norm_names = user, names
+            layer.norm, layer.norm_names = user, names
         elif not _is_identity(user, chain[-1]):
             break
         chain.append(user)
@@ -156,16 +154,16 @@ def _sums(node: Node) -> list[Node]:
 
 
 def read_by(
-    found: Iterable[Equation], position: Mapping[Node, int], reads: Callable[[Equation], Iterable[Node]] | None = None
+    found: Iterable[RegressionSite], position: Mapping[Node, int], reads: Callable[[RegressionSite], Iterable[Node]] | None = None
 ) -> tuple[dict[int, int], list[int]]:
     """The values that equations want of a network, the layers' at some positions, with the dimension of channels, those that
     recurrent cells read in whole; by default the values that the equations are about.
     """
     rows, whole = {}, []
-    for equation in found:
-        if equation.cells:
-            whole += [position[n] for n in pytree.tree_leaves(equation.at.args[:2]) if isinstance(n, Node)]
+    for site in found:
+        if site.cells:
+            whole += [position[n] for n in pytree.tree_leaves(site.at.args[:2]) if isinstance(n, Node)]
         else:
-            nodes = [equation.at] if reads is None else reads(equation)
-            rows.update({position[n]: equation.writers[0].channel for n in nodes})
+            nodes = [site.at] if reads is None else reads(site)
+            rows.update({position[n]: site.layers[0].channel for n in nodes})
     return rows, whole

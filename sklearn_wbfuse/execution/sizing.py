@@ -44,8 +44,8 @@ def sized(probe: Probe, architectures: Sequence[Architecture], *, capped: bool) 
     adds, size = (max(one[k] / max(one[0], 1) for one in work) for k in (1, 2))
     n_samples = probe.n_samples
     if capped:
-        steps = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
-        most = _CAP / max(adds * (len(architectures) * (1 + steps) + 1), 1.0)
+        runner = 3 * probe.n_steps / 2  # of every other sample, forwards and twice as much back
+        most = _CAP / max(adds * (len(architectures) * (1 + runner) + 1), 1.0)
         n_samples = min(n_samples, max(_FEWEST, int(most)))
     batch_size = min(probe.batch_size, n_samples, int(probe.budget / max(_AT_ONCE * size, 1.0)))
     return clone(probe).set_params(n_samples=n_samples, batch_size=max(1, batch_size))

@@ -27,7 +27,7 @@ from ..discovery.constants import warn_of_unread
 from ..discovery.contexts import untouched_modules
 from ..discovery.masks import Mask, find_masks, ones_where_any
 from ..exceptions import FusionError, InvalidModelError, WidthError
-from ..execution import Parent, Parents, Probing
+from ..execution import Parent, ParentRunner, Parents
 from ..network.couplings import Couplings
 from .agreement import kind_of
 from .configs import follow_widths
@@ -152,8 +152,8 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         def cached(key: Any, compute: Callable[[], Any]) -> Any:
             return compute() if data is None else data.cached((key, marks), compute)
 
-        def later() -> Probing:
-            return Probing(made(plain_copy), few, small_probe(probe), np.random.RandomState(0))
+        def later() -> ParentRunner:
+            return ParentRunner(made(plain_copy), few, small_probe(probe), np.random.RandomState(0))
 
         parents, of_first = Parents(made(copied), further=making.further, cached=cached), plain_state(given[0], copied)
         compares, rng = roles.aligner.compares_activations, check_random_state(self.random_state)
@@ -161,7 +161,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             options = {"is_lenient": is_lenient, "is_needed": compares}
             parents = parents.with_runs(run_on_probe(parents, data, probe, corrections, rng, **options))
         copied.cache_clear()  # what nothing runs takes no memory from here on
-        probabilities = target.graph.ends_in_probabilities
+        probabilities = target.spec.ends_in_probabilities
         objective = None if data is None or y is None else Objective(data, y, probabilities=probabilities)
         found, parents = align(roles, parents, target, objective, is_lenient=is_lenient)
         runs, corrections = parents.runs, corrections if parents.runs else []
@@ -169,10 +169,10 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         state = fused_masks(fused.state, fused.parents, making.masks)
         self.fused_model_ = write_back(given[0], state, sized=target.plain, takes=True, own=of_first)
         self.fused_model_.to(device_of(given[0]))
-        self.graph_, self.n_models_in_ = target.graph, len(given)
+        self.graph_, self.n_models_in_ = target.spec, len(given)
         self.couplings_ = [Couplings(plans) for plans in fused.alignment.couplings]
         self.energy_, self.n_iter_, self.history_ = fused.alignment.energy, fused.alignment.n_iter, fused.alignment.history
-        self._alignment, self._graphs, self._seen = fused.alignment, [a.graph for a in architectures], marks
+        self._alignment, self._specs, self._seen = fused.alignment, [a.spec for a in architectures], marks
         self._inputs, self._masks = target.inputs, making.masks
         self._saw_rows = data is not None and self.example_inputs is None
         self._run_once()
@@ -187,12 +187,12 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
     ) -> tuple[list[Architecture], Architecture, Making]:
         """The architectures of the models and of the target, and how parents are made."""
         found = discovered(models, data, self.example_inputs, copied)
-        warn_of_unread(models, found[0].graph, found[0].check)
+        warn_of_unread(models, found[0].spec, found[0].check)
         masks = find_masks(models, found[0].check)
         dtype = torch.float64 if masks else common_dtype(models)  # masks that count much leave few digits to weights
         making = Making(found[0].inputs, dtype, self.device, masks)
         architectures = list(map(making.masked, found))
-        sizes = roles.aligner.sizes([a.graph for a in architectures])
+        sizes = roles.aligner.sizes([a.spec for a in architectures])
         for a in dict.fromkeys(architectures[1:]):  # parents of several widths: each must widen without loss
             if a is not architectures[0]:
                 a.check_widening(sizes)
@@ -223,11 +223,11 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
             making, mark = self._making([model, self.fused_model_]), fingerprint(model)
             if mark in self._seen:
                 i, found = self._seen.index(mark), self._alignment
-                graph, state = self._graphs[i], making.tensors(model)
+                spec, state = self._specs[i], making.tensors(model)
             else:
                 i, found, parent = 0, *self._matched(model, fused, making)
-                graph, state = parent.graph, parent.state
-            carrier = Carrier(graph, self.graph_, found.couplings[i], found.source_scales[i], found.target_scales)
+                spec, state = parent.spec, parent.state
+            carrier = Carrier(spec, self.graph_, found.couplings[i], found.source_scales[i], found.target_scales)
             state = ones_where_any(carrier.state(state), self._masks)
             result.append(write_back(self.fused_model_, state, sized=fused, exact=True))
         return result
@@ -236,7 +236,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
         """A network that the fit has not seen, and its alignment with the fused one."""
         first, other = discover_all([fused, model], self._inputs)
         parent = making.parent(model, making.masked(other))
-        return self.roles().aligner.match(parent, making.parent(fused, replace(first, graph=self.graph_))), parent
+        return self.roles().aligner.match(parent, making.parent(fused, replace(first, spec=self.graph_))), parent
 
     def inverse_transform(self, models: Any, parent: int | nn.Module = 0) -> list[nn.Module]:
         r"""Carry models from the neuron order and scales of the fused model into those of a parent.
@@ -273,7 +273,7 @@ class BaseFusion(JudgedMixin, StorageMixin, HelpfulMixin, TransformerMixin, Base
                 )
             back[name] = coupling.inverse()
         own, scales = self._alignment.source_scales[position], self._alignment.target_scales
-        carrier = Carrier(self.graph_, self._graphs[position], back, scales, own)
+        carrier = Carrier(self.graph_, self._specs[position], back, scales, own)
         result, fused = [], plain_state(self.fused_model_)
         for number, model in enumerate(validate_models(models_of(models))):
             given = plain_state(model)

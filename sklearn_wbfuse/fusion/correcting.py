@@ -18,7 +18,7 @@ from ..correction import CORRECTIONS, Correction
 from ..data import FusionInput, Objective
 from ..discovery import Architecture, write_back
 from ..exceptions import FusionError, FusionWarning
-from ..execution import PROBES, Parents, Probe, Probing
+from ..execution import PROBES, ParentRunner, Parents, Probe
 from ..execution.parent_runner import chosen_of
 from ..execution.sizing import sized
 from .judging import agreement_on, why
@@ -80,12 +80,12 @@ def run_on_probe(
     *,
     is_lenient: bool,
     is_needed: bool,
-) -> Probing | None:
+) -> ParentRunner | None:
     """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
     mixes = any(c.uses_mixtures for c in corrections)
     try:
         own = sized(probe, [p.architecture for p in parents], capped=is_lenient)
-        return Probing(parents, data, own, rng, mixes=mixes)
+        return ParentRunner(parents, data, own, rng, mixes=mixes)
     except Exception as error:  # whatever networks do on inputs that they do not know
         if is_needed or not is_lenient:
             raise
@@ -109,7 +109,7 @@ def align(
 
 
 def _aligned(roles: Roles, parents: Parents, target: Architecture, objective: Objective | None) -> Alignment:
-    found = roles.aligner.align(parents, target.graph, objective)
+    found = roles.aligner.align(parents, target.spec, objective)
     if not isinstance(found, Alignment):
         raise TypeError(f"{type(roles.aligner).__name__}.align must return an Alignment. Got {type(found).__name__}.")
     return found
@@ -168,7 +168,7 @@ def fuse(
     shares = []
     for fused in starts:
         model = write_back(parents[0].plain, fused.state, sized=target.plain)
-        agreement, _ = agreement_on(runs, model, target.graph, runs.held_out(), kind, fused.outputs)
+        agreement, _ = agreement_on(runs, model, target.spec, runs.held_out(), kind, fused.outputs)
         shares.append(float("-inf") if agreement is None else agreement.mean)
     best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, where none can be told
     log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
@@ -180,7 +180,7 @@ def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict
     """What a role returns, if these are all tensors of the target."""
     if not isinstance(state, Mapping):
         raise FusionError(f"{type(role).__name__} must return all tensors of the target, by name. Got {type(state).__name__}.")
-    for key, labels in aligned.target.graph.tensors.items():
+    for key, labels in aligned.target.spec.tensors.items():
         shape = labels.shape if labels.diagonal == 1 else (labels.shape[0], labels.shape[1] // labels.diagonal, *labels.shape[2:])
         if key not in state or state[key].shape != shape:
             given, name = f"of shape {tuple(state[key].shape)}" if key in state else "not there", type(role).__name__
@@ -189,15 +189,15 @@ def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict
 
 
 @torch.no_grad()
-def _corrected(fused: Fused, correction: Correction, runs: Probing) -> Fused:
+def _corrected(fused: Fused, correction: Correction, runs: ParentRunner) -> Fused:
     """The fused network after a correction."""
     target = fused.parents.target
-    steps = runs.of_target(target, fused.state)
-    state = correction.correct(steps, fused.parents.recorded(runs, correction.max_rows))
+    runner = runs.of_target(target, fused.state)
+    state = correction.correct(runner, fused.parents.recorded(runs, correction.max_rows))
     state = _whole(state, fused.parents, correction)
-    ran = all(node in steps.values or node in steps.parameters for node in steps.returned if isinstance(node, Node))
+    ran = all(node in runner.values or node in runner.parameters for node in runner.returned if isinstance(node, Node))
     chosen = enumerate(runs.held_out() if ran else [])
-    outputs = [chosen_of(steps.outputs(batch), c) for batch, c in chosen if c.any()]
+    outputs = [chosen_of(runner.outputs(batch), c) for batch, c in chosen if c.any()]
     return replace(fused, state=state, outputs=outputs)
 
 

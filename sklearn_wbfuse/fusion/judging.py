@@ -21,8 +21,8 @@ from ..data.fusion_input import FusionInput
 from ..discovery import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
 from ..discovery.contexts import own_draws, untouched_modules
 from ..exceptions import PoorFusionWarning
-from ..execution.parent_runner import Probing, chosen_of, rows_in
-from ..network.groups import Graph
+from ..execution.parent_runner import ParentRunner, chosen_of, rows_in
+from ..network.spec import NetworkSpec
 from .agreement import Agreement, agreement_of, tell_values
 
 __all__ = ["JudgedMixin", "a_few", "agreement_on", "fingerprint", "known_kind", "outputs_are", "small_probe", "why"]
@@ -62,7 +62,7 @@ class JudgedMixin:
     """
 
     fused_model_: nn.Module
-    graph_: Graph
+    graph_: NetworkSpec
     _seen: Sequence[str]
     _verdict: Verdict | Callable[[], Verdict]
 
@@ -90,31 +90,33 @@ class JudgedMixin:
     def _judge(
         self,
         parents: Sequence[nn.Module],
-        probing: Probing | None,
-        later: Callable[[], Probing],
+        parent_runner: ParentRunner | None,
+        later: Callable[[], ParentRunner],
         kind: str | None,
         remedies: Sequence[str],
         said: Sequence[Any],
     ) -> None:
         """Measure the agreement on the inputs of a probe, at once where there is one; `later` makes one."""
-        if probing is None:
+        if parent_runner is None:
             self._verdict = functools.partial(self._judge_later, parents, fingerprint(self.fused_model_), later, kind)
             return
-        self._verdict = agreement_on(probing, self.fused_model_, self.graph_, probing.held_out(), kind, said)
+        self._verdict = agreement_on(parent_runner, self.fused_model_, self.graph_, parent_runner.held_out(), kind, said)
         agreement = self._verdict[0]
         if remedies and agreement is not None and agreement.is_poor:
             warnings.warn(_told(agreement, remedies), PoorFusionWarning, stacklevel=5)  # at the call of fit
 
-    def _judge_later(self, parents: Sequence[nn.Module], mark: str, later: Callable[[], Probing], kind: str | None) -> Verdict:
+    def _judge_later(
+        self, parents: Sequence[nn.Module], mark: str, later: Callable[[], ParentRunner], kind: str | None
+    ) -> Verdict:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):
             return None, "a network has changed since fit, and it was not asked for before"
         try:
             with own_draws(device_of(self.fused_model_)):  # traces run networks
-                probing = later()
+                parent_runner = later()
         except Exception as error:  # whatever inputs can't be drawn
             return None, why(error)
-        every = [torch.ones(rows_in(b), dtype=torch.bool) for b in probing.batches]
-        return agreement_on(probing, self.fused_model_, self.graph_, every, kind)
+        every = [torch.ones(rows_in(b), dtype=torch.bool) for b in parent_runner.batches]
+        return agreement_on(parent_runner, self.fused_model_, self.graph_, every, kind)
 
     def _remedies(self, data: FusionInput | None, source: str, n_models: int) -> list[str]:
         """What helps against a poor fusion, in the order in which it should be tried."""
@@ -128,19 +130,24 @@ class JudgedMixin:
 
 
 def agreement_on(
-    probing: Probing, fused: nn.Module, graph: Graph, chosen: Sequence[Tensor], kind: str | None, said: Sequence[Any] = ()
+    parent_runner: ParentRunner,
+    fused: nn.Module,
+    spec: NetworkSpec,
+    chosen: Sequence[Tensor],
+    kind: str | None,
+    said: Sequence[Any] = (),
 ) -> Verdict:
     """The agreement on some samples of each batch, or on whole batches of the probe where networks take no others.
 
     `said` is what the fused network returns for these samples, where that is known; what is not known is run.
     """
-    models, reason = [*probing.plains, fused], ""
-    sizes = [*(p.graph.sizes for p in probing.parents), graph.sizes]
-    some = list(zip(probing.batches, chosen, strict=True))
-    recorded = [probing.outputs(i) for i in range(len(probing.parents))]
+    models, reason = [*parent_runner.plains, fused], ""
+    sizes = [*(p.spec.sizes for p in parent_runner.parents), spec.sizes]
+    some = list(zip(parent_runner.batches, chosen, strict=True))
+    recorded = [parent_runner.outputs(i) for i in range(len(parent_runner.parents))]
     known = [[chosen_of(o, c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded]
     for whole in (False, True):  # the batch size may be written into the code
-        given = (probing.batches[4::5] or probing.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
+        given = (parent_runner.batches[4::5] or parent_runner.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
         try:
             arrays = []
             for model, own, size in zip(models, [*known, said], sizes, strict=True):
@@ -148,13 +155,15 @@ def agreement_on(
                     arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
                 else:
                     model = plain_copy(fused) if model is fused else model
-                    arrays.append(_outputs(model, [resized_inputs(b, probing.parents[0].graph, size) for b in given]))
-            found = incomparable(arrays, kind, graph.ends_in_probabilities)
+                    arrays.append(_outputs(model, [resized_inputs(b, parent_runner.parents[0].spec, size) for b in given]))
+            found = incomparable(arrays, kind, spec.ends_in_probabilities)
             if found:
                 return None, found
             *others, own_output = (a for a in arrays if a is not None)
-            options: Any = {"kind": kind, "probabilities": graph.ends_in_probabilities}
-            return agreement_of(own_output, others, [p.weight for p in probing.parents], probing.source, **options), None
+            options: Any = {"kind": kind, "probabilities": spec.ends_in_probabilities}
+            return agreement_of(
+                own_output, others, [p.weight for p in parent_runner.parents], parent_runner.source, **options
+            ), None
         except Exception as error:  # a network may do anything on inputs that it does not know
             reason = reason or why(error)
     return None, reason

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data import FusionInput
 from ..discovery import Architecture, apart, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
-from ..discovery.masks import Mask, masked_graph, masked_state
+from ..discovery.masks import Mask, masked_spec, masked_state
 from ..exceptions import FusionError
 from ..execution import Parent
 from .masking import compared
@@ -91,8 +91,8 @@ class Making:
 
     def masked(self, architecture: Architecture) -> Architecture:
         """An architecture whose masks neither scale nor change sign."""
-        graph = masked_graph(architecture.graph, self.masks)
-        return architecture if graph is architecture.graph else replace(architecture, graph=graph)
+        spec = masked_spec(architecture.spec, self.masks)
+        return architecture if spec is architecture.spec else replace(architecture, spec=spec)
 
     def tensors(self, model: nn.Module, copied: Copied = plain_copy) -> dict[str, Tensor]:
         """The tensors of a network as they are computed with."""

@@ -11,10 +11,10 @@ from torch import nn
 
 from ..alignment.alignment import Alignment
 from ..data.fusion_input import noise_like
-from ..discovery.masks import Mask, masked_graph
+from ..discovery.masks import Mask, masked_spec
 from ..exceptions import FusionWarning
 from ..network.couplings import Couplings
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
 from .agreement import Agreement
 from .configs import follow_widths
@@ -35,26 +35,26 @@ class StorageMixin(PersistenceMixin):
     _verdict: Any
     agreement_: Any
     agreement_reason_: Any
-    _graphs: Sequence[Graph]
+    _specs: Sequence[NetworkSpec]
     _inputs: Any
     _masks: Mapping[str, Mask]
     _saw_rows: bool
     _seen: Sequence[str]
 
     def _stored(self) -> dict[str, Any]:
-        found, graphs = self._alignment, list(dict.fromkeys([self.graph_, *self._graphs]))
+        found, specs = self._alignment, list(dict.fromkeys([self.graph_, *self._specs]))
         inputs, computed = self._stored_inputs()
-        parents = zip(self._seen, self._graphs, found.couplings, found.source_scales, strict=True)
+        parents = zip(self._seen, self._specs, found.couplings, found.source_scales, strict=True)
         return {
-            "graphs": [group_table(graph) for graph in graphs],
+            "graphs": [group_table(spec) for spec in specs],
             "energy": self.energy_,
             "n_iter": self.n_iter_,
             "history": self.history_,
             "agreement": None if self.agreement_ is None else self.agreement_.stored,
             "agreement_reason": self.agreement_reason_,
             "parents": [
-                {"fingerprint": mark, "graph": graphs.index(graph), "couplings": plans, "scales": own}
-                for mark, graph, plans, own in parents
+                {"fingerprint": mark, "graph": specs.index(spec), "couplings": plans, "scales": own}
+                for mark, spec, plans, own in parents
             ],
             "target_scales": found.target_scales,
             "masks": {name: (mask.weights, mask.factor) for name, mask in self._masks.items()},
@@ -85,8 +85,8 @@ class StorageMixin(PersistenceMixin):
         self.fused_model_ = restored_network(model, found[0], stored["fused_model"], inputs, stored["outputs"])
         follow_widths(self.fused_model_, model, inputs)
         self._masks = {name: Mask(*fields) for name, fields in stored.get("masks", {}).items()}
-        own = [masked_graph(architecture.graph, self._masks) for architecture in found]
-        self.graph_, self._graphs, self._inputs = own[0], [own[p["graph"]] for p in parents], inputs
+        own = [masked_spec(architecture.spec, self._masks) for architecture in found]
+        self.graph_, self._specs, self._inputs = own[0], [own[p["graph"]] for p in parents], inputs
         self._saw_rows = False
         self.energy_, self.n_iter_, self.history_ = stored["energy"], stored["n_iter"], stored["history"]
         self._verdict = stored_verdict(stored)

@@ -19,11 +19,11 @@ __all__ = [
     "key",
     "labels",
     "last_rounds",
+    "scores_without_params",
     "scoring_of",
     "short_names",
     "sorted_values",
     "varying",
-    "without",
 ]
 
 Params = Mapping[str, Any]
@@ -111,7 +111,7 @@ def sorted_values(values: Sequence[Any]) -> list[Any]:
     return sorted(different) if all(map(is_number, different)) else different
 
 
-def without(lacking: Sequence[tuple[Params, float]], free: Sequence[str], most: int = 3) -> dict[str, float]:
+def scores_without_params(lacking: Sequence[tuple[Params, float]], free: Sequence[str], most: int = 3) -> dict[str, float]:
     """Scores of candidates that lack a parameter, by what they have of those that are `free`; if these are many, the best."""
     found: dict[Any, float] = {}
     whole: dict[Any, Params] = {}

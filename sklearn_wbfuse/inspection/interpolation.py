@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from ..connectivity.evaluation import Judge, checked_metrics, fitted
-from ..connectivity.networks import Combinations, difference
+from ..connectivity.evaluation import Evaluator, checked_metrics, fitted
+from ..connectivity.networks import AffineNetworks, difference
 from ..exceptions import FusionError
 from .figures import BLUE, VERMILION, new_axes, progress
 
@@ -155,7 +155,7 @@ class InterpolationDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        return cls._computed([first, second], aligned, Judge.of(first, X, y, outputs), n_points, metric, ax)
+        return cls._computed([first, second], aligned, Evaluator.of(first, X, y, outputs), n_points, metric, ax)
 
     @classmethod
     def from_estimator(
@@ -188,14 +188,14 @@ class InterpolationDisplay:
         if len(models) != 2:
             raise FusionError(f"A line joins two networks. Got {len(models)}; give the two of interest.")
         own, fusion = fitted(fusion)
-        return cls._computed(models, fusion.transform(models), Judge(X, y, own), n_points, metric, ax)
+        return cls._computed(models, fusion.transform(models), Evaluator(X, y, own), n_points, metric, ax)
 
     @classmethod
     def _computed(
         cls,
         models: Sequence[nn.Module],
         aligned: Sequence[nn.Module] | None,
-        judge: Judge,
+        evaluator: Evaluator,
         n_points: int,
         metric: str | Sequence[str] | None,
         ax: Any,
@@ -205,15 +205,15 @@ class InterpolationDisplay:
         if aligned is not None and (not isinstance(aligned, (list, tuple)) or len(aligned) != 2):
             got = len(aligned) if isinstance(aligned, (list, tuple)) else type(aligned).__name__
             raise FusionError(f"aligned must hold two networks: aligned=fusion.transform([first, second]). Got {got}.")
-        checked_metrics(metric, judge.metrics)
+        checked_metrics(metric, evaluator.metrics)
         t, curves = np.linspace(0, 1, n_points), {}
         if aligned is None or difference(models[0], models[1]) is None:
-            curves["before"] = _curves(models, judge, t)
+            curves["before"] = _curves(models, evaluator, t)
         if aligned is not None:
-            curves["after"] = _curves(aligned, judge, t)
+            curves["after"] = _curves(aligned, evaluator, t)
         errors = {word: own.get("error") for word, own in curves.items()}
         losses = {f"loss_{word}": own["loss"] for word, own in curves.items()}
-        return cls(t, **errors, **losses, loss_name=judge.loss_name).plot(ax, metric=metric)
+        return cls(t, **errors, **losses, loss_name=evaluator.loss_name).plot(ax, metric=metric)
 
     def plot(self, ax: Any = None, *, metric: str | Sequence[str] | None = None) -> InterpolationDisplay:
         """Draw the lines and say how high the barriers are.
@@ -290,8 +290,8 @@ def _amount(barrier: float | None, values: np.ndarray, metric: str) -> str:
     return f"{barrier:.2g}" if small else f"{barrier:.2f}"
 
 
-def _curves(models: Sequence[nn.Module], judge: Judge, t: np.ndarray) -> dict[str, np.ndarray]:
+def _curves(models: Sequence[nn.Module], evaluator: Evaluator, t: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric at each position of the line between two networks."""
-    line = Combinations(models, " Give aligned=fusion.transform(models).")
-    found = [judge(line.at((1 - position, position))) for position in progress(t.tolist(), "networks on the line")]
-    return {name: np.array([values[name] for values in found]) for name in judge.metrics}
+    line = AffineNetworks(models, " Give aligned=fusion.transform(models).")
+    found = [evaluator(line.at((1 - position, position))) for position in progress(t.tolist(), "networks on the line")]
+    return {name: np.array([values[name] for values in found]) for name in evaluator.metrics}

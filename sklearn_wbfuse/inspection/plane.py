@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 from torch import nn
 
-from ..connectivity.evaluation import Judge, checked_metrics, fitted
+from ..connectivity.evaluation import Evaluator, checked_metrics, fitted
 from ..connectivity.geometry import affine_weights, plane_coordinates
-from ..connectivity.networks import Combinations
+from ..connectivity.networks import AffineNetworks
 from ..discovery import validate_models
 from ..exceptions import FusionError, NonFiniteError
 from .figures import new_axes, progress
@@ -149,8 +149,8 @@ class LossPlaneDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        judge = Judge.of(first, X, y, outputs).some(subsample, check_random_state(random_state))
-        return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
+        evaluator = Evaluator.of(first, X, y, outputs).some(subsample, check_random_state(random_state))
+        return cls._computed([first, second, aligned], evaluator, metric, n_points, margin, ax)
 
     @classmethod
     def from_estimator(
@@ -192,30 +192,30 @@ class LossPlaneDisplay:
         if len(models) != 2:
             raise FusionError(f"The plane goes through two networks and the aligned second one. Got {len(models)} networks.")
         first, second = validate_models(models)
-        Combinations([first, second], REMEDY)
+        AffineNetworks([first, second], REMEDY)
         own, fusion = fitted(fusion, "inverse_transform")
-        judge = Judge(X, y, own).some(subsample, check_random_state(random_state))
+        evaluator = Evaluator(X, y, own).some(subsample, check_random_state(random_state))
         (aligned,) = fusion.inverse_transform(fusion.transform([second]), parent=first)
-        return cls._computed([first, second, aligned], judge, metric, n_points, margin, ax)
+        return cls._computed([first, second, aligned], evaluator, metric, n_points, margin, ax)
 
     @classmethod
     def _computed(
-        cls, models: Sequence[nn.Module], judge: Judge, metric: str | None, n_points: int, margin: float, ax: Any
+        cls, models: Sequence[nn.Module], evaluator: Evaluator, metric: str | None, n_points: int, margin: float, ax: Any
     ) -> LossPlaneDisplay:
         if n_points < 2:
             raise FusionError(f"n_points must be at least 2. Got {n_points}.")
         if not margin >= 0:
             raise FusionError(f"margin must be at least 0. Got {margin}.")
-        asked = checked_metrics("loss" if metric is None else metric, judge.metrics)
+        asked = checked_metrics("loss" if metric is None else metric, evaluator.metrics)
         if len(asked) != 1:
             raise FusionError(f"A plane shows one metric, 'loss' or 'error'. Got {list(asked)}; draw two.")
         metric = asked[0]
-        plane = Combinations(models, REMEDY)
+        plane = AffineNetworks(models, REMEDY)
         coordinates = plane_coordinates(plane.displacements())
         names = ("model 1", "model 2", "aligned model 2", "mean")
         corners = dict(zip(names, [*coordinates, coordinates[2] / 2], strict=True))
         weights = affine_weights(coordinates, np.stack(list(corners.values())))
-        at_corners = {name: judge(plane.at(w))[metric] for name, w in zip(names, weights, strict=True)}
+        at_corners = {name: evaluator(plane.at(w))[metric] for name, w in zip(names, weights, strict=True)}
         low, high = coordinates.min(0), coordinates.max(0)
         room = margin * (high - low).max()
         x, y = np.linspace(low - room, high + room, n_points).T
@@ -223,10 +223,10 @@ class LossPlaneDisplay:
         values = []
         for w in progress(list(affine_weights(coordinates, grid)), "networks in the plane"):
             try:
-                values.append(judge(plane.at(w))[metric])
+                values.append(evaluator(plane.at(w))[metric])
             except NonFiniteError:  # a running variance can be negative outside of the triangle
                 values.append(np.nan)
-        name = "Error (%)" if metric == "error" else f"Loss ({judge.loss_name})"
+        name = "Error (%)" if metric == "error" else f"Loss ({evaluator.loss_name})"
         return cls(x, y, np.reshape(values, (n_points, n_points)), corners, point_values=at_corners, name=name).plot(ax)
 
     def plot(self, ax: Any = None) -> LossPlaneDisplay:

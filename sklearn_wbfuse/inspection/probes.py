@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ..data.fusion_input import FusionInput
 from ..discovery import plain_copy, validate_models
 from ..execution import PROBES, Probe
-from ..execution.parent_runner import Probing
+from ..execution.parent_runner import ParentRunner
 from ..execution.reading import read_as
 from ..fusion.correcting import probe_of
 from ..fusion.making import Making, discovered, normalised
@@ -86,14 +86,14 @@ class ProbeDisplay:
         architectures, weights = discovered(parents, data, example_inputs, copied), normalised(None, len(parents))
         making = Making(architectures[0].inputs, torch.float32)
         made = [making.parent(*each, copied) for each in zip(parents, architectures, weights, strict=True)]
-        probing = Probing(made, data, few, check_random_state(random_state))
-        found = read_as(few.kind if few.kind in PROBES else "auto", probing.steps(0))
+        parent_runner = ParentRunner(made, data, few, check_random_state(random_state))
+        found = read_as(few.kind if few.kind in PROBES else "auto", parent_runner.runner(0))
         leaf, reading = next(iter(found.items()), (0, None))
-        samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in probing.batches])[:n_samples].cpu()
+        samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in parent_runner.batches])[:n_samples].cpu()
         if reading is not None:
             index = reading.index[: len(samples)].cpu()
             samples = torch.where(index > 0, samples.reshape(-1)[(index - 1).clamp(0)], 0)
-        return cls(samples, probing.source if reading is None else reading.kind).plot()
+        return cls(samples, parent_runner.source if reading is None else reading.kind).plot()
 
     def plot(self, axes: Sequence[Any] | None = None) -> ProbeDisplay:
         """Show images as pictures (their mean over channels unless these are three), others as lines, tokens as numbers."""

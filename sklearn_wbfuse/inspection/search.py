@@ -18,11 +18,11 @@ from .candidates import (
     key,
     labels,
     last_rounds,
+    scores_without_params,
     scoring_of,
     short_names,
     sorted_values,
     varying,
-    without,
 )
 from .figures import BLUE, VERMILION, colour_map, new_axes
 
@@ -92,7 +92,7 @@ class GridSearchDisplay:
         errors: ArrayLike | None = None,
         tried: ArrayLike | None = None,
         best: tuple[int, ...] | None = None,
-        without: Mapping[str, float] | None = None,
+        scores_without_params: Mapping[str, float] | None = None,
         others: Sequence[str] = (),
         score_name: str = "Score, mean over the folds",
     ):
@@ -100,7 +100,12 @@ class GridSearchDisplay:
         self.scores = np.asarray(scores, dtype=float)
         self.errors = None if errors is None else np.asarray(errors, dtype=float)
         self.tried = np.ones(self.scores.shape, dtype=bool) if tried is None else np.asarray(tried, dtype=bool)
-        self.best, self.without, self.others, self.score_name = best, dict(without or {}), list(others), score_name
+        self.best, self.scores_without_params, self.others, self.score_name = (
+            best,
+            dict(scores_without_params or {}),
+            list(others),
+            score_name,
+        )
         shape = tuple(map(len, self.values))
         if len(self.params) != len(shape) or len(shape) not in (1, 2) or self.scores.shape != shape:
             raise FusionError(
@@ -170,7 +175,7 @@ class GridSearchDisplay:
             errors=errors,
             tried=tried,
             best=None if best is None else at.get(best),
-            without=without(lacking, varying(candidates)),
+            scores_without_params=scores_without_params(lacking, varying(candidates)),
             others=[param for param in varying(have) if param not in shown],
             score_name=f"{_called(search, name)}, mean over the folds{', each in its last round' if reached.any() else ''}",
         ).plot(ax)
@@ -209,7 +214,11 @@ class GridSearchDisplay:
             self._draw_map(ax)
             ax.set(xlabel=names[1], ylabel=names[0])
             largest = self._largest()
-            notes = [self.score_name, *notes, *(f"{name}: {_number(score, largest)}" for name, score in self.without.items())]
+            notes = [
+                self.score_name,
+                *notes,
+                *(f"{name}: {_number(score, largest)}" for name, score in self.scores_without_params.items()),
+            ]
         ax.set_title("\n".join(notes), fontsize="medium", wrap=True)
         return self
 
@@ -244,7 +253,9 @@ class GridSearchDisplay:
                 markeredgewidth=1.8,
                 label="best",
             )
-        for name, score, shade in zip(self.without, self.without.values(), ("black", "0.4", "0.6"), strict=False):
+        for name, score, shade in zip(
+            self.scores_without_params, self.scores_without_params.values(), ("black", "0.4", "0.6"), strict=False
+        ):
             ax.axhline(score, color=shade, linestyle="--", label=name if np.isfinite(score) else f"{name}: failed")
         if scale is None or len(values) <= MOST_TICKS:
             _name_ticks(ax.xaxis, places, values)

@@ -4,14 +4,14 @@
 """
 
 from . import conv, elementwise, indexing, linear, movement, norm, product, recurrent, reduction
-from .labels import FIXED, Layer, Record, Value
+from .labels import FIXED, Constraints, LabelMap, Value
 from .registry import Blocks, declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
 
 __all__ = [
     "FIXED",
     "Blocks",
-    "Layer",
-    "Record",
+    "Constraints",
+    "LabelMap",
     "Value",
     "conv",
     "declaration_of",

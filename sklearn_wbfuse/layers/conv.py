@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .elementwise import combine, varies
-from .labels import Layer, Record, Value
+from .labels import Constraints, LabelMap, Value
 from .linear import add_bias, opaque, read
 from .operations import TABLE, named
 from .registry import Blocks, register_rule, register_sizes
@@ -31,27 +31,27 @@ def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
     operation = getattr(torch, f"conv{'_transpose' * transposed}{space}d")
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
 
-    def convolve(record: Record, x: Value, weight: Value, bias: Value | None = None, *options: Any) -> Value:
+    def convolve(constraints: Constraints, x: Value, weight: Value, bias: Value | None = None, *options: Any) -> Value:
         """Channels are units; space and kernel positions are not. In groups, channels lie in blocks."""
         groups = options[3] if len(options) > 3 else 1
         channel = len(x.shape) - space - 1
         channelwise = weight.constant is not None and bias is None and groups == weight.shape[0] == x.shape[channel]
         if channelwise and not varies([weight], [0], weight.shape):  # one filter for all channels
-            x, shape = _out_of_space(record, x, space), _shape_after(operation, x, weight, options)
+            x, shape = _out_of_space(constraints, x, space), _shape_after(operation, x, weight, options)
             kept = [k for k in x.layers if max(k.dims, default=0) <= channel]
-            return Value(shape, tuple(Layer(_stretch(k.ids, shape, channel + 1), k.dims) for k in kept))
+            return Value(shape, tuple(LabelMap(_stretch(k.ids, shape, channel + 1), k.dims) for k in kept))
         if not weight.is_weight:
-            return opaque(record, "computed weights", x, weight, bias)
+            return opaque(constraints, "computed weights", x, weight, bias)
         depthwise = is_depthwise(weight.shape, groups, transposed)
         if groups > 1 and not depthwise and weight.diagonal == 1:
-            return opaque(record, "a convolution in groups with computed weights", x, weight, bias)
+            return opaque(constraints, "a convolution in groups with computed weights", x, weight, bias)
         pointwise = groups == 1 and not transposed and _is_pointwise(weight.shape[2:], options)
-        x = x if pointwise else _out_of_space(record, x, space)
-        record.fix(*(weight.layer(d) for d in range(1 if depthwise else 2, 2 + space)))
+        x = x if pointwise else _out_of_space(constraints, x, space)
+        constraints.fix(*(weight.layer(d) for d in range(1 if depthwise else 2, 2 + space)))
         shape = _shape_after(operation, x, weight, options)
-        kept = [k for k in x.layers if k is not x.layer(channel)] if depthwise else read(record, x, channel, weight, in_axis)
+        kept = [k for k in x.layers if k is not x.layer(channel)] if depthwise else read(constraints, x, channel, weight, in_axis)
         layers = [
-            Layer(layer.ids.narrow(channel, 0, 1).expand(shape) if pointwise else _stretch(layer.ids, shape, channel))
+            LabelMap(layer.ids.narrow(channel, 0, 1).expand(shape) if pointwise else _stretch(layer.ids, shape, channel))
             for layer in kept
             if pointwise or max(layer.dims, default=0) < channel
         ]
@@ -59,13 +59,13 @@ def _convolution(space: int, transposed: bool) -> Callable[..., Value]:
         axis = weight.layer(out_dim)
         if axis is not None:
             ids = axis.vector(out_dim)
-            record.computes(ids)
+            constraints.produces(ids)
             if depthwise:
-                ids = _channelwise(record, x, channel, ids)
+                ids = _channelwise(constraints, x, channel, ids)
             elif groups > 1:
-                _in_groups(record, weight.layer(in_axis), in_axis, ids, groups)
-            layers.append(Layer.along(ids, channel, shape))
-        return add_bias(record, Value(shape, tuple(layers)), bias, channel)
+                _in_groups(constraints, weight.layer(in_axis), in_axis, ids, groups)
+            layers.append(LabelMap.along(ids, channel, shape))
+        return add_bias(constraints, Value(shape, tuple(layers)), bias, channel)
 
     return convolve
 
@@ -86,33 +86,33 @@ def _shape_after(operation: Any, x: Value, weight: Value, options: Sequence[Any]
     return tuple(operation(torch.empty(x.shape, device="meta"), torch.empty(shape, device="meta"), None, *options).shape)
 
 
-def _channelwise(record: Record, x: Value, channel: int, ids: torch.Tensor) -> torch.Tensor:
+def _channelwise(constraints: Constraints, x: Value, channel: int, ids: torch.Tensor) -> torch.Tensor:
     """A filter for each channel multiplies it; with several filters per channel, these are a block."""
     units = x.layer(channel)
-    record.freeze([k for k in x.touching([channel]) if k is not units], "channels that vary along several dimensions")
+    constraints.freeze([k for k in x.touching([channel]) if k is not units], "channels that vary along several dimensions")
     if units is None:
-        record.fix(Layer(record.enclose(ids.view(x.shape[channel], -1), "blocks")))
+        constraints.fix(LabelMap(constraints.enclose(ids.view(x.shape[channel], -1), "blocks")))
         return ids
     read_by = units.vector(channel)
     if len(ids) > len(read_by):
-        record.rigid(Layer(read_by))
-        record.contains(read_by[:, None], ids.view(len(read_by), -1))
+        constraints.rigid(LabelMap(read_by))
+        constraints.contains(read_by[:, None], ids.view(len(read_by), -1))
         return ids
-    out = record.fresh(len(ids))
-    record.unite(ids, read_by)
-    record.unite(ids, out)
-    record.relate((1, -1, -1), out, read_by, ids)
+    out = constraints.fresh(len(ids))
+    constraints.unite(ids, read_by)
+    constraints.unite(ids, out)
+    constraints.relate((1, -1, -1), out, read_by, ids)
     return out
 
 
-def _in_groups(record: Record, inputs: Layer | None, axis: int, outputs: torch.Tensor, groups: int) -> None:
+def _in_groups(constraints: Constraints, inputs: LabelMap | None, axis: int, outputs: torch.Tensor, groups: int) -> None:
     """The channels that a group reads and computes are blocks that move together."""
     assert inputs is not None
-    blocks = record.enclose(inputs.vector(axis).view(groups, -1), "blocks")
-    record.contains(blocks[:, None], outputs.view(groups, -1))
+    blocks = constraints.enclose(inputs.vector(axis).view(groups, -1), "blocks")
+    constraints.contains(blocks[:, None], outputs.view(groups, -1))
 
 
-def _out_of_space(record: Record, x: Value, space: int) -> Value:
+def _out_of_space(constraints: Constraints, x: Value, space: int) -> Value:
     """Units laid out in space and channels (after a pixel shuffle) become one per channel; others in space stay in place.
 
     Positions of a weight (a table of biases) are no units.
@@ -123,11 +123,11 @@ def _out_of_space(record: Record, x: Value, space: int) -> Value:
         if not set(layer.dims) & set(inside):
             layers.append(layer)
         elif not set(layer.dims) <= set(inside):
-            layers.append(layer.united(record, [d for d in layer.dims if d in inside]))
+            layers.append(layer.united(constraints, [d for d in layer.dims if d in inside]))
         elif x.is_weight:
-            record.fix(layer)
+            constraints.fix(layer)
         else:
-            record.freeze([layer], "an operation on space in which units are laid out")
+            constraints.freeze([layer], "an operation on space in which units are laid out")
     return replace(x, layers=tuple(layers))
 
 
@@ -145,20 +145,20 @@ for _name in named("convolves"):
 def _spatial(name: str) -> None:
     operation, space, maxima = getattr(torch.ops.aten, name), TABLE[name].space, TABLE[name].maxima
 
-    def apply(record: Record, x: Value, *options: Any, **named: Any) -> Value | tuple[Value, Value]:
+    def apply(constraints: Constraints, x: Value, *options: Any, **named: Any) -> Value | tuple[Value, Value]:
         """The same to every channel; where maxima are taken, channels can't change sign."""
         first = len(x.shape) - space
-        x = _out_of_space(record, x, space)
+        x = _out_of_space(constraints, x, space)
         out = operation(torch.empty(x.shape, device="meta"), *options, **named)
         shape = tuple((out[0] if isinstance(out, tuple) else out).shape)
         layers = [
-            Layer(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
+            LabelMap(_stretch(layer.ids, shape, first), layer.dims) for layer in x.layers if max(layer.dims, default=0) < first
         ]
         value = Value(shape, tuple(layers), is_weight=x.is_weight)
         if maxima:
-            record.no_sign(*layers)
+            constraints.no_sign(*layers)
         if isinstance(out, tuple):  # values and indices; the indices do not scale
-            record.rigid(*layers)
+            constraints.rigid(*layers)
             return value, value
         return value
 
@@ -171,22 +171,24 @@ for _name in named("windows"):
 
 
 @register_rule("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
-def grid_sampler(record: Record, x: Value, grid: Value, *_: Any) -> Value:
+def grid_sampler(constraints: Constraints, x: Value, grid: Value, *_: Any) -> Value:
     """Values between positions in space, at places that a grid says: a place for all channels."""
-    record.fix(*grid.layers)
-    x, shape = _out_of_space(record, x, len(x.shape) - 2), (*x.shape[:2], *grid.shape[1:-1])
-    layers = [Layer(_stretch(k.ids, shape, 2), k.dims) for k in x.layers if max(k.dims, default=0) < 2]
+    constraints.fix(*grid.layers)
+    x, shape = _out_of_space(constraints, x, len(x.shape) - 2), (*x.shape[:2], *grid.shape[1:-1])
+    layers = [LabelMap(_stretch(k.ids, shape, 2), k.dims) for k in x.layers if max(k.dims, default=0) < 2]
     return Value(shape, tuple(layers))
 
 
 def _unpooling(space: int) -> None:
-    def apply(record: Record, x: Value, index: Value, size: Sequence[int], *_: Any) -> Value:
+    def apply(constraints: Constraints, x: Value, index: Value, size: Sequence[int], *_: Any) -> Value:
         """Values put back to where they stood, for each channel by its own indices."""
-        record.rigid(*index.layers)
-        both = combine(record, "max_unpool", [_out_of_space(record, x, space), _out_of_space(record, index, space)], "product")
+        constraints.rigid(*index.layers)
+        both = combine(
+            constraints, "max_unpool", [_out_of_space(constraints, x, space), _out_of_space(constraints, index, space)], "product"
+        )
         first = len(x.shape) - space
         shape = (*x.shape[:first], *size)
-        return Value(shape, tuple(Layer(_stretch(k.ids, shape, first), k.dims) for k in both.layers))
+        return Value(shape, tuple(LabelMap(_stretch(k.ids, shape, first), k.dims) for k in both.layers))
 
     register_rule(f"aten::max_unpool{space}d")(apply)
 
@@ -196,16 +198,16 @@ for _space in (2, 3):
 
 
 @register_rule("aten::im2col")
-def im2col(record: Record, x: Value, kernel: Sequence[int], *options: Any) -> Value:
+def im2col(constraints: Constraints, x: Value, kernel: Sequence[int], *options: Any) -> Value:
     """Patches: each channel once for every position of the kernel."""
-    x, copies = _out_of_space(record, x, 2), int(kernel[0]) * int(kernel[1])
+    x, copies = _out_of_space(constraints, x, 2), int(kernel[0]) * int(kernel[1])
     shape = tuple(torch.ops.aten.im2col(torch.empty(x.shape, device="meta"), kernel, *options).shape)
     return x.map(lambda ids: ids.flatten(-2)[..., :1].repeat_interleave(copies, -2).expand(shape))
 
 
 @register_rule("aten::col2im")
-def col2im(record: Record, x: Value, size: Sequence[int], kernel: Sequence[int], *options: Any) -> Value:
+def col2im(constraints: Constraints, x: Value, size: Sequence[int], kernel: Sequence[int], *options: Any) -> Value:
     """Patches put back: what stands at the positions of a kernel is one channel."""
     shape = tuple(torch.ops.aten.col2im(torch.empty(x.shape, device="meta"), size, kernel, *options).shape)
     x = x.map(lambda ids: ids.unflatten(-2, (-1, int(kernel[0]) * int(kernel[1]))))
-    return _out_of_space(record, x, 2).map(lambda ids: ids[..., :1, :1].expand(shape))
+    return _out_of_space(constraints, x, 2).map(lambda ids: ids[..., :1, :1].expand(shape))

@@ -1,8 +1,8 @@
 """Unit labels: what flows through a network's graph in place of numbers.
 
-Every position of every parameter axis gets an integer label of its own. A `Layer` is a tensor of labels in the shape of
+Every position of every parameter axis gets an integer label of its own. A `LabelMap` is a tensor of labels in the shape of
 a value, expanded along the dimensions where it is constant; a `Value` has one layer for each independent way in which it
-depends on units (an activation has one, along its channels; a weight has one per axis). The `Record` collects what the
+depends on units (an activation has one, along its channels; a weight has one per axis). The `Constraints` collects what the
 operations say about labels: which stand for the same unit, which must stay in place, how they scale.
 """
 
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ..network.couplings import along
-from ..network.groups import Summed
+from ..network.spec import RedundantBiasPair
 
-__all__ = ["FIXED", "Layer", "Record", "Value"]
+__all__ = ["FIXED", "Constraints", "LabelMap", "Value"]
 
 FIXED = 0
 """The label of everything that can't move."""
 
 
-class Layer:
+class LabelMap:
     """Labels in the shape of a value, varying along `dims` only."""
 
     def __init__(self, ids: Tensor, dims: tuple[int, ...] | None = None):
@@ -33,7 +33,7 @@ class Layer:
         self.dims = _varying(ids) if dims is None else dims
 
     @classmethod
-    def along(cls, ids: Tensor, dim: int, shape: Sequence[int]) -> Layer:
+    def along(cls, ids: Tensor, dim: int, shape: Sequence[int]) -> LabelMap:
         """One label for each position of `dim`."""
         return cls(along(ids, dim, len(shape)).expand(tuple(shape)), (dim,) if len(ids) > 1 else ())
 
@@ -66,19 +66,19 @@ class Layer:
         place = torch.arange(len(rows)).view([core.shape[d] if d in outer else 1 for d in range(core.dim())])
         return rows, place
 
-    def united(self, record: Record, dims: Sequence[int]) -> Layer:
+    def united(self, constraints: Constraints, dims: Sequence[int]) -> LabelMap:
         """The labels after those along `dims` have become one unit, which has a copy at each position."""
         first = self.core
         for dim in dims:
             first = first.narrow(dim, 0, 1)
-        record.unite(self.core, first)
-        record.same_factor(self.core, first)
-        return Layer(first.expand(self.ids.shape), tuple(d for d in self.dims if d not in dims))
+        constraints.unite(self.core, first)
+        constraints.same_factor(self.core, first)
+        return LabelMap(first.expand(self.ids.shape), tuple(d for d in self.dims if d not in dims))
 
-    def broadcast(self, shape: Sequence[int]) -> Layer:
+    def broadcast(self, shape: Sequence[int]) -> LabelMap:
         """Expand to a shape with more leading dimensions or larger singleton ones."""
         shift = len(shape) - self.ids.dim()
-        return Layer(self.ids.expand(tuple(shape)), tuple(d + shift for d in self.dims))
+        return LabelMap(self.ids.expand(tuple(shape)), tuple(d + shift for d in self.dims))
 
 
 def _varying(ids: Tensor) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class Value:
     Attributes
     ----------
     shape : tuple of int
-    layers : tuple of Layer
+    layers : tuple of LabelMap
     constant : Tensor or None
         The value, where it depends on neither inputs nor parameters.
     is_weight : bool
@@ -119,7 +119,7 @@ class Value:
     """
 
     shape: tuple[int, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LabelMap, ...] = ()
     constant: Tensor | None = None
     is_weight: bool = False
     name: str | None = None
@@ -130,7 +130,7 @@ class Value:
     diagonal: int = 1
     dtype: torch.dtype | None = None
 
-    def layer(self, dim: int) -> Layer | None:
+    def layer(self, dim: int) -> LabelMap | None:
         """The layer that varies along `dim` alone; for a single unit, the one that varies nowhere."""
         dim %= max(len(self.shape), 1)
         for layer in self.layers:
@@ -142,22 +142,22 @@ class Value:
             return next((layer for layer in self.layers if layer.dims == ()), None)
         return None
 
-    def touching(self, dims: Sequence[int]) -> list[Layer]:
+    def touching(self, dims: Sequence[int]) -> list[LabelMap]:
         """Layers that vary along any of `dims`."""
         return [layer for layer in self.layers if set(layer.dims) & set(dims)]
 
     def map(self, operation: Callable[[Tensor], Tensor]) -> Value:
         """Move the labels as the operation moves the data."""
-        layers = [Layer(operation(layer.ids)) for layer in self.layers]
+        layers = [LabelMap(operation(layer.ids)) for layer in self.layers]
         shape = layers[0].ids.shape if layers else operation(torch.zeros((), dtype=torch.bool).expand(self.shape)).shape
         pattern, constant = (None if t is None else operation(t) for t in (self.pattern, self.constant))
         return Value(tuple(shape), tuple(layers), constant=constant, is_weight=self.is_weight, pattern=pattern)
 
 
-class Record:
+class Constraints:
     """What the operations of one network say about its unit labels.
 
-    A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `reads` (an axis
+    A rule calls `unite` (two labels are one unit), `freeze` (no rule for it), `fix` (rightly in place), `consumes` (an axis
     reads these units), and for factors c of a unit that leave the function as it is (scales, c > 0, and signs, c = -1)
     `same_factor`, `opposite_factor`, `no_scale`, `no_sign`, `rigid`. It calls `enclose` or `contains` where units lie in
     blocks (attention heads) that move as a whole. Of an operation with several results, `wanted` holds the positions of those
@@ -176,7 +176,7 @@ class Record:
         self.relations: list[tuple[str, tuple[int, ...], tuple[np.ndarray, ...]]] = []
         self.recurrent: set[str] = set()
         self.suffixes: dict[str, str] = {}
-        self.summed: list[Summed] = []
+        self.bias_pairs: list[RedundantBiasPair] = []
         self.states: list[np.ndarray] = []
         self.uncompared: set[str] = set()
         self.seen: list[np.ndarray] = []
@@ -210,7 +210,7 @@ class Record:
         a, b = torch.broadcast_tensors(a, b)
         self.pairs.append((_flat(a), _flat(b)))
 
-    def fix(self, *layers: Layer | None) -> None:
+    def fix(self, *layers: LabelMap | None) -> None:
         """These units are network inputs or outputs, or constants: they stay in place, rightly."""
         for layer in layers:
             if layer is not None:
@@ -218,12 +218,12 @@ class Record:
                 self.pairs.append((flat, np.full_like(flat, FIXED)))
                 self.fixed.append((flat, self.where))
 
-    def returned(self, *layers: Layer) -> None:
+    def returned(self, *layers: LabelMap) -> None:
         """The network returns these units to its caller."""
         self.fix(*layers)
         self.outputs += [_flat(layer.core) for layer in layers]
 
-    def freeze(self, layers: Sequence[Layer], why: str) -> None:
+    def freeze(self, layers: Sequence[LabelMap], why: str) -> None:
         """These units stay in place because no rule covers what is done to them; reported to the user."""
         for layer in layers:
             self.fix(layer)
@@ -249,7 +249,7 @@ class Record:
         if bool((rows == rows[:, :1]).all()):
             return rows[:, 0]
         blocks = self.fresh(len(distinct))
-        self.rigid(Layer(blocks))
+        self.rigid(LabelMap(blocks))
         self.contains(blocks[:, None], distinct)
         self.block_names.append((_flat(blocks), ".".join(filter(None, (self.path, name)))))
         return blocks[block_of_row]
@@ -259,15 +259,15 @@ class Record:
         blocks, units = torch.broadcast_tensors(blocks, units)
         self.enclosed.append((_flat(blocks), _flat(units)))
 
-    def reads(self, ids: Tensor) -> None:
+    def consumes(self, ids: Tensor) -> None:
         """A tensor reads the units with these labels."""
         self.readers.append(_flat(ids))
 
-    def computes(self, ids: Tensor) -> None:
+    def produces(self, ids: Tensor) -> None:
         """A tensor computes the units with these labels; the order of calls is the order of groups."""
         self.computers.append(_flat(ids))
 
-    def sees(self, layers: Sequence[Layer]) -> None:
+    def observes(self, layers: Sequence[LabelMap]) -> None:
         """One operation that computes something of these units: units that different operations see can't be exchanged."""
         self.seen.append(np.concatenate([np.zeros(0, int), *(_flat(layer.core) for layer in layers)]))
 
@@ -288,7 +288,7 @@ class Record:
         if of_table and len(left_out):
             self.cut.append((left_out, after))
 
-    def is_state(self, layer: Layer) -> bool:
+    def is_state(self, layer: LabelMap) -> bool:
         """Whether a recurrent rule has said of some of these units that they are its state."""
         ids = _flat(layer.core)
         return any(bool(np.isin(ids, state).any()) for state in self.states)
@@ -311,17 +311,17 @@ class Record:
         """Their product neither scales nor changes sign."""
         self.relate((1, 1), a, b)
 
-    def no_scale(self, *layers: Layer) -> None:
+    def no_scale(self, *layers: LabelMap) -> None:
         """These units can't be scaled; they may change sign (an odd function)."""
         for layer in layers:
             self.relate((1,), layer.core, of="scale")
 
-    def no_sign(self, *layers: Layer) -> None:
+    def no_sign(self, *layers: LabelMap) -> None:
         """These units can't change sign; they may be scaled (a positively homogeneous function)."""
         for layer in layers:
             self.relate((1,), layer.core, of="sign")
 
-    def rigid(self, *layers: Layer) -> None:
+    def rigid(self, *layers: LabelMap) -> None:
         """These units can neither be scaled nor change sign."""
         for layer in layers:
             self.relate((1,), layer.core)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..network.couplings import along
 from .elementwise import combine, unmarked
-from .labels import Layer, Record, Value
+from .labels import Constraints, LabelMap, Value
 from .product import product
 from .registry import register_rule, register_sizes
 
@@ -21,12 +21,12 @@ register_sizes(nn.EmbeddingBag, num_embeddings=("weight", 0), embedding_dim=("we
 register_sizes(nn.Embedding, num_embeddings=("weight", 0), embedding_dim=("weight", 1))
 
 
-def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -> list[Layer]:
+def read(constraints: Constraints, x: Value, x_dim: int, weight: Value, weight_dim: int) -> list[LabelMap]:
     """A weight reads the units of `x`: unite both axes, element by element.
 
     Returns
     -------
-    list of Layer
+    list of LabelMap
         The layers of `x` that the contraction leaves, still in the shape of `x`.
     """
     x_dim %= len(x.shape)
@@ -34,109 +34,111 @@ def read(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -
     units = x.layer(x_dim)
     across = [layer for layer in x.touching([x_dim]) if layer is not units]
     if units is None and len(across) == 1:
-        units, across = across[0].united(record, [d for d in across[0].dims if d != x_dim]), []
+        units, across = across[0].united(constraints, [d for d in across[0].dims if d != x_dim]), []
     if units is None and not across:
-        units = unmarked(record, x, [x_dim])
+        units = unmarked(constraints, x, [x_dim])
     if across:
-        record.freeze(across, "a contraction over part of the dimensions along which units are laid out")
-        record.fix(units, axis)
+        constraints.freeze(across, "a contraction over part of the dimensions along which units are laid out")
+        constraints.fix(units, axis)
     elif units is None or axis is None:
-        record.fix(units, axis)
+        constraints.fix(units, axis)
     else:
         ids, columns = units.vector(x_dim), axis.vector(weight_dim)
-        record.unite(ids, columns)
-        record.opposite_factor(ids, columns)
-        record.reads(columns)
+        constraints.unite(ids, columns)
+        constraints.opposite_factor(ids, columns)
+        constraints.consumes(columns)
     return [layer for layer in x.layers if layer is not units and x_dim not in layer.dims]
 
 
-def contract(record: Record, x: Value, x_dim: int, weight: Value, weight_dim: int) -> Value:
+def contract(constraints: Constraints, x: Value, x_dim: int, weight: Value, weight_dim: int) -> Value:
     """Matrix product of an activation and a matrix of weights; the weight's other axis takes the place of `x_dim`."""
     x_dim %= len(x.shape)
     weight_dim %= 2
-    kept = read(record, x, x_dim, weight, weight_dim)
+    kept = read(constraints, x, x_dim, weight, weight_dim)
     out_dim = 1 - weight_dim
     shape = (*x.shape[:x_dim], weight.shape[out_dim], *x.shape[x_dim + 1 :])
-    layers = [Layer(layer.ids.narrow(x_dim, 0, 1).expand(shape), layer.dims) for layer in kept]
+    layers = [LabelMap(layer.ids.narrow(x_dim, 0, 1).expand(shape), layer.dims) for layer in kept]
     computed = weight.layer(out_dim)
     if computed is not None:
         ids = computed.vector(out_dim)
-        record.computes(ids)
-        layers.append(Layer.along(ids, x_dim, shape))
+        constraints.produces(ids)
+        layers.append(LabelMap.along(ids, x_dim, shape))
     return Value(shape, tuple(layers))
 
 
-def add_bias(record: Record, out: Value, bias: Value | None, dim: int) -> Value:
+def add_bias(constraints: Constraints, out: Value, bias: Value | None, dim: int) -> Value:
     """Add one number per unit along `dim`."""
     if bias is None:
         return out
     dim %= len(out.shape)
-    biased = combine(record, "bias", [out, bias.map(lambda ids: along(ids, dim, len(out.shape)))], "sum")
+    biased = combine(constraints, "bias", [out, bias.map(lambda ids: along(ids, dim, len(out.shape)))], "sum")
     return replace(biased, bias=None if bias.shared else bias.name)
 
 
 @register_rule("aten::linear")
-def linear(record: Record, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def linear(constraints: Constraints, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """Y = x W^T + b, W of shape (out, in)."""
     if not weight.is_weight or len(weight.shape) != 2:
-        out = product(record, x, weight.map(lambda ids: ids.movedim(-1, 0)))
-        return out if bias is None else combine(record, "linear", [out, bias], "sum")
-    return add_bias(record, contract(record, x, -1, weight, 1), bias, -1)
+        out = product(constraints, x, weight.map(lambda ids: ids.movedim(-1, 0)))
+        return out if bias is None else combine(constraints, "linear", [out, bias], "sum")
+    return add_bias(constraints, contract(constraints, x, -1, weight, 1), bias, -1)
 
 
 @register_rule("aten::addmm", "aten::_sparse_addmm")
-def addmm(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+def addmm(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """Y = b + A B."""
-    return combine(record, "addmm", [contract(record, a, -1, b, 0) if b.is_weight else product(record, a, b), bias], "sum")
+    return combine(
+        constraints, "addmm", [contract(constraints, a, -1, b, 0) if b.is_weight else product(constraints, a, b), bias], "sum"
+    )
 
 
 @register_rule("aten::addmv")
-def addmv(record: Record, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+def addmv(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """Y = b + A x."""
-    return combine(record, "addmv", [matmul(record, a, b), bias], "sum")
+    return combine(constraints, "addmv", [matmul(constraints, a, b), bias], "sum")
 
 
 @register_rule("aten::matmul", "aten::mm", "aten::mv", "aten::dot", "aten::bmm", "aten::_sparse_mm")
-def matmul(record: Record, a: Value, b: Value) -> Value:
+def matmul(constraints: Constraints, a: Value, b: Value) -> Value:
     """A product with a matrix of weights on either side, or of two computed values."""
     if b.is_weight and len(b.shape) == 2 and not a.is_weight:
-        return contract(record, a, -1, b, 0)
+        return contract(constraints, a, -1, b, 0)
     if a.is_weight and len(a.shape) == 2 and not b.is_weight and len(b.shape) >= 1:
-        return contract(record, b, -2 if len(b.shape) > 1 else -1, a, 1)
-    return product(record, a, b)
+        return contract(constraints, b, -2 if len(b.shape) > 1 else -1, a, 1)
+    return product(constraints, a, b)
 
 
 @register_rule("aten::bilinear")
-def bilinear(record: Record, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+def bilinear(constraints: Constraints, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
     """y_k = a^T W_k b + b_k, W of shape (out, in a, in b): an axis reads each of the two."""
     if not weight.is_weight:
-        return opaque(record, "a bilinear layer with computed weights", a, b, weight, bias)
-    kept = [read(record, x, -1, weight, axis) for axis, x in ((1, a), (2, b))]
-    record.freeze([layer for layers in kept for layer in layers], "a bilinear layer along units")
+        return opaque(constraints, "a bilinear layer with computed weights", a, b, weight, bias)
+    kept = [read(constraints, x, -1, weight, axis) for axis, x in ((1, a), (2, b))]
+    constraints.freeze([layer for layers in kept for layer in layers], "a bilinear layer along units")
     shape, computed = (*a.shape[:-1], weight.shape[0]), weight.layer(0)
     if computed is None:
-        return add_bias(record, Value(shape), bias, -1)
+        return add_bias(constraints, Value(shape), bias, -1)
     ids = computed.vector(0)
-    record.computes(ids)
-    return add_bias(record, Value(shape, (Layer.along(ids, len(shape) - 1, shape),)), bias, -1)
+    constraints.produces(ids)
+    return add_bias(constraints, Value(shape, (LabelMap.along(ids, len(shape) - 1, shape),)), bias, -1)
 
 
 @register_rule("aten::embedding")
-def embedding(record: Record, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
+def embedding(constraints: Constraints, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
     """Rows of a table: tokens are fixed, the coordinates are units."""
-    record.fix(*index.layers, weight.layer(0))
+    constraints.fix(*index.layers, weight.layer(0))
     shape = (*index.shape, weight.shape[1])
     axis = weight.layer(1)
     if axis is None:
         return Value(shape)
     ids = axis.vector(1)
-    record.computes(ids)
-    return Value(shape, (Layer.along(ids, len(shape) - 1, shape),))
+    constraints.produces(ids)
+    return Value(shape, (LabelMap.along(ids, len(shape) - 1, shape),))
 
 
 @register_rule("aten::embedding_bag", "aten::_embedding_bag")
 def embedding_bag(
-    record: Record,
+    constraints: Constraints,
     weight: Value,
     index: Value,
     offsets: Value,
@@ -148,18 +150,23 @@ def embedding_bag(
     *_: Any,
 ) -> tuple[Value, ...]:
     """Sums, means or maxima of rows of a table."""
-    rows = embedding(record, weight, index)
+    rows = embedding(constraints, weight, index)
     if per_sample_weights is not None:
-        record.fix(*per_sample_weights.layers)
+        constraints.fix(*per_sample_weights.layers)
     if mode == 2:
-        record.no_sign(*rows.layers)
+        constraints.no_sign(*rows.layers)
     shape = (offsets.shape[0] - include_last_offset, weight.shape[1])
-    return Value(shape, tuple(Layer.along(layer.vector(1), 1, shape) for layer in rows.layers)), Value(()), Value(()), Value(())
+    return (
+        Value(shape, tuple(LabelMap.along(layer.vector(1), 1, shape) for layer in rows.layers)),
+        Value(()),
+        Value(()),
+        Value(()),
+    )
 
 
-def opaque(record: Record, why: str, *values: Value | None) -> Value:
+def opaque(constraints: Constraints, why: str, *values: Value | None) -> Value:
     """Freeze all that goes in; what comes out has no labels. The interpreter fills in the shape."""
     for value in values:
         if value is not None:
-            record.freeze(value.layers, why)
+            constraints.freeze(value.layers, why)
     return Value(())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .elementwise import TRACKED, is_zero, unmarked, varies
-from .labels import FIXED, Layer, Record, Value
+from .labels import FIXED, Constraints, LabelMap, Value
 from .operations import TABLE, named
 from .registry import register_rule
 
@@ -30,7 +30,7 @@ def _register_moves() -> None:
     def move(name: str) -> None:
         operation = _operation(name)
 
-        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+        def apply(constraints: Constraints, x: Value, *arguments: Any, **named: Any) -> Value:
             """The same operation is done to the labels."""
             return x.map(lambda ids: operation(ids, *arguments, **named))
 
@@ -42,7 +42,7 @@ def _register_moves() -> None:
         def piece(k: int, arguments: Any, named: Any, ids: Tensor) -> Tensor:
             return operation(ids, *arguments, **named)[k]
 
-        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> tuple[Value, ...]:
+        def apply(constraints: Constraints, x: Value, *arguments: Any, **named: Any) -> tuple[Value, ...]:
             """Pieces of the labels."""
             pieces = len(operation(torch.empty(x.shape, device="meta"), *arguments, **named))
             return tuple(x.map(partial(piece, k, arguments, named)) for k in range(pieces))
@@ -52,7 +52,7 @@ def _register_moves() -> None:
     def repeated(name: str) -> None:
         operation = _operation(name)
 
-        def apply(record: Record, x: Value, *arguments: Any, **named: Any) -> Value:
+        def apply(constraints: Constraints, x: Value, *arguments: Any, **named: Any) -> Value:
             """The same operation is done to the labels; copies are known to be equal."""
             return _tracked(x).map(lambda ids: operation(ids, *arguments, **named))
 
@@ -67,7 +67,7 @@ _register_moves()
 
 
 @register_rule("aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async", "aten::sym_constrain_range")
-def assertion(record: Record, *_: Any, **__: Any) -> None:
+def assertion(constraints: Constraints, *_: Any, **__: Any) -> None:
     """Nothing is computed."""
 
 
@@ -79,7 +79,7 @@ def _tracked(x: Value) -> Value:
 
 
 @register_rule("aten::expand", "aten::expand_copy")
-def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
+def expand(constraints: Constraints, x: Value, size: Sequence[int], **_: Any) -> Value:
     """A value repeated along a dimension does not vary along it."""
     moved = _tracked(x).map(lambda ids: ids.expand(tuple(size)))
     shift = len(moved.shape) - len(x.shape)
@@ -88,7 +88,7 @@ def expand(record: Record, x: Value, size: Sequence[int], **_: Any) -> Value:
 
 
 @register_rule("aten::cat", "aten::concat")
-def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
+def cat(constraints: Constraints, values: Sequence[Value], dim: int = 0) -> Value:
     """Side by side: labels along `dim` follow each other; all other labels unite."""
     dim %= max(len(v.shape) for v in values)
     values = [v for v in values if v.shape != (0,) and v.shape[dim]] or list(values[:1])
@@ -97,17 +97,19 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
     joint = _joint_layers(values, dim)
     layers = []
     if joint:
-        layers.append(Layer(torch.cat([layer.ids for layer in joint], dim)))
+        layers.append(LabelMap(torch.cat([layer.ids for layer in joint], dim)))
         values = [replace(v, layers=tuple(k for k in v.layers if k is not j)) for v, j in zip(values, joint, strict=True)]
     for value in values:
         across = [layer for layer in value.touching([dim]) if layer.dims != (dim,)]
-        record.freeze(across, "a concatenation along part of the dimensions along which units are laid out")
+        constraints.freeze(across, "a concatenation along part of the dimensions along which units are laid out")
     computed = not all(v.is_weight for v in values)  # then a parameter of one position is a token, not a unit
     along = [None if computed and v.is_weight and v.shape[dim] == 1 else v.layer(dim) for v in values]
-    pieces = [_positions(record, v, dim) if layer is None else layer.vector(dim) for v, layer in zip(values, along, strict=True)]
+    pieces = [
+        _positions(constraints, v, dim) if layer is None else layer.vector(dim) for v, layer in zip(values, along, strict=True)
+    ]
     if any(bool((ids != FIXED).any()) for ids in pieces):
-        layers.append(Layer.along(torch.cat(pieces), dim, shape))
-    elsewhere: dict[tuple[int, ...], dict[int, Layer]] = {}
+        layers.append(LabelMap.along(torch.cat(pieces), dim, shape))
+    elsewhere: dict[tuple[int, ...], dict[int, LabelMap]] = {}
     for position, (value, own) in enumerate(zip(values, along, strict=True)):
         for layer in value.layers:
             if layer is not own and layer.dims and dim not in layer.dims:
@@ -116,18 +118,18 @@ def cat(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
         first, *others = found = list(table.values())
         rest = [v for position, v in enumerate(values) if position not in table]
         if varies(rest, dims, shape):
-            record.freeze(found, "a concatenation with a value that varies along its units")
+            constraints.freeze(found, "a concatenation with a value that varies along its units")
             continue
         if not all(map(is_zero, rest)):
-            record.rigid(*found)
+            constraints.rigid(*found)
         for other in others:
-            record.unite(first.core, other.core)
-            record.same_factor(first.core, other.core)
-        layers.append(Layer(first.ids.narrow(dim, 0, 1).expand(shape), dims))
+            constraints.unite(first.core, other.core)
+            constraints.same_factor(first.core, other.core)
+        layers.append(LabelMap(first.ids.narrow(dim, 0, 1).expand(shape), dims))
     return Value(tuple(shape), tuple(layers), is_weight=all(v.is_weight for v in values))
 
 
-def _joint_layers(values: Sequence[Value], dim: int) -> list[Layer]:
+def _joint_layers(values: Sequence[Value], dim: int) -> list[LabelMap]:
     """Of each value the layer along several dimensions, this one among them; one of blocks does not vary along it."""
     along = [layer.dims for v in values for layer in v.touching([dim]) if layer.dims != (dim,)]
     if len(set(along)) != 1:
@@ -137,30 +139,32 @@ def _joint_layers(values: Sequence[Value], dim: int) -> list[Layer]:
     return [layers[0] for layers in found] if all(len(layers) == 1 for layers in found) else []
 
 
-def _positions(record: Record, value: Value, dim: int) -> Tensor:
+def _positions(constraints: Constraints, value: Value, dim: int) -> Tensor:
     """Labels for the positions of a value without units: their order does not matter if it is constant along them."""
-    free = None if value.constant is None else unmarked(record, value, [dim])
+    free = None if value.constant is None else unmarked(constraints, value, [dim])
     return torch.full((value.shape[dim],), FIXED) if free is None else free.vector(dim)
 
 
 @register_rule("aten::stack")
-def stack(record: Record, values: Sequence[Value], dim: int = 0) -> Value:
+def stack(constraints: Constraints, values: Sequence[Value], dim: int = 0) -> Value:
     """Along a new dimension: labels stay what they were, exact to the index."""
     dim %= len(values[0].shape) + 1
     shape = (*values[0].shape[:dim], len(values), *values[0].shape[dim:])
     by_dims = [{layer.dims: layer for layer in v.layers} for v in values]
     layers = []
     for dims in dict.fromkeys(d for table in by_dims for d in table):
-        found = [t.get(dims) or unmarked(record, v, dims) for t, v in zip(by_dims, values, strict=True)]
+        found = [t.get(dims) or unmarked(constraints, v, dims) for t, v in zip(by_dims, values, strict=True)]
         if any(layer is None for layer in found):
-            record.freeze([layer for layer in found if layer is not None], "a stack with a value that varies along its units")
+            constraints.freeze(
+                [layer for layer in found if layer is not None], "a stack with a value that varies along its units"
+            )
         else:
-            layers.append(Layer(torch.stack([layer.ids for layer in found if layer is not None], dim)))
+            layers.append(LabelMap(torch.stack([layer.ids for layer in found if layer is not None], dim)))
     return Value(shape, tuple(layers), is_weight=all(v.is_weight for v in values))
 
 
 @register_rule("aten::constant_pad_nd", "aten::pad")
-def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Value:
+def pad(constraints: Constraints, x: Value, widths: Sequence[int], *arguments: Any) -> Value:
     """Padding beside units adds nothing that moves; padding along units adds equal numbers, in any order."""
     shape = list(x.shape)
     for k in range(len(widths) // 2):
@@ -174,14 +178,14 @@ def pad(record: Record, x: Value, widths: Sequence[int], *arguments: Any) -> Val
             varies = (len(shape) - 1 - k) in layer.dims
             inner += widths[2 * k : 2 * k + 2] if varies else [0, 0]
         if filled or not constant:
-            record.rigid(layer)
+            constraints.rigid(layer)
         if not constant and any(inner):
-            record.freeze([layer], "padding along units")
+            constraints.freeze([layer], "padding along units")
             continue
         ids = torch.nn.functional.pad(layer.core, inner, value=-1)
         added = ids == -1
-        ids[added] = record.fresh(int(added.sum())) if len(layer.dims) == 1 else FIXED
+        ids[added] = constraints.fresh(int(added.sum())) if len(layer.dims) == 1 else FIXED
         if filled:
-            record.rigid(Layer(ids[added]))
-        layers.append(Layer(ids.expand(shape) if ids.shape != tuple(shape) else ids))
+            constraints.rigid(LabelMap(ids[added]))
+        layers.append(LabelMap(ids.expand(shape) if ids.shape != tuple(shape) else ids))
     return Value(tuple(shape), tuple(layers))

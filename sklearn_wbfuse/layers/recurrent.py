@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..network.groups import Summed
+from ..network.spec import RedundantBiasPair
 from .elementwise import is_zero, varies
-from .labels import Layer, Record, Value
+from .labels import Constraints, LabelMap, Value
 from .linear import opaque, read
 from .registry import register_rule, register_sizes
 
@@ -69,95 +69,95 @@ class Weights:
 
 
 def _cell(
-    record: Record, kind: Kind, x: Value, weights: Weights, initial: Sequence[Value], slot: int = 0
+    constraints: Constraints, kind: Kind, x: Value, weights: Weights, initial: Sequence[Value], slot: int = 0
 ) -> tuple[Tensor, Tensor] | None:
     """Labels of the units of the state that is returned and of the memory, or None if the weights have no labels."""
     axes = {id(v): v.layer(0) for v in weights.given}
     if any(layer is None for layer in axes.values()) or any(v.layer(1) is None for v in weights.given if len(v.shape) == 2):
-        opaque(record, "a recurrent layer with constant weights", x, *weights.given, *initial)
+        opaque(constraints, "a recurrent layer with constant weights", x, *weights.given, *initial)
         return None
-    kept = read(record, x, -1, weights.w_ih, 1)
-    record.freeze(kept, "a recurrent layer along units")
+    kept = read(constraints, x, -1, weights.w_ih, 1)
+    constraints.freeze(kept, "a recurrent layer along units")
     units: Tensor = weights.w_ih.layer(0).vector(0).chunk(kind.gates)[kind.writer]  # type: ignore[union-attr]
-    (record.no_scale if kind.odd else record.no_sign)(Layer(units))
+    (constraints.no_scale if kind.odd else constraints.no_sign)(LabelMap(units))
     for value in weights.given[: 4 if weights.b_ih is not None else 2]:
         rows = value.layer(0).vector(0)  # type: ignore[union-attr]
-        record.computes(rows)
+        constraints.produces(rows)
         for gate, labels in enumerate(rows.chunk(kind.gates)):
-            record.unite(units, labels)
+            constraints.unite(units, labels)
             if gate == kind.writer:
-                record.same_factor(units, labels)
+                constraints.same_factor(units, labels)
             else:
-                record.rigid(Layer(labels))
+                constraints.rigid(LabelMap(labels))
     state = units
     if weights.w_hr is not None:
-        _read_by(record, units, weights.w_hr)
+        _read_by(constraints, units, weights.w_hr)
         state = weights.w_hr.layer(0).vector(0)  # type: ignore[union-attr]
-        record.computes(state)
-    _read_by(record, state, weights.w_hh)
-    _remember(record, kind, weights, len(units))
-    record.states += [units.numpy(), state.numpy()]
+        constraints.produces(state)
+    _read_by(constraints, state, weights.w_hh)
+    _remember(constraints, kind, weights, len(units))
+    constraints.states += [units.numpy(), state.numpy()]
     for given, labels in zip(initial, (state, units), strict=False):
-        _start_from(record, given, slot, labels)
+        _start_from(constraints, given, slot, labels)
     return state, units
 
 
-def _name_groups(record: Record, weights: Weights, level: str) -> None:
+def _name_groups(constraints: Constraints, weights: Weights, level: str) -> None:
     """The groups of one level are called "rnn.l0", "rnn.l0_reverse", and what a projection computes "rnn.l0_proj"."""
     if weights.w_ih.name:
-        record.suffixes[weights.w_ih.name] = level
+        constraints.suffixes[weights.w_ih.name] = level
     if weights.w_hr is not None and weights.w_hr.name:
-        record.suffixes[weights.w_hr.name] = f"{level}_proj"
+        constraints.suffixes[weights.w_hr.name] = f"{level}_proj"
 
 
-def _read_by(record: Record, units: Tensor, weight: Value) -> None:
+def _read_by(constraints: Constraints, units: Tensor, weight: Value) -> None:
     columns = weight.layer(1).vector(1)  # type: ignore[union-attr]
-    record.unite(units, columns)
-    record.opposite_factor(units, columns)
-    record.reads(columns)
+    constraints.unite(units, columns)
+    constraints.opposite_factor(units, columns)
+    constraints.consumes(columns)
 
 
-def _remember(record: Record, kind: Kind, weights: Weights, size: int) -> None:
+def _remember(constraints: Constraints, kind: Kind, weights: Weights, size: int) -> None:
     """Which tensor is recurrent, and which biases are seen as sums."""
     if weights.w_hh.name:
-        record.recurrent.add(weights.w_hh.name)
+        constraints.recurrent.add(weights.w_hh.name)
     if weights.b_ih is not None and weights.b_hh is not None and weights.b_ih.name and weights.b_hh.name:
         gates = kind.gates if kind.summed is None else kind.summed
-        pair = Summed(weights.b_ih.name, weights.b_hh.name, np.arange(gates * size))
-        if not any((s.kept, s.other) == (pair.kept, pair.other) for s in record.summed):
-            record.summed.append(pair)
+        pair = RedundantBiasPair(weights.b_ih.name, weights.b_hh.name, np.arange(gates * size))
+        if not any((s.kept, s.other) == (pair.kept, pair.other) for s in constraints.bias_pairs):
+            constraints.bias_pairs.append(pair)
 
 
-def _start_from(record: Record, given: Value, slot: int, units: Tensor) -> None:
+def _start_from(constraints: Constraints, given: Value, slot: int, units: Tensor) -> None:
     """The initial state of one cell: zeros, a parameter, computed by the network, or given by the caller."""
     last = len(given.shape) - 1
     found = False
     for layer in given.layers:
         if last in layer.dims or (given.shape[last] == 1 and layer is given.layer(last)):
             if set(layer.dims) - {0, last} or (0 in layer.dims and last == 1):
-                record.freeze([layer, Layer(units)], "an initial state that varies along more than its units")
+                constraints.freeze([layer, LabelMap(units)], "an initial state that varies along more than its units")
             else:
                 labels = layer.ids[slot, 0] if last == 2 else layer.ids[0]
-                record.unite(labels, units)
-                record.same_factor(labels, units)
+                constraints.unite(labels, units)
+                constraints.same_factor(labels, units)
             found = True
         elif given.is_weight:
-            record.fix(layer)
+            constraints.fix(layer)
     if found or is_zero(given):
         return
     if varies([given], (last,), given.shape):
         constant = given.constant is not None
         why = "an initial state that is constant and not zero" if constant else "an initial state that is given by the caller"
-        record.freeze([Layer(units)], why)
+        constraints.freeze([LabelMap(units)], why)
     else:
-        record.rigid(Layer(units))
+        constraints.rigid(LabelMap(units))
 
 
 def _sequence(name: str) -> None:
     kind = KINDS[name]
 
     def layer(
-        record: Record,
+        constraints: Constraints,
         x: Value,
         initial: Value | Sequence[Value],
         parameters: Sequence[Value],
@@ -181,8 +181,8 @@ def _sequence(name: str) -> None:
                 if not has_biases:
                     own[2:2] = [None, None]
                 weights = Weights(*own)  # type: ignore[arg-type]
-                _name_groups(record, weights, f"l{level}" + "_reverse" * direction)
-                cell = _cell(record, kind, x, weights, states, slot)
+                _name_groups(constraints, weights, f"l{level}" + "_reverse" * direction)
+                cell = _cell(constraints, kind, x, weights, states, slot)
                 if cell is None:
                     return Value(())
                 for k in (0, 1):
@@ -190,7 +190,7 @@ def _sequence(name: str) -> None:
                 outputs.append(cell[0])
             labels = torch.cat(outputs)
             shape = (*x.shape[:-1], len(labels))
-            x = Value(shape, (Layer.along(labels, len(shape) - 1, shape),))
+            x = Value(shape, (LabelMap.along(labels, len(shape) - 1, shape),))
         return x, *(_final(ids, given) for ids, given in zip(finals, states, strict=False))
 
     register_rule(f"aten::{name}")(layer)
@@ -201,14 +201,14 @@ def _final(ids: Sequence[Tensor], given: Value) -> Value:
     labels = torch.stack(list(ids))
     if len(given.shape) == 3:
         labels = labels[:, None]
-    return Value(given.shape, (Layer(labels.expand(given.shape)),))
+    return Value(given.shape, (LabelMap(labels.expand(given.shape)),))
 
 
 def _step(name: str) -> None:
     kind = KINDS[name]
 
     def step(
-        record: Record,
+        constraints: Constraints,
         x: Value,
         initial: Value | Sequence[Value],
         w_ih: Value,
@@ -218,11 +218,11 @@ def _step(name: str) -> None:
     ) -> Value | tuple[Value, ...]:
         """One step of a cell: the gates of a unit move together."""
         states = [initial] if isinstance(initial, Value) else list(initial)
-        cell = _cell(record, kind, x, Weights(w_ih, w_hh, b_ih, b_hh), states)
+        cell = _cell(constraints, kind, x, Weights(w_ih, w_hh, b_ih, b_hh), states)
         if cell is None:
             return Value(())
         shape = (*x.shape[:-1], len(cell[0]))
-        out = Value(shape, (Layer.along(cell[0], len(shape) - 1, shape),))
+        out = Value(shape, (LabelMap.along(cell[0], len(shape) - 1, shape),))
         return (out, Value(shape, out.layers)) if kind.cell else out
 
     register_rule(f"aten::{name}_cell")(step)

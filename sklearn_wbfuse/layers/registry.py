@@ -28,7 +28,7 @@ DECLARATIONS: dict[type[nn.Module], Declaration] = {}
 def register_rule(*operations: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the rule of one or more operations.
 
-    A rule is called with the `Record` and the operation's arguments, `Value` objects in place of tensors, and returns the
+    A rule is called with the `Constraints` and the operation's arguments, `Value` objects in place of tensors, and returns the
     `Value` (or tuple of them) that the operation computes.
 
     Parameters

@@ -24,7 +24,7 @@ from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
 from ..fusion.judging import outputs_are
 from ..fusion.making import discovered
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 from .predictors import FusionClassifier, FusionRegressor
 from .table import Comparison, counted, n_parameters
 
@@ -131,7 +131,7 @@ def compare(
     architectures = discovered(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
     kept = dict(shared.cache)
-    score = _Score(y, given, architectures[0].graph)
+    score = _Score(y, given, architectures[0].spec)
     table, mean, best = _of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     controls: list[tuple[list[Any], dict[str, Any]]] = []
@@ -268,8 +268,8 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
 class _Score:
     """As `score` of the fusions or of the predictors among them, but no score where outputs are not numbers."""
 
-    def __init__(self, y: np.ndarray, fusions: list[Any], graph: Graph):
-        self.y, self.probabilities, self.classifier = y, graph.ends_in_probabilities, None
+    def __init__(self, y: np.ndarray, fusions: list[Any], spec: NetworkSpec):
+        self.y, self.probabilities, self.classifier = y, spec.ends_in_probabilities, None
         classifiers = [f for f in fusions if isinstance(f, FusionClassifier)]
         regressors = [f for f in fusions if isinstance(f, FusionRegressor)]
         if classifiers and regressors:
@@ -280,7 +280,7 @@ class _Score:
         if regressors and y.dtype.kind not in "biuf":
             raise FusionError(f"A FusionRegressor needs numbers in y. Got {y.dtype}.")
         if classifiers:
-            self.probabilities = _read(classifiers, graph)
+            self.probabilities = _read(classifiers, spec)
             self.classifier = FusionClassifier(classes=classifiers[0].classes)
         is_continuous = bool(regressors) or (not classifiers and holds_targets(y))
         self.metric = "R2" if is_continuous else "accuracy"
@@ -297,12 +297,12 @@ class _Score:
         return score_outputs(predicted, y, probabilities=self.probabilities, is_continuous=self.metric == "R2", whose=whose)
 
 
-def _read(classifiers: list[FusionClassifier], graph: Graph) -> bool:
+def _read(classifiers: list[FusionClassifier], spec: NetworkSpec) -> bool:
     """Whether classifiers take outputs for probabilities; they must agree on that and on the classes."""
 
     def meant(classifier: FusionClassifier) -> dict[str, Any]:
         classes = None if classifier.classes is None else as_array(classifier.classes).tolist()
-        probabilities = are_probabilities(classifier.outputs, graph)
+        probabilities = are_probabilities(classifier.outputs, spec)
         default = classes is None or classes == list(range(np.size(classes)))
         return {"classes": "0, 1, ..." if default else classes, "outputs": "probabilities" if probabilities else "logits"}
 

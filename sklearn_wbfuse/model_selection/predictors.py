@@ -144,10 +144,10 @@ class FusionClassifier(ClassifierMixin, Predictor):
 
     def _are_probabilities(self, X: Any, found: np.ndarray) -> bool:
         """Whether outputs are probabilities; a fusion of others may have no graph that tells."""
-        graph = getattr(self.fusion_, "graph_", None)
-        answer = are_probabilities(self.outputs, graph)
+        spec = getattr(self.fusion_, "graph_", None)
+        answer = are_probabilities(self.outputs, spec)
         within = self.outputs == "auto" and found.min() >= 0 and found.max() <= 1 + 1e-3  # or there is no need to trace it
-        if within and graph is None and isinstance(X, FusionInput):
+        if within and spec is None and isinstance(X, FusionInput):
             answer = seems_probable(self.fused_model_, X.tensors(self.fused_model_, slice(0, 2)))
         if self.outputs == "auto" and not answer and sum_to_one(found):
             warnings.warn(

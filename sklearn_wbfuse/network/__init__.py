@@ -2,7 +2,8 @@
 
 from .correspondence import Correspondence, SameNames
 from .couplings import Coupling, Couplings, Permutation, Plan
-from .groups import Graph, Group
+from .groups import Group
 from .mixture import Mixture
+from .spec import NetworkSpec
 
-__all__ = ["Correspondence", "Coupling", "Couplings", "Graph", "Group", "Mixture", "Permutation", "Plan", "SameNames"]
+__all__ = ["Correspondence", "Coupling", "Couplings", "Group", "Mixture", "NetworkSpec", "Permutation", "Plan", "SameNames"]

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..discovery import Architecture, cast_inputs, device_of, plain_copy, validate_models, write_back
 from ..discovery.parametrized import recompute
-from ..discovery.restricted import without
+from ..discovery.restricted import drop_symmetry
 from ..exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,
@@ -21,7 +21,7 @@ from ..exceptions import (
     PersistenceError,
     SelfCheckError,
 )
-from ..network.groups import Graph
+from ..network.spec import NetworkSpec
 
 __all__ = [
     "checked_template",
@@ -112,10 +112,10 @@ def _check_held(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def group_table(graph: Graph) -> dict[str, dict[str, Any]]:
+def group_table(spec: NetworkSpec) -> dict[str, dict[str, Any]]:
     """What tells the groups of one graph from those of another, by name: size, symmetries, blocks."""
     fields = ("size", "scalable", "signable", "within")
-    return {name: {field: getattr(group, field) for field in fields} for name, group in graph.groups.items()}
+    return {name: {field: getattr(group, field) for field in fields} for name, group in spec.groups.items()}
 
 
 def checked_template(model: Any) -> nn.Module:
@@ -158,18 +158,18 @@ def resized_to(model: nn.Module, inputs: Sequence[Any], tables: Sequence[Mapping
             f"The template, a {kind}, is no network of the saved architecture: with the stored example inputs its groups can't "
             f"be found. {error} (A network with declared states needs a template of the saved widths.)"
         ) from error
-    _check_groups(own.graph, tables[0], kind)
+    _check_groups(own.spec, tables[0], kind)
     return [_with_table(own, table) for table in tables]
 
 
-def _check_groups(graph: Graph, table: Mapping[str, Mapping[str, Any]], kind: str) -> None:
-    only = [n for n in table if n not in graph.groups], [n for n in graph.groups if n not in table]
+def _check_groups(spec: NetworkSpec, table: Mapping[str, Mapping[str, Any]], kind: str) -> None:
+    only = [n for n in table if n not in spec.groups], [n for n in spec.groups if n not in table]
     if any(only):
         raise ArchitectureMismatchError(
             f"The template, a {kind}, has other neuron groups than the saved network: only the saved one has {only[0][:5]}, only "
             f"the template has {only[1][:5]}. Give a network of the same architecture; its widths may differ, its depth may not."
         )
-    for name, own in group_table(graph).items():
+    for name, own in group_table(spec).items():
         saved = table[name]
         lost = [s for s in ("scalable", "signable") if saved[s] and not own[s]]
         if lost or own["within"] != saved["within"]:
@@ -181,9 +181,9 @@ def _check_groups(graph: Graph, table: Mapping[str, Mapping[str, Any]], kind: st
 
 def _with_table(own: Architecture, table: Mapping[str, Mapping[str, Any]]) -> Architecture:
     found = own.resized({name: row["size"] for name, row in table.items()})
-    graph = without(found.graph, "scales", {n for n, row in table.items() if not row["scalable"]})
-    graph = without(graph, "signs", {n for n, row in table.items() if not row["signable"]})
-    return dataclasses.replace(found, graph=graph)
+    spec = drop_symmetry(found.spec, "scales", {n for n, row in table.items() if not row["scalable"]})
+    spec = drop_symmetry(spec, "signs", {n for n, row in table.items() if not row["signable"]})
+    return dataclasses.replace(found, spec=spec)
 
 
 def restored_network(

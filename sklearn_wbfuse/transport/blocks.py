@@ -18,7 +18,7 @@ from ..exceptions import WidthError
 from ..network.couplings import Coupling, Permutation, Plan
 from .linear_problem import exact, largest, solve
 
-__all__ = ["Tie", "assemble", "check_multiple", "solve_nested"]
+__all__ = ["BlockCoupledTerm", "assemble", "check_multiple", "solve_nested"]
 
 Costs = tuple[np.ndarray, np.ndarray | None]
 """Costs of neurons, and their signed part where neurons may change sign; see `solve`."""
@@ -29,7 +29,7 @@ _ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Tie:
+class BlockCoupledTerm:
     """A tensor of diagonal blocks whose two axes belong to two groups of neurons in the same blocks.
 
     Attributes
@@ -57,7 +57,7 @@ def solve_nested(
     own: np.ndarray | None = None,
     reg: float = 0.0,
     name: str = "",
-    ties: Sequence[Tie] = (),
+    ties: Sequence[BlockCoupledTerm] = (),
 ) -> tuple[Coupling, list[Coupling]]:
     """Couplings of blocks, and of the groups of neurons that lie in them, of least cost.
 
@@ -76,7 +76,7 @@ def solve_nested(
         Within blocks that are matched, relative to the largest cost of the group; blocks are matched exactly.
     name : str
         Of the blocks, for the error.
-    ties : list of Tie
+    ties : list of BlockCoupledTerm
         For permutations alone: equal sizes, and reg = 0.
 
     Raises
@@ -155,7 +155,7 @@ def _inner(pairs: np.ndarray, orders: np.ndarray) -> np.ndarray:
 
 
 def _tied(
-    costs: Sequence[Costs], shape: tuple[int, int], own: np.ndarray, ties: Sequence[Tie]
+    costs: Sequence[Costs], shape: tuple[int, int], own: np.ndarray, ties: Sequence[BlockCoupledTerm]
 ) -> tuple[Coupling, list[Coupling]]:
     """`solve_nested` for permutations and groups that are tied: all pairs of blocks side by side, group after group."""
     linear = [(_cut(cost, shape), None if signed is None else _cut(signed, shape)) for cost, signed in costs]
@@ -188,7 +188,7 @@ def _tied(
     return blocks, result
 
 
-def _value(linear: Sequence, ties: Sequence[Tie], orders: Sequence, signs: Sequence) -> np.ndarray:
+def _value(linear: Sequence, ties: Sequence[BlockCoupledTerm], orders: Sequence, signs: Sequence) -> np.ndarray:
     """What every pair of blocks costs with its permutations."""
     total = 0.0
     for (pairs, signed), order, sign in zip(linear, orders, signs, strict=True):
@@ -202,7 +202,7 @@ def _value(linear: Sequence, ties: Sequence[Tie], orders: Sequence, signs: Seque
     return np.asarray(total)
 
 
-def _products(tie: Tie, side: int, orders: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def _products(tie: BlockCoupledTerm, side: int, orders: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Products (n, m, d, d) of the neurons of one axis of a tie, those of the other permuted in every pair of blocks."""
     target, source = (a if side == 0 else a.swapaxes(1, 2) for a in (tie.target, tie.source))
     (n, d), m = target.shape[:2], len(source)

@@ -44,7 +44,7 @@ class Term:
     weight: float
 
 
-class Point:
+class Iterate:
     """A coupling as the pair of its mass M and its signed plan, float64 on the host, with what the objective needs of it."""
 
     def __init__(self, coupling: Coupling, problem: Quadratic):
@@ -52,9 +52,9 @@ class Point:
         self.pair: tuple[np.ndarray, ...] = (coupling.mass, coupling.plan) if problem.signable else (coupling.mass,)
         self.slope = problem.products(coupling)
 
-    def mixed(self, other: Point, step: float) -> Point:
+    def mixed(self, other: Iterate, step: float) -> Iterate:
         """A point on the way to another; everything is linear, so nothing is computed anew."""
-        twin = object.__new__(Point)
+        twin = object.__new__(Iterate)
         twin.pair = tuple((1 - step) * a + step * b for a, b in zip(self.pair, other.pair, strict=True))
         twin.slope = tuple((1 - step) * a + step * b for a, b in zip(self.slope, other.slope, strict=True))
         twin.coupling = Plan(twin.pair[-1], twin.pair[0])
@@ -99,11 +99,11 @@ class Quadratic:
                 total[kept if self.signable else 0] += term.weight * (left @ right).cpu().numpy()
         return tuple(total)
 
-    def gradient(self, point: Point) -> tuple[np.ndarray, ...]:
+    def gradient(self, point: Iterate) -> tuple[np.ndarray, ...]:
         """Of the objective with respect to M and the signed plan."""
         return tuple(c - q for c, q in zip(self.linear, point.slope, strict=True))
 
-    def value(self, point: Point) -> float:
+    def value(self, point: Iterate) -> float:
         """The objective; the subtracted sum is half of the product with its own gradient."""
         return _inner(self.linear, point.pair) - _inner(point.slope, point.pair) / 2
 
@@ -126,9 +126,9 @@ class Quadratic:
         """The coupling of least linear cost, given as for M and the signed plan: on the better of the two signs."""
         return solve(costs[0], signed=-costs[1] if self.signable else None, epsilon=epsilon, start=self.potentials)
 
-    def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Point:
+    def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Iterate:
         """The linear oracle: one assignment (or transport problem)."""
-        return Point(self.assigned(gradient, epsilon), self)
+        return Iterate(self.assigned(gradient, epsilon), self)
 
 
 def _unit(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -168,10 +168,10 @@ def solve_quadratic(
         Stop when the objective can fall by less than this fraction.
     """
 
-    def objective(at: Point) -> float:
+    def objective(at: Iterate) -> float:
         return problem.value(at) - (epsilon * _entropy(at.pair) if epsilon else 0.0)
 
-    point = Point(start, problem)
+    point = Iterate(start, problem)
     value = objective(point)
     for _ in range(max_iter):
         gradient = problem.gradient(point)
@@ -192,7 +192,7 @@ def solve_quadratic(
     return polished.coupling if permutation or problem.value(polished) <= value else point.coupling
 
 
-def _line_search(slope: float, curvature: float, point: Point, vertex: Point, epsilon: float) -> float:
+def _line_search(slope: float, curvature: float, point: Iterate, vertex: Iterate, epsilon: float) -> float:
     """The step in [0, 1] at which slope t + curvature t^2 / 2, and the entropy if there is one, is least."""
     if epsilon > 0:
 
@@ -215,13 +215,13 @@ def _entropy(pair: Sequence[np.ndarray]) -> float:
     return -float(sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in plans))
 
 
-def _rounded(problem: Quadratic, point: Point, max_iter: int) -> Point:
+def _rounded(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
     """A permutation near a point: the assignment of most mass, then full steps as long as they help."""
     if not point.coupling.is_permutation:
         nearest = exact(-point.pair[0])
         assert isinstance(nearest, Permutation)
         signs = np.where(point.pair[-1][np.arange(len(nearest.index)), nearest.index] < 0, -1.0, 1.0)
-        point = Point(Permutation(nearest.index, signs if problem.signable else None), problem)
+        point = Iterate(Permutation(nearest.index, signs if problem.signable else None), problem)
     value = problem.value(point)
     for _ in range(max_iter):
         trial = problem.vertex(problem.gradient(point))
@@ -232,7 +232,7 @@ def _rounded(problem: Quadratic, point: Point, max_iter: int) -> Point:
     return point
 
 
-def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
+def _polished(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
     """Exchange the sources of two targets as long as that lowers the objective, many disjoint pairs at a time."""
     value = problem.value(point)
     for _ in range(max_iter):
@@ -241,7 +241,7 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
             order = np.arange(point.coupling.shape[0])
             for u, v in pairs:
                 order[[u, v]] = order[[v, u]]
-            trial = Point(Permutation(order).compose(point.coupling), problem)
+            trial = Iterate(Permutation(order).compose(point.coupling), problem)
             lower = problem.value(trial)
             if lower < value - 1e-12 * abs(value):
                 point, value = trial, lower
@@ -252,7 +252,7 @@ def _polished(problem: Quadratic, point: Point, max_iter: int) -> Point:
     return point
 
 
-def exchanges(problem: Quadratic, point: Point) -> np.ndarray:
+def exchanges(problem: Quadratic, point: Iterate) -> np.ndarray:
     """Change of the objective, for every pair of targets, when they exchange their sources, signs included."""
     coupling, n = point.coupling, point.coupling.shape[0]
     assert isinstance(coupling, Permutation)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import disguised, networks
-from stepping import channels_last, parents_of, steps_of
+from running import channels_last, parents_of, steps_of
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
@@ -15,9 +15,9 @@ from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.discovery import discover
 from sklearn_wbfuse.execution import Memory, program_of
-from sklearn_wbfuse.execution.parent_runner import Probing
+from sklearn_wbfuse.execution.parent_runner import ParentRunner
 from sklearn_wbfuse.execution.recording import Positions, Recording
-from sklearn_wbfuse.execution.sites import equations
+from sklearn_wbfuse.execution.sites import regression_sites
 
 
 def recording(network, batches, cap=10_000, limit=float("inf"), seed=0):
@@ -35,7 +35,9 @@ def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
         else [(network.example,)]
     )
     found = recording(network, batches, cap, limit)
-    wanted = {found.position[e.at]: e.writers[0].channel for e in equations(found.nodes, found.parameters).values() if e.writers}
+    wanted = {
+        found.position[e.at]: e.layers[0].channel for e in regression_sites(found.nodes, found.parameters).values() if e.layers
+    }
     found.record(wanted)
     found.record({})
     assert found.n_runs == 1
@@ -51,31 +53,31 @@ def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
 
 
 class TestMeasures:
-    def features(self, measure, network=None):
+    def extract_features(self, measure, network=None):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double() if network is None else network
         x = torch.randn(40, 3, dtype=torch.float64)
-        described, arrays = activation_features(recording(network, [(x,)]), discover(network, (x[:2],)), measure)
-        assert next(f.groups for f in described) == ("0",)
+        features, arrays = activation_features(recording(network, [(x,)]), discover(network, (x[:2],)), measure)
+        assert next(f.groups for f in features) == ("0",)
         return arrays[0], network[0](x).detach()
 
     def test_squared_distances_are_those_before_the_nonlinearity(self):
-        array, z = self.features("distance")
+        array, z = self.extract_features("distance")
         np.testing.assert_allclose(torch.cdist(array, array).square(), np.square(z.T[:, None] - z.T).mean(2), atol=1e-12)
 
     def test_squared_distances_are_twice_one_minus_the_correlation_after_it(self):
-        array, z = self.features("correlation")
+        array, z = self.extract_features("correlation")
         np.testing.assert_allclose(torch.cdist(array, array).square() / 2, 1 - np.corrcoef(z.relu().T), atol=1e-7)
 
     def test_correlation_does_not_see_scales_and_silent_neurons_are_0(self):
         torch.manual_seed(1)
         network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-        before, _ = self.features("correlation", network)
+        before, _ = self.extract_features("correlation", network)
         with torch.no_grad():
             network[0].weight *= 3
             network[0].bias *= 3
             network[0].weight[0] = 0
-        after, _ = self.features("correlation", network)
+        after, _ = self.extract_features("correlation", network)
         torch.testing.assert_close(after[1:], before[1:])
         assert not after[0].any()
 
@@ -118,5 +120,5 @@ def test_recordings_of_large_networks_have_fewer_positions():
     for memory, cap in ((1, 4 * 2**20 // (4 * 2 * 603)), (100, 20_000), (0, 500)):
         probe = Probe("data", n_samples=20, working_memory=memory)
         rng = np.random.RandomState(0)
-        probing = Probing(parents, FusionInput(models, X), probe, rng)
-        assert [probing.recording(i).positions.cap for i in (0, 1)] == [cap, cap]
+        parent_runner = ParentRunner(parents, FusionInput(models, X), probe, rng)
+        assert [parent_runner.recording(i).positions.cap for i in (0, 1)] == [cap, cap]

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.alignment import Carrier
-from sklearn_wbfuse.alignment.features import features
+from sklearn_wbfuse.alignment.features import extract_features
 from sklearn_wbfuse.alignment.problem import Problem, random_start
-from sklearn_wbfuse.alignment.schedules import layerwise, match, match_all
-from sklearn_wbfuse.alignment.sweeps import blurred, joint
+from sklearn_wbfuse.alignment.schedules import match_all_to_target, match_to_target, solve_layerwise
+from sklearn_wbfuse.alignment.sweeps import entropic_step, solve_joint
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.network.couplings import Coupling
-from sklearn_wbfuse.network.groups import Graph, Group, LabelledTensor, Span, relabel
+from sklearn_wbfuse.network.groups import Group, LabelledTensor, Span, relabel
 from sklearn_wbfuse.network.mixture import Mixture
+from sklearn_wbfuse.network.spec import NetworkSpec
 
 
 def axis(group, size, role, odd=False):
@@ -35,7 +36,7 @@ def attention(heads=3, d=4, d_value=3, e=6, bias_table=False):
     if bias_table:
         tensors.append(LabelledTensor("table", (7, heads), ((), axis("heads", heads, "out"))))
     groups = [Group("heads", heads), Group("qk", qk, signable=True, within="heads"), Group("v", v, signable=True, within="heads")]
-    return Graph({g.name: g for g in groups}, {t.name: t for t in tensors})
+    return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
 def grouped_convolution(blocks=3, d=4, d_out=5):
@@ -48,40 +49,40 @@ def grouped_convolution(blocks=3, d=4, d_out=5):
         LabelledTensor("three", (6, b), ((), axis("b", b, "in"))),
     ]
     groups = [Group("blocks", blocks), Group("a", a, within="blocks"), Group("b", b, within="blocks")]
-    return Graph({g.name: g for g in groups}, {t.name: t for t in tensors})
+    return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
-def state(graph, rng):
+def state(spec, rng):
     return {
         n: t.fold(torch.as_tensor(rng.normal(size=t.shape))) if t.diagonal > 1 else torch.as_tensor(rng.normal(size=t.shape))
-        for n, t in graph.tensors.items()
+        for n, t in spec.tensors.items()
     }
 
 
-def shuffled(graph, rng):
+def shuffled(spec, rng):
     """A permutation of blocks and within blocks, and signs."""
     order, sign = {}, {}
-    for name, group in graph.groups.items():
-        if group.within is None:
+    for name, group in spec.groups.items():
+        if group.block_group is None:
             order[name] = rng.permutation(group.size)
             continue
-        d = group.size // graph.sizes[group.within]
-        order[name] = np.concatenate([b * d + rng.permutation(d) for b in order[group.within]])
+        d = group.size // spec.sizes[group.block_group]
+        order[name] = np.concatenate([b * d + rng.permutation(d) for b in order[group.block_group]])
         if group.signable:
             sign[name] = rng.choice([-1.0, 1.0], group.size)
     return order, sign
 
 
-def problem_of(graph, states, weights=None, **options):
-    both = [features(graph, s, 1.0) for s in states]
-    within = {n: g.within for n, g in graph.groups.items() if g.within}
+def problem_of(spec, states, weights=None, **options):
+    both = [extract_features(spec, s, 1.0) for s in states]
+    within = {n: g.block_group for n, g in spec.groups.items() if g.block_group}
     weights = weights or [1 / len(states)] * len(states)
-    options = {"sizes": graph.sizes, "source_sizes": [graph.sizes] * len(states), **options}
+    options = {"sizes": spec.sizes, "source_sizes": [spec.sizes] * len(states), **options}
     return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), within=within, **options)
 
 
 def keeps_blocks(problem, plans):
-    for name, blocks in problem.within.items():
+    for name, blocks in problem.block_groups.items():
         n, m = plans[blocks].shape
         c = plans[name]
         mass = c.mass.reshape(n, c.shape[0] // n, m, c.shape[1] // m).sum((1, 3))
@@ -93,30 +94,30 @@ GRAPHS = [attention(), attention(bias_table=True), grouped_convolution(), groupe
 
 @given(st.sampled_from(range(len(GRAPHS))), st.integers(0, 2**31 - 1), st.sampled_from([2, 3]))
 def test_permuted_copies_are_found(which, seed, count):
-    graph, rng = GRAPHS[which], np.random.default_rng(seed)
-    first = state(graph, rng)
-    moves = [shuffled(graph, rng) for _ in range(count - 1)]
-    copies = [{n: relabel(t, graph.tensors[n], *move) for n, t in first.items()} for move in moves]
-    problem = problem_of(graph, [first, *copies])
-    for start in (layerwise(problem), match_all(problem, problem.models[0])):
-        found = joint(problem, start)
+    spec, rng = GRAPHS[which], np.random.default_rng(seed)
+    first = state(spec, rng)
+    moves = [shuffled(spec, rng) for _ in range(count - 1)]
+    copies = [{n: relabel(t, spec.tensors[n], *move) for n, t in first.items()} for move in moves]
+    problem = problem_of(spec, [first, *copies])
+    for start in (solve_layerwise(problem), match_all_to_target(problem, problem.source_arrays[0])):
+        found = solve_joint(problem, start)
         assert start.energy < 1e-12 and found.energy < 1e-12
         for own in found.plans:
             keeps_blocks(problem, own)
         for own, (order, _), copy in zip(found.plans[1:], moves, copies, strict=True):
-            blocks = next(iter(graph.groups))
-            np.testing.assert_array_equal(order[blocks][own[blocks].index], np.arange(graph.sizes[blocks]))
-            carried = Carrier(graph, graph, own, {}, {}).state(copy)
+            blocks = next(iter(spec.groups))
+            np.testing.assert_array_equal(order[blocks][own[blocks].index], np.arange(spec.sizes[blocks]))
+            carried = Carrier(spec, spec, own, {}, {}).state(copy)
             for n, t in first.items():
                 torch.testing.assert_close(carried[n], t)
 
 
 @given(st.sampled_from(range(len(GRAPHS))), st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.01]))
 def test_sweeps_keep_blocks_and_lower_the_energy(which, seed, reg):
-    graph, rng = GRAPHS[which], np.random.default_rng(seed)
-    problem = problem_of(graph, [state(graph, rng) for _ in range(3)], reg=reg, random_state=np.random.RandomState(0))
-    for start in (layerwise(problem), random_start(problem)):
-        found = joint(problem, start)
+    spec, rng = GRAPHS[which], np.random.default_rng(seed)
+    problem = problem_of(spec, [state(spec, rng) for _ in range(3)], reg=reg, random_state=np.random.RandomState(0))
+    for start in (solve_layerwise(problem), random_start(problem)):
+        found = solve_joint(problem, start)
         assert found.energy <= start.energy * (1 + 1e-9)
         for own in (*start.plans, *found.plans):
             keeps_blocks(problem, own)
@@ -126,10 +127,10 @@ def test_sweeps_keep_blocks_and_lower_the_energy(which, seed, reg):
 @pytest.mark.parametrize("swept", [False, True])
 @given(st.integers(0, 2**31 - 1), st.sampled_from([2, 3]), st.sampled_from([0.01, 0.3]))
 def test_the_entropic_step_keeps_blocks_and_marginals(which, swept, seed, count, reg):
-    graph, rng = GRAPHS[which], np.random.default_rng(seed)
-    problem = problem_of(graph, [state(graph, rng) for _ in range(count)], reference=count - 1)
-    exact = joint(problem, layerwise(problem)) if swept else random_start(problem)
-    found = blurred(replace(problem, reg=reg), exact)
+    spec, rng = GRAPHS[which], np.random.default_rng(seed)
+    problem = problem_of(spec, [state(spec, rng) for _ in range(count)], reference=count - 1)
+    exact = solve_joint(problem, solve_layerwise(problem)) if swept else random_start(problem)
+    found = entropic_step(replace(problem, reg=reg), exact)
     for own, soft in zip(exact.plans, found.plans, strict=True):
         keeps_blocks(problem, soft)
         assert max(c.marginal_error() for c in soft.values()) < 1e-9
@@ -140,43 +141,43 @@ def test_the_entropic_step_keeps_blocks_and_marginals(which, swept, seed, count,
 
 @pytest.mark.parametrize("pin", ["heads", "qk"])
 def test_pinned_blocks_stay(pin):
-    graph, rng = attention(), np.random.default_rng(0)
-    problem = problem_of(graph, [state(graph, rng) for _ in range(2)])
+    spec, rng = attention(), np.random.default_rng(0)
+    problem = problem_of(spec, [state(spec, rng) for _ in range(2)])
     pinned = {"heads": Coupling.identity(3)} | ({"qk": Coupling.identity(12)} if pin == "qk" else {})
-    problem = replace(problem, pinned=[pinned for _ in problem.models])
-    for start in (layerwise(problem), random_start(problem)):
-        for own in joint(problem, start).plans:
+    problem = replace(problem, pinned=[pinned for _ in problem.source_arrays])
+    for start in (solve_layerwise(problem), random_start(problem)):
+        for own in solve_joint(problem, start).plans:
             keeps_blocks(problem, own)
             assert all(np.array_equal(own[g].index, c.index) for g, c in pinned.items())
 
 
 @pytest.mark.parametrize(("heads", "d", "d_value"), [(6, 4, 3), (3, 6, 5), (6, 2, 2)])
 def test_targets_of_other_sizes(heads, d, d_value):
-    graph, wide = attention(), attention(heads, d, d_value)
+    spec, wide = attention(), attention(heads, d, d_value)
     rng = np.random.default_rng(0)
-    states = [state(graph, rng) for _ in range(2)]
-    problem = problem_of(graph, states, sizes=wide.sizes)
-    for start in (layerwise(problem), random_start(problem)):
-        found = joint(problem, start)
+    states = [state(spec, rng) for _ in range(2)]
+    problem = problem_of(spec, states, sizes=wide.sizes)
+    for start in (solve_layerwise(problem), random_start(problem)):
+        found = solve_joint(problem, start)
         assert found.energy <= start.energy * (1 + 1e-9)
         for s, own in zip(states, found.plans, strict=True):
             keeps_blocks(problem, own)
-            moved = Carrier(graph, wide, own, {}, {}).state(s)
+            moved = Carrier(spec, wide, own, {}, {}).state(s)
             assert {n: t.shape for n, t in moved.items()} == {n: torch.Size(t.shape) for n, t in wide.tensors.items()}
 
 
 def test_heads_that_do_not_divide_have_their_error():
     rng = np.random.default_rng(0)
     problem = problem_of(attention(), [state(attention(), rng) for _ in range(2)], sizes=attention(4).sizes)
-    for schedule in (layerwise, random_start):
+    for schedule in (solve_layerwise, random_start):
         with pytest.raises(WidthError, match=r"'heads' has 3 blocks .*multiple of 3"):
             schedule(problem)
 
 
 def test_a_convolution_keeps_its_number_of_groups():
-    graph, other = grouped_convolution(), grouped_convolution(6)
+    spec, other = grouped_convolution(), grouped_convolution(6)
     with pytest.raises(WidthError, match="'two' holds 3 diagonal blocks in a model and 6 in the target"):
-        Carrier(graph, other, {}, {}, {})
+        Carrier(spec, other, {}, {}, {})
 
 
 @given(st.integers(0, 2**31 - 1))
@@ -189,25 +190,25 @@ def test_a_group_in_blocks_that_stands_twice_in_a_tensor(seed):
         LabelledTensor("w", (n, n), (axis("x", n, "out"), axis("x", n, "in"))),
         LabelledTensor("b", (3, n), ((), axis("x", n, "in"))),
     ]
-    graph = Graph({g.name: g for g in (Group("g", blocks), Group("x", n, within="g"))}, {t.name: t for t in tensors})
-    first, (order, _) = state(graph, rng), shuffled(graph, rng)
-    copy = {k: relabel(t, graph.tensors[k], order, {}) for k, t in first.items()}
-    problem = problem_of(graph, [first, copy])
-    found = joint(problem, layerwise(problem))
+    spec = NetworkSpec({g.name: g for g in (Group("g", blocks), Group("x", n, within="g"))}, {t.name: t for t in tensors})
+    first, (order, _) = state(spec, rng), shuffled(spec, rng)
+    copy = {k: relabel(t, spec.tensors[k], order, {}) for k, t in first.items()}
+    problem = problem_of(spec, [first, copy])
+    found = solve_joint(problem, solve_layerwise(problem))
     assert found.energy < 1e-12
-    other = problem_of(graph, [first, state(graph, rng), state(graph, rng)])
-    start = layerwise(other)
-    found = joint(other, start)
+    other = problem_of(spec, [first, state(spec, rng), state(spec, rng)])
+    start = solve_layerwise(other)
+    found = solve_joint(other, start)
     assert found.energy <= start.energy * (1 + 1e-9)
     for own in found.plans:
         keeps_blocks(other, own)
 
 
 def test_match_respects_blocks():
-    graph, rng = attention(), np.random.default_rng(0)
-    one, two = state(graph, rng), state(graph, rng)
-    problem = problem_of(graph, [one])
-    targets = features(graph, two, 1.0)[1]
-    own = match(problem, targets)
+    spec, rng = attention(), np.random.default_rng(0)
+    one, two = state(spec, rng), state(spec, rng)
+    problem = problem_of(spec, [one])
+    targets = extract_features(spec, two, 1.0)[1]
+    own = match_to_target(problem, targets)
     keeps_blocks(problem, own)
     assert list(own) == ["heads", "qk", "v"]

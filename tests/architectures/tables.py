@@ -18,13 +18,13 @@ class Units:
     """Units that may be permuted among each other.
 
     `places[tensor, axis]` holds the positions of unit u in row u; `blocks` is the number of blocks that the units lie in one
-    after the other, and that only move as a whole, or None; units with the same `within` share their blocks.
+    after the other, and that only move as a whole, or None; units with the same `block_group` share their blocks.
     """
 
     size: int
     places: dict
     blocks: int | None = None
-    within: int | None = None
+    block_group: int | None = None
 
     def keys(self):
         """Each unit as the set of all its (tensor, axis, position)."""
@@ -45,7 +45,7 @@ class Table:
         network.units(self, *inputs)
 
     def new(self, size, within=None):
-        """Units that nothing has computed yet, or blocks of units; `within` is an array of blocks."""
+        """Units that nothing has computed yet, or blocks of units; `block_group` is an array of blocks."""
         self.sets.append((np.arange(self.count, self.count + size), within))
         self.count += size
         return self.sets[-1][0]
@@ -111,8 +111,8 @@ class Table:
         blocks = {}
         for group in self.groups():
             order = np.arange(group.size).reshape(group.blocks or 1, -1)
-            if group.within is not None:
-                order = order[blocks.setdefault(group.within, rng.permutation(group.blocks))]
+            if group.block_group is not None:
+                order = order[blocks.setdefault(group.block_group, rng.permutation(group.blocks))]
             order = rng.permuted(order, axis=1).ravel()
             for (name, axis), index in group.places.items():
                 source = np.arange(whole[name].shape[axis])

@@ -22,7 +22,7 @@ class Case:
     groups: dict
     scalable: set = field(default_factory=set)
     signable: set = field(default_factory=set)
-    within: dict = field(default_factory=dict)
+    block_groups: dict = field(default_factory=dict)
     redundant: tuple = ()  # tensors that the outputs do not depend on: a bias of keys moves all scores alike
     widens: bool = True
     integers: int = 0
@@ -58,11 +58,11 @@ class AdapterConformance:
         drawn = rng.integers(0, case.integers, case.shape) if case.integers else rng.normal(size=case.shape)
         inputs = (torch.as_tensor(drawn).to(device),)
         model.to(device)
-        return model, inputs, Architecture.of(model, inputs).graph
+        return model, inputs, Architecture.of(model, inputs).spec
 
     def test_groups_are_those_of_the_hand_written_table(self, case, prepared):
         assert prepared[2].sizes == case.groups
-        assert {n: g.within for n, g in prepared[2].groups.items() if g.within} == case.within
+        assert {n: g.block_group for n, g in prepared[2].groups.items() if g.block_group} == case.block_groups
         assert {n for n, g in prepared[2].groups.items() if g.scalable} == case.scalable
         assert {n for n, g in prepared[2].groups.items() if g.signable} == case.signable
 
@@ -71,34 +71,34 @@ class AdapterConformance:
         assert names and names <= set(TABLE)
 
     def test_permuting_scaling_and_flipping_every_group_keeps_the_outputs(self, case, prepared):
-        model, inputs, graph, rng = prepared
-        order = graph.orders(rng.permutation)
-        factor = {n: np.ones(g.size) for n, g in graph.groups.items()}
-        for name, group in graph.groups.items():
+        model, inputs, spec, rng = prepared
+        order = spec.orders(rng.permutation)
+        factor = {n: np.ones(g.size) for n, g in spec.groups.items()}
+        for name, group in spec.groups.items():
             factor[name] *= rng.uniform(0.5, 2, group.size) if group.scalable else 1
             factor[name] *= rng.choice([-1, 1], group.size) if group.signable else 1
-        moved = {n: relabel(t, graph.tensors[n], order, factor) for n, t in floating_state(model).items()}
+        moved = {n: relabel(t, spec.tensors[n], order, factor) for n, t in floating_state(model).items()}
         expected = model(*inputs)
         assert (torch.func.functional_call(model, moved, inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
 
     def test_leaving_out_a_claimed_axis_changes_the_outputs(self, case, prepared):
-        model, inputs, graph, _ = prepared
+        model, inputs, spec, _ = prepared
         expected = model(*inputs)
-        rolled = graph.orders(lambda n: np.roll(np.arange(n), 1))
-        for family in graph.families:
+        rolled = spec.orders(lambda n: np.roll(np.arange(n), 1))
+        for family in spec.permutation_units:
             order = {name: rolled[name] for name in family}
             state = floating_state(model)
-            moved = {n: relabel(t, graph.tensors[n], order, {}) for n, t in state.items()}
-            for tensor in {t.name for name in family if graph.groups[name].size > 1 for t, _, _ in graph.axes(name)}:
+            moved = {n: relabel(t, spec.tensors[n], order, {}) for n, t in state.items()}
+            for tensor in {t.name for name in family if spec.groups[name].size > 1 for t, _, _ in spec.axes(name)}:
                 if tensor not in case.redundant and not torch.equal(moved[tensor], state[tensor]):
                     wrong = {**moved, tensor: state[tensor]}
                     assert (torch.func.functional_call(model, wrong, inputs) - expected).abs().max() > 1e-9, (family, tensor)
 
     def test_permuted_copies_fuse_back(self, case, prepared):
-        model, inputs, graph, rng = prepared
-        order = graph.orders(rng.permutation)
+        model, inputs, spec, rng = prepared
+        order = spec.orders(rng.permutation)
         twin = plain_copy(model)
-        twin.load_state_dict({n: relabel(t, graph.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
+        twin.load_state_dict({n: relabel(t, spec.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
         fused = WassersteinFusion(example_inputs=inputs, correction=None).fit([model, twin]).fused_model_
         expected = model(*inputs)
         assert (fused(*inputs) - expected).abs().max() < 1e-8 * (1 + expected.abs().max())

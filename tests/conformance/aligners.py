@@ -39,9 +39,9 @@ class AlignerConformance:
 
     def aligned(self, models, weights=None):
         parents, target = parents_of(models, weights)
-        sizes = self.make().sizes([p.graph for p in parents])
+        sizes = self.make().sizes([p.spec for p in parents])
         target = target.resized(sizes)
-        return parents, target, self.make().align(parents, target.graph)
+        return parents, target, self.make().align(parents, target.spec)
 
     def copies(self, name, count=2):
         """A network, and copies that an aligner carries onto it."""
@@ -65,13 +65,13 @@ class AlignerConformance:
         parents, architecture = parents_of(models, [0.5, 0.3, 0.2])
         before = [{k: v.clone() for k, v in p.state.items()} for p in parents]
         aligner = self.make()
-        sizes = aligner.sizes([p.graph for p in parents])
-        first, second = (aligner.align(parents, architecture.resized(sizes).graph) for _ in range(2))
+        sizes = aligner.sizes([p.spec for p in parents])
+        first, second = (aligner.align(parents, architecture.resized(sizes).spec) for _ in range(2))
         assert len(first.couplings) == len(first.source_scales) == len(parents)
         for parent, own, again in zip(parents, first.couplings, second.couplings, strict=True):
-            assert list(own) == list(parent.graph.groups) and {*own} == {*models[0].truth.sizes}
+            assert list(own) == list(parent.spec.groups) and {*own} == {*models[0].truth.sizes}
             for group, coupling in own.items():
-                assert coupling.shape == (sizes[group], parent.graph.sizes[group])
+                assert coupling.shape == (sizes[group], parent.spec.sizes[group])
                 assert coupling.marginal_error() < 1e-9
                 assert coupling.same_as(again[group], 0.0)
         for parent, old in zip(parents, before, strict=True):
@@ -81,7 +81,7 @@ class AlignerConformance:
     def test_blocks_move_as_a_whole(self, name):
         _, target, alignment = self.aligned(family(name, 2))
         for own in alignment.couplings:
-            for group, blocks in ((g.name, g.within) for g in target.graph.groups.values() if g.within):
+            for group, blocks in ((g.name, g.block_group) for g in target.spec.groups.values() if g.block_group):
                 outer = own[blocks].mass
                 n, m = outer.shape
                 inner = own[group].mass
@@ -101,10 +101,10 @@ class AlignerConformance:
         models = [randomised(MLP([5, n, 6, 3]), np.random.default_rng(n)) for n in (8, 4)]
         parents, target = parents_of(models)
         try:
-            sizes = self.make().sizes([p.graph for p in parents])
+            sizes = self.make().sizes([p.spec for p in parents])
         except WidthError as error:
             assert all(word in str(error) for word in ("'linears.0'", "8", "4", "model 1"))
             return
-        alignment = self.make().align(parents, target.resized(sizes).graph)
+        alignment = self.make().align(parents, target.resized(sizes).spec)
         for parent, own in zip(parents, alignment.couplings, strict=True):
-            assert {g: c.shape for g, c in own.items()} == {g: (sizes[g], n) for g, n in parent.graph.sizes.items()}
+            assert {g: c.shape for g, c in own.items()} == {g: (sizes[g], n) for g, n in parent.spec.sizes.items()}

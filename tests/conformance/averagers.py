@@ -15,7 +15,7 @@ ALIGNERS = {"identity": Identity, "wasserstein": WassersteinAligner}
 def aligned(models, weights=None, aligner=None, masses=None):
     """Parents aligned, by default as they stand."""
     parents, target = parents_of(models, weights)
-    alignment = (aligner or Identity()).align(parents, target.graph)
+    alignment = (aligner or Identity()).align(parents, target.spec)
     alignment.masses = masses or {}
     return AlignedParents.of(parents, alignment, target)
 
@@ -48,7 +48,7 @@ class AveragerConformance:
         parents = aligned(models)
         before = [{k: v.clone() for k, v in p.parent.state.items()} for p in parents]
         state = self.make().average(parents)
-        assert {*state} == {*parents.target.graph.tensors}
+        assert {*state} == {*parents.target.spec.tensors}
         for key, tensor in state.items():
             own = parents[0].state[key]
             assert (tensor.shape, tensor.dtype, tensor.device) == (own.shape, own.dtype, own.device), key

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.connectivity.evaluation import Judge, fitted
+from sklearn_wbfuse.connectivity.evaluation import Evaluator, fitted
 from sklearn_wbfuse.exceptions import FusionError, FusionWarning
 from sklearn_wbfuse.inspection import CouplingDisplay, InterpolationDisplay, LossPlaneDisplay
 
@@ -81,7 +81,7 @@ def test_outputs_that_look_like_probabilities_are_told_of_once(n_outputs):
         warnings.simplefilter("error", FusionWarning)
         InterpolationDisplay.from_models(*networks(nn.Sequential, n_outputs, 2), X, Y, n_points=2)
         if n_outputs == 1:  # small logits of one sign
-            Judge(X, torch.ones(60))(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid(), nn.Hardtanh(0.1, 0.4)))
+            Evaluator(X, torch.ones(60))(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid(), nn.Hardtanh(0.1, 0.4)))
 
 
 def test_outputs_is_one_of_three():
@@ -152,4 +152,4 @@ def test_estimators_of_users_that_align():
 
 def test_labels_in_a_column():
     model = networks(nn.Sequential, 2, 1)[0]
-    assert Judge(X, Y[:, None])(model) == Judge(X, Y)(model)
+    assert Evaluator(X, Y[:, None])(model) == Evaluator(X, Y)(model)

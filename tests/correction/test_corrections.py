@@ -16,7 +16,7 @@ from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import BatchNorm, Probe, Regression, Repair
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.exceptions import FusionWarning
-from sklearn_wbfuse.execution import Steps
+from sklearn_wbfuse.execution import Runner
 
 DATA = Probe("data", n_samples=400, n_mixed=0, batch_size=100)
 
@@ -207,8 +207,8 @@ class TestClosedRepair(CorrectionConformance):
 
     def test_the_fused_network_never_runs(self, monkeypatch):
         models, ran = family("resnet", 2), []
-        run = Steps.run
-        monkeypatch.setattr(Steps, "run", lambda steps, node: ran.append(steps) or run(steps, node))
+        run = Runner.run
+        monkeypatch.setattr(Runner, "run", lambda runner, node: ran.append(runner) or run(runner, node))
         WassersteinFusion(correction=self.make(), cost="weight", probe=NOISE, example_inputs=models[0].example).fit(models)
         closed, ran = len(set(map(id, ran))), []
         WassersteinFusion(correction=Repair(), cost="weight", probe=NOISE, example_inputs=models[0].example).fit(models)

@@ -50,11 +50,11 @@ def carried_exactly(models, inputs, others=()):
 def moves_back(kind, inputs, sizes):
     """The groups are these, and a permuted copy fuses back."""
     model = pair(kind)[0]
-    graph = discover(model, inputs)
-    assert dict(graph.sizes) == sizes
-    order = graph.orders(np.random.default_rng(1).permutation)
+    spec = discover(model, inputs)
+    assert dict(spec.sizes) == sizes
+    order = spec.orders(np.random.default_rng(1).permutation)
     twin = plain_copy(model)
-    twin.load_state_dict({n: relabel(t, graph.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
+    twin.load_state_dict({n: relabel(t, spec.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
     fused = WassersteinFusion(example_inputs=inputs, correction=None).fit([model, twin]).fused_model_
     with torch.no_grad():
         torch.testing.assert_close(fused(*inputs), model(*inputs), rtol=1e-8, atol=1e-9)
@@ -174,8 +174,8 @@ class TestWarnings:
 
         kind = network(forward, a=lambda: nn.Linear(3, 6), b=lambda: nn.Linear(6, 2))
         with pytest.warns(FusionWarning, match=r"Net has no neurons that can move.* a.weight: returned by the network"):
-            graph = discover(kind())
-        assert graph.free_share == 0 and "0.0% of all values belong to these neurons" in str(graph)
+            spec = discover(kind())
+        assert spec.free_share == 0 and "0.0% of all values belong to these neurons" in str(spec)
 
     def test_no_hidden_axis_is_no_warning(self, recwarn):
         assert discover(nn.Linear(3, 2)).groups == {}
@@ -190,8 +190,8 @@ class TestWarnings:
             assert dict(discover(kind()).sizes) == {"a": 5}
 
     def test_share_of_values_that_move(self):
-        graph = discover(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-        assert graph.free_share == pytest.approx(24 / 26)  # all but the last bias
+        spec = discover(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        assert spec.free_share == pytest.approx(24 / 26)  # all but the last bias
 
 
 class TestPrecision:
@@ -228,8 +228,8 @@ class TestNames:
 
     def test_a_parameter_of_such_a_name(self):
         kind = network(
-            lambda net, x: net.b(F.relu(x @ net.graph, inplace=True)),
-            graph=lambda: nn.Parameter(torch.randn(5, 8)), b=lambda: nn.Linear(8, 3),
+            lambda net, x: net.b(F.relu(x @ net.spec, inplace=True)),
+            spec=lambda: nn.Parameter(torch.randn(5, 8)), b=lambda: nn.Linear(8, 3),
         )  # fmt: skip
         assert list(carried_exactly(pair(kind), (torch.randn(2, 5).double(),)).sizes.values()) == [8]
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from stepping import at_end, channels_last, expected, outputs
+from running import at_end, channels_last, expected, outputs
 from torch import nn
 
 from sklearn_wbfuse import discover
-from sklearn_wbfuse.execution.affine import writer_of
-from sklearn_wbfuse.execution.sites import equations
+from sklearn_wbfuse.execution.affine import affine_layer_of
+from sklearn_wbfuse.execution.sites import regression_sites
 from sklearn_wbfuse.layers.operations import operation
 
 seeds = st.integers(0, 2**31 - 1)
@@ -93,50 +93,50 @@ data = st.data()
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
 
-def only_writer(steps):
+def only_writer(runner):
     """The writer of a network that has one."""
-    ((_, equation),) = equations(steps.nodes, steps.parameters).items()
-    (writer,) = equation.writers
-    return writer
+    ((_, site),) = regression_sites(runner.nodes, runner.parameters).items()
+    (layer,) = site.layers
+    return layer
 
 
-def applied(writer, steps, matrix, offset, chosen=None):
+def applied(layer, runner, matrix, offset, chosen=None):
     """An affine map of the rows that a writer reads, shape (positions, channels)."""
-    value = steps.read(writer.end, 0)
-    chosen = torch.arange(value.numel() // value.shape[writer.channel], device=value.device) if chosen is None else chosen
-    rows = writer.rows(writer.read(steps, 0), chosen)
+    value = runner.read(layer.end, 0)
+    chosen = torch.arange(value.numel() // value.shape[layer.channel], device=value.device) if chosen is None else chosen
+    rows = layer.rows(layer.read(runner, 0), chosen)
     assert rows.shape == (len(matrix), len(chosen), matrix.shape[2])
     return (rows @ matrix.mT + offset[:, None]).transpose(0, 1).flatten(1)
 
 
-def assert_is_the_map(writer, steps, seed):
-    value = channels_last(steps.read(writer.end, 0), writer.channel)
-    matrix, offset = writer.affine(steps.state)
+def assert_is_the_map(layer, runner, seed):
+    value = channels_last(runner.read(layer.end, 0), layer.channel)
+    matrix, offset = layer.affine(runner.state)
     assert matrix.shape[:2] == offset.shape and offset.numel() == value.shape[1]
-    torch.testing.assert_close(applied(writer, steps, matrix, offset), value)
+    torch.testing.assert_close(applied(layer, runner, matrix, offset), value)
     chosen = torch.as_tensor(np.random.default_rng(seed).integers(0, len(value), 5)).to(value.device)
-    torch.testing.assert_close(applied(writer, steps, matrix, offset, chosen), value[chosen])
+    torch.testing.assert_close(applied(layer, runner, matrix, offset, chosen), value[chosen])
 
 
-def written(writer, steps, seed):
+def written(layer, runner, seed):
     """The state after a random map is written, with the map's values."""
     rng = np.random.default_rng(seed)
-    matrix, offset = writer.affine(steps.state)
+    matrix, offset = layer.affine(runner.state)
     new = [torch.as_tensor(rng.normal(size=t.shape)).to(t) for t in (matrix, offset, offset)]
     var = torch.as_tensor(rng.uniform(-1, 2, offset.shape)).to(offset)
-    state, before = dict(steps.state), {n: t.clone() for n, t in steps.state.items()}
-    writer.write(state, *new, var)
+    state, before = dict(runner.state), {n: t.clone() for n, t in runner.state.items()}
+    layer.write(state, *new, var)
     assert {n: (t.shape, t.dtype) for n, t in state.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}
     for name, tensor in before.items():
-        assert torch.equal(steps.state[name], tensor)
-    return state, new[0], new[1] if writer.has_offset else offset
+        assert torch.equal(runner.state[name], tensor)
+    return state, new[0], new[1] if layer.has_offset else offset
 
 
-def assert_computes_what_is_written(network, x, writer, steps, seed, device):
-    state, matrix, offset = written(writer, steps, seed)
+def assert_computes_what_is_written(network, x, layer, runner, seed, device):
+    state, matrix, offset = written(layer, runner, seed)
     (y,) = expected(network, (x,), device, state)
-    torch.testing.assert_close(channels_last(y, writer.channel), applied(writer, steps, matrix, offset))
-    again = writer.affine(state)
+    torch.testing.assert_close(channels_last(y, layer.channel), applied(layer, runner, matrix, offset))
+    again = layer.affine(state)
     torch.testing.assert_close(again, (matrix, offset))
 
 
@@ -146,14 +146,14 @@ class TestLayers:
     def test_rows_times_matrix_plus_offset(self, device, kind, drawn):
         """Also after a change; a layer without a bias and a norm has nowhere to put an offset, and keeps none."""
         network, x = drawn.draw(layers(kind, norm=None))
-        steps = at_end(network, x, device=device)
-        writer = only_writer(steps)
-        assert operation(writer.node) == kind and writer.end is writer.node
-        assert_is_the_map(writer, steps, 0)
-        weight = steps.state["0.weight"]
-        assert torch.equal(writer.tensor(writer.matrix(weight), weight), weight)
-        assert writer.has_offset == (network[0].bias is not None)
-        assert_computes_what_is_written(network, x, writer, steps, 1, device)
+        runner = at_end(network, x, device=device)
+        layer = only_writer(runner)
+        assert operation(layer.node) == kind and layer.end is layer.node
+        assert_is_the_map(layer, runner, 0)
+        weight = runner.state["0.weight"]
+        assert torch.equal(layer.tensor(layer.matrix(weight), weight), weight)
+        assert layer.has_offset == (network[0].bias is not None)
+        assert_computes_what_is_written(network, x, layer, runner, 1, device)
 
 
 class TestBatchNormBehind:
@@ -162,30 +162,30 @@ class TestBatchNormBehind:
     def test_is_part_of_the_map(self, device, norm, drawn):
         kind = drawn.draw(st.sampled_from(KINDS))
         network, x = drawn.draw(layers(kind, NORMS[norm]))
-        steps = at_end(network, x, device=device)
-        writer = only_writer(steps)
-        assert operation(writer.end) == "batch_norm" and writer.has_offset
-        assert set(writer.norm_names) == {"mean", "var", *NORMS[norm]}
-        assert_is_the_map(writer, steps, 0)
-        assert_computes_what_is_written(network, x, writer, steps, 1, device)
+        runner = at_end(network, x, device=device)
+        layer = only_writer(runner)
+        assert operation(layer.end) == "batch_norm" and layer.has_offset
+        assert set(layer.norm_names) == {"mean", "var", *NORMS[norm]}
+        assert_is_the_map(layer, runner, 0)
+        assert_computes_what_is_written(network, x, layer, runner, 1, device)
 
     @given(drawn=data)
     def test_gets_the_statistics_of_the_layer(self, device, drawn):
         """Of statistics that are those of the rows, the norm makes mean 0 and deviation 1 before its own weight and bias."""
         network, x = drawn.draw(layers(drawn.draw(st.sampled_from(KINDS)), NORMS["affine"]))
-        steps = at_end(network, x, device=device)
-        writer = only_writer(steps)
-        matrix, offset = writer.affine(steps.state)
-        linear = applied(writer, steps, matrix, torch.zeros_like(offset))
+        runner = at_end(network, x, device=device)
+        layer = only_writer(runner)
+        matrix, offset = layer.affine(runner.state)
+        linear = applied(layer, runner, matrix, torch.zeros_like(offset))
         mean, var = linear.mean(0).view_as(offset), linear.var(0, correction=0).view_as(offset)
-        state = dict(steps.state)
-        writer.write(state, matrix, offset, mean, var)
+        state = dict(runner.state)
+        layer.write(state, matrix, offset, mean, var)
         (y,) = expected(network[0], (x,), device, {n[2:]: t for n, t in state.items() if n.startswith("0.")})
-        y = channels_last(y, writer.channel)
+        y = channels_last(y, layer.channel)
         torch.testing.assert_close(state["1.mean"], y.mean(0))
         torch.testing.assert_close(state["1.var"], y.var(0, correction=0))
         (same,) = expected(network, (x,), device, state)
-        torch.testing.assert_close(same, outputs(steps)[0])
+        torch.testing.assert_close(same, outputs(runner)[0])
 
 
 def normed(kind, size, groups, bias):
@@ -211,14 +211,14 @@ class TestNorms:
         shape[channel] = size
         network = filled(nn.Sequential(normed(kind, size, groups, bias)), seed)
         x = torch.as_tensor(np.random.default_rng(seed).normal(size=shape))
-        steps = at_end(network, x, device=device)
-        writer = only_writer(steps)
-        assert writer.channel % dims == channel and writer.labelled == ("0.weight", 0)
-        assert writer.has_offset == ("0.bias" in steps.state)
-        assert_is_the_map(writer, steps, seed)
-        weight = steps.state["0.weight"]
-        assert torch.equal(writer.tensor(writer.matrix(weight), weight), weight)
-        assert_computes_what_is_written(network, x, writer, steps, seed, device)
+        runner = at_end(network, x, device=device)
+        layer = only_writer(runner)
+        assert layer.channel % dims == channel and layer.labelled == ("0.weight", 0)
+        assert layer.has_offset == ("0.bias" in runner.state)
+        assert_is_the_map(layer, runner, seed)
+        weight = runner.state["0.weight"]
+        assert torch.equal(layer.tensor(layer.matrix(weight), weight), weight)
+        assert_computes_what_is_written(network, x, layer, runner, seed, device)
 
 
 class Transposed(nn.ConvTranspose2d):
@@ -244,15 +244,17 @@ class TestLabels:
     @pytest.mark.parametrize("case", LABELLED)
     def test_the_axis_named_is_that_of_the_neurons(self, case):
         """What discovery knows of this axis is the group that the next layer reads."""
-        layer, labelled = LABELLED[case]
+        tested, labelled = LABELLED[case]
         build, shape = (nn.Linear, (2, 5)) if case == "linear" else (lambda *n: nn.Conv2d(*n, 1), (2, 5, 7, 7))
-        inputs = next(m for m in layer.modules() if hasattr(m, "weight"))
+        inputs = next(m for m in tested.modules() if hasattr(m, "weight"))
         inputs = getattr(inputs, "in_channels", getattr(inputs, "in_features", None))
-        network = nn.Sequential(build(5, inputs), layer, nn.ReLU(), build(6, 3)).double().eval()
+        network = nn.Sequential(build(5, inputs), tested, nn.ReLU(), build(6, 3)).double().eval()
         x = torch.randn(shape, dtype=torch.float64)
-        steps = at_end(network, x)
-        (writer,) = (w for e in equations(steps.nodes, steps.parameters).values() for w in e.writers if w.weight.startswith("1."))
-        assert writer.labelled == labelled
+        runner = at_end(network, x)
+        (layer,) = (
+            w for e in regression_sites(runner.nodes, runner.parameters).values() for w in e.layers if w.weight.startswith("1.")
+        )
+        assert layer.labelled == labelled
         name, axis = labelled
         tensors = discover(network, (x,)).tensors
         ((span,), (read,)) = tensors[name].spans[axis], tensors["3.weight"].spans[1]
@@ -284,5 +286,5 @@ class TestWhatIsNoWriter:
             def forward(self, x):
                 return build(self.p, x)
 
-        steps = at_end(Network(), torch.ones(4, 4, dtype=torch.float64))
-        assert [n for n in steps.nodes if writer_of(n, steps.parameters)] == []
+        runner = at_end(Network(), torch.ones(4, 4, dtype=torch.float64))
+        assert [n for n in runner.nodes if affine_layer_of(n, runner.parameters)] == []

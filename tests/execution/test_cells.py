@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import KINDS
-from stepping import outputs, steps_of
+from running import outputs, steps_of
 from torch import nn
 from torch.fx import Graph
 
@@ -47,17 +47,17 @@ def layers(draw, kind):
 
 def prepared(network, device):
     """All values of the layer, its cells, and their sequences."""
-    steps = steps_of(network, network.batches, device)
-    for node in steps.nodes:
-        steps.run(node)
-    (found,) = ((node, cells) for node in steps.nodes if (cells := cells_of(node, steps.parameters)))
-    return steps, found[1], Sequences(found[0], steps)
+    runner = steps_of(network, network.batches, device)
+    for node in runner.nodes:
+        runner.run(node)
+    (found,) = ((node, cells) for node in runner.nodes if (cells := cells_of(node, runner.parameters)))
+    return runner, found[1], Sequences(found[0], runner)
 
 
-def assert_reproduced(steps, states, sequences, rnn):
+def assert_reproduced(runner, states, sequences, rnn):
     """What the module returns is the last of the sequences, and the last state of every cell."""
     for batch, found in enumerate(sequences.inputs):
-        y, h, *_ = outputs(steps, batch)
+        y, h, *_ = outputs(runner, batch)
         if y.dim() == 2:
             y, h = y[:, None], h[:, None]
         elif rnn.batch_first:
@@ -66,18 +66,18 @@ def assert_reproduced(steps, states, sequences, rnn):
         torch.testing.assert_close(torch.stack([own[batch][-1] for own in states]), h)
 
 
-def assert_gates_lead_to(states, cell, steps, sequences):
+def assert_gates_lead_to(states, cell, runner, sequences):
     for own, (x, h), initial in zip(states, sequences.forced(cell), sequences.initial, strict=True):
         torch.testing.assert_close(h, torch.cat([initial[0][cell.slot][None], own[:-1]]))
-        gates = cell.gates(*cell.halves(steps.state, x, h))
-        torch.testing.assert_close(cell.states(steps.state, gates, initial), own)
+        gates = cell.gates(*cell.halves(runner.state, x, h))
+        torch.testing.assert_close(cell.states(runner.state, gates, initial), own)
 
 
-def assert_changes(cell, steps, sequences, seed):
+def assert_changes(cell, runner, sequences, seed):
     """By a matrix of all that a part reads, and by an offset if one is given and there are biases."""
     rng, (x, h) = np.random.default_rng(seed), sequences.forced(cell)[0]
-    gates = cell.gates(*cell.halves(steps.state, x, h))
-    changed, kept, added = dict(steps.state), {n: t.clone() for n, t in steps.state.items()}, torch.zeros_like(gates)
+    gates = cell.gates(*cell.halves(runner.state, x, h))
+    changed, kept, added = dict(runner.state), {n: t.clone() for n, t in runner.state.items()}, torch.zeros_like(gates)
     parts = cell.parts(gates.shape[-1])
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(gates.shape[-1]))
     for part in parts:
@@ -90,22 +90,22 @@ def assert_changes(cell, steps, sequences, seed):
             added[..., part.rows] += offset
     torch.testing.assert_close(cell.gates(*cell.halves(changed, x, h)), gates + added)
     for name, tensor in kept.items():
-        assert torch.equal(steps.state[name], tensor)
+        assert torch.equal(runner.state[name], tensor)
 
 
 def assert_cells(kind, network, device):
     """Level by level the cells reproduce the module, their gates lead to their states, and change by what is added."""
-    steps, cells, sequences = prepared(network, device)
+    runner, cells, sequences = prepared(network, device)
     rnn, found = network.rnn, []
     assert [(c.kind, c.names) for c in cells] == [(kind, [f"rnn.{n}" for n in names]) for names in rnn._all_weights]
     for level in levels(cells):
         assert [cell.reverse for cell in level] == [False, True][: 1 + rnn.bidirectional]
         for cell in level:
             found.append(sequences.run(cell))
-            assert_gates_lead_to(found[-1], cell, steps, sequences)
-            assert_changes(cell, steps, sequences, cell.slot)
+            assert_gates_lead_to(found[-1], cell, runner, sequences)
+            assert_changes(cell, runner, sequences, cell.slot)
         sequences.advance(level)
-    assert_reproduced(steps, found, sequences, rnn)
+    assert_reproduced(runner, found, sequences, rnn)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,25 +122,25 @@ def test_projections_without_biases(device):
 def test_other_tensors(device):
     """A cell runs with the tensors it is given, else with those that the network has at the time."""
     network = Layer("gru", (2, 3, 4), False, True, 0, hidden_size=3, num_layers=1, bidirectional=False)
-    steps, (cell,), sequences = prepared(network, device)
-    before, zeros = sequences.run(cell), {n: torch.zeros_like(t) for n, t in steps.state.items()}
+    runner, (cell,), sequences = prepared(network, device)
+    before, zeros = sequences.run(cell), {n: torch.zeros_like(t) for n, t in runner.state.items()}
     expected = [initial[0][0] / 2 for initial in sequences.initial]  # half of the state is kept, the candidate is 0
     torch.testing.assert_close([states[0] for states in sequences.run(cell, zeros)], expected)
     torch.testing.assert_close(sequences.run(cell), before)
-    steps.state.update(zeros)
+    runner.state.update(zeros)
     torch.testing.assert_close([states[0] for states in sequences.run(cell)], expected)
 
 
 def test_packed_sequences_and_computed_weights():
-    graph = Graph()
-    x, h, sizes, *weights = (graph.placeholder(n) for n in ("x", "h", "sizes", "w_ih", "w_hh"))
+    spec = Graph()
+    x, h, sizes, *weights = (spec.placeholder(n) for n in ("x", "h", "sizes", "w_ih", "w_hh"))
     options = (False, 1, 0.0, False, False)
     parameters = {w: w.name for w in weights}
-    (cell,) = cells_of(graph.call_function(aten.gru.input, (x, h, weights, *options, False)), parameters)
+    (cell,) = cells_of(spec.call_function(aten.gru.input, (x, h, weights, *options, False)), parameters)
     assert cell.names == ["w_ih", "w_hh"]
-    assert cells_of(graph.call_function(aten.gru.data, (x, sizes, h, weights, *options)), parameters) == []
-    assert cells_of(graph.call_function(aten.lstm.data, (x, sizes, [h, h], weights, *options)), parameters) == []
-    computed = graph.call_function(aten.neg.default, (weights[0],))
-    node = graph.call_function(aten.gru.input, (x, h, [computed, weights[1]], *options, False))
+    assert cells_of(spec.call_function(aten.gru.data, (x, sizes, h, weights, *options)), parameters) == []
+    assert cells_of(spec.call_function(aten.lstm.data, (x, sizes, [h, h], weights, *options)), parameters) == []
+    computed = spec.call_function(aten.neg.default, (weights[0],))
+    node = spec.call_function(aten.gru.input, (x, h, [computed, weights[1]], *options, False))
     assert cells_of(node, parameters) == []
     assert cells_of(computed, parameters) == []

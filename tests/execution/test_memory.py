@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.discovery import floating_state, plain_copy
-from sklearn_wbfuse.execution import Held, Memory, Steps, program_of
+from sklearn_wbfuse.execution import Held, Memory, Runner, program_of
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]
 
@@ -47,10 +47,10 @@ def test_networks_run_from_files_to_the_same_bits(name):
     plain, state = plain_copy(network), floating_state(plain_copy(network))
     program, found = program_of(plain, x, next(iter(state.values()))), []
     for memory in (Memory(), Memory(0)):
-        steps = Steps(program, plain, state, [x, x], memory)
-        for k, node in enumerate(steps.nodes):
-            steps.run(node)
-            steps.forget(k)
-        found.append(steps.outputs(1))
+        runner = Runner(program, plain, state, [x, x], memory)
+        for k, node in enumerate(runner.nodes):
+            runner.run(node)
+            runner.forget(k)
+        found.append(runner.outputs(1))
         assert (memory.n_filed > 0) == (memory.limit == 0)
     assert same(*found)

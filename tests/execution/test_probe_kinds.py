@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from stepping import parents_of
+from running import parents_of
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.discovery import cast_inputs, floating_state, plain_copy
 from sklearn_wbfuse.exceptions import FusionError
-from sklearn_wbfuse.execution import Steps, program_of
+from sklearn_wbfuse.execution import Runner, program_of
 from sklearn_wbfuse.execution.ascent import ascended
-from sklearn_wbfuse.execution.parent_runner import Probing
+from sklearn_wbfuse.execution.parent_runner import ParentRunner
 from sklearn_wbfuse.execution.reading import read_as
 
 
@@ -43,15 +43,15 @@ def pair(make, seed=0):
     return [make().eval() for _ in range(2)]
 
 
-def probing(models, inputs, kind="auto", n=40, **options):
+def parent_runner(models, inputs, kind="auto", n=40, **options):
     probe = Probe(kind, n_samples=n, batch_size=20, **options)
-    return Probing(parents_of(models, inputs), None, probe, np.random.RandomState(0))
+    return ParentRunner(parents_of(models, inputs), None, probe, np.random.RandomState(0))
 
 
 def read(model, x):
     """How a network reads an input."""
     plain = plain_copy(model)
-    return read_as("auto", Steps(program_of(plain, (x,), torch.zeros(())), plain, floating_state(plain), [(x,)]))
+    return read_as("auto", Runner(program_of(plain, (x,), torch.zeros(())), plain, floating_state(plain), [(x,)]))
 
 
 def smooth(images):
@@ -148,20 +148,22 @@ def test_content_lands_where_the_layer_reads_it(name):
 
 @pytest.mark.parametrize("make", [SEQUENCES["batch first"], SEQUENCES["steps first"]])
 def test_steps_of_sequences_follow_one_another(make):
-    found = probing(pair(make[0]), (torch.randn(make[1]),), n=100)
+    found = parent_runner(pair(make[0]), (torch.randn(make[1]),), n=100)
     along = torch.cat([b[0] if make[1][0] == 2 else b[0].transpose(0, 1) for b in found.batches])
     assert smooth(along.mT) > 0.3 > smooth(along.transpose(0, 1)[..., :1].mT)
 
 
 def test_images_are_smooth_in_space_and_noise_by_name_is_not():
     models, x = pair(IMAGES["channels last"][0]), (torch.rand(2, 8, 8, 3),)
-    images, noise = (torch.cat([b[0] for b in probing(models, x, k).batches]).permute(0, 3, 1, 2) for k in ("auto", "noise"))
+    images, noise = (
+        torch.cat([b[0] for b in parent_runner(models, x, k).batches]).permute(0, 3, 1, 2) for k in ("auto", "noise")
+    )
     assert smooth(images) > 0.4 and smooth(images) > smooth(noise) + 0.2
 
 
 def test_tokens_of_a_narrow_vocabulary():
     models = pair(lambda: nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(24, 3)))
-    found = probing(models, (torch.zeros(2, 6, dtype=torch.long),), n=200)
+    found = parent_runner(models, (torch.zeros(2, 6, dtype=torch.long),), n=200)
     tokens = torch.cat([b[0] for b in found.batches])
     assert found.source == "tokens" and tokens.shape == (200, 6) and set(tokens.unique().tolist()) <= set(range(11))
     assert tokens.unique().numel() > 5
@@ -181,7 +183,7 @@ class Two(nn.Module):
 def test_inputs_of_several_kinds():
     torch.manual_seed(0)
     examples = (torch.rand(2, 3, 8, 8), 10 + torch.randn(2, 5), torch.tensor(0.5))
-    found = probing(pair(Two), examples, n_steps=0)
+    found = parent_runner(pair(Two), examples, n_steps=0)
     assert found.source == "images"
     for image, row, temperature in found.batches:
         assert smooth(image) > 0.4 and abs(float(row.mean()) - 10) < 1 and float(temperature) == 0.5
@@ -195,14 +197,14 @@ def test_inputs_of_several_kinds():
 def test_inputs_lie_in_the_range_of_the_examples(make, shape, low):
     torch.manual_seed(0)
     example = low + 20 * torch.rand(shape)
-    for (batch,) in probing(pair(make), (example,)).batches:
+    for (batch,) in parent_runner(pair(make), (example,)).batches:
         assert example.min() <= batch.min() and batch.max() <= example.max() + 1e-4
         assert float(batch.mean()) == pytest.approx(float(example.mean()), abs=3) and float(batch.std()) > 2
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_constant_examples_give_their_mean_alone(value):
-    batches = probing(pair(IMAGES["as they stand"][0]), (torch.full((2, 3, 8, 8), value),)).batches
+    batches = parent_runner(pair(IMAGES["as they stand"][0]), (torch.full((2, 3, 8, 8), value),)).batches
     drawn = torch.cat([b[0] for b in batches])
     assert float(drawn.mean()) == pytest.approx(value, abs=0.3) and float(drawn.std()) == pytest.approx(1, abs=0.2)
 
@@ -220,7 +222,7 @@ def test_kinds_that_do_not_fit_raise(kind, make, shape):
 
 def test_a_kind_by_name_goes_for_inputs_of_its_dimensions():
     models = pair(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)))
-    drawn = probing(models, (torch.rand(2, 1, 8, 8),), "images")
+    drawn = parent_runner(models, (torch.rand(2, 1, 8, 8),), "images")
     assert drawn.source == "images" and smooth(torch.cat([b[0] for b in drawn.batches])) > 0.4
 
 
@@ -301,7 +303,7 @@ class TestMixtures:
         models, rows = pair(make), torch.rand(n, *shape)
         probe = Probe(**{"n_samples": 80, "batch_size": 40, **options})
         rng = np.random.RandomState(0)
-        found = Probing(parents_of(models, (rows[:2],)), FusionInput(models, rows), probe, rng, mixes=mixes)
+        found = ParentRunner(parents_of(models, (rows[:2],)), FusionInput(models, rows), probe, rng, mixes=mixes)
         return rows, torch.cat([x for (x,) in found.batches]), found
 
     @pytest.mark.parametrize(

@@ -7,54 +7,54 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import networks, randomised
-from stepping import TRACED, at_end, expected, outputs, steps_of, traced
+from running import TRACED, at_end, expected, outputs, steps_of, traced
 from torch import nn
 
 from sklearn_wbfuse.discovery import floating_state, plain_copy
 from sklearn_wbfuse.exceptions import DiscoveryError
-from sklearn_wbfuse.execution import Steps, program_of
+from sklearn_wbfuse.execution import Runner, program_of
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
-def run_and_forget(steps):
-    for k, node in enumerate(steps.nodes):
-        steps.run(node)
-        steps.forget(k)
-    return steps
+def run_and_forget(runner):
+    for k, node in enumerate(runner.nodes):
+        runner.run(node)
+        runner.forget(k)
+    return runner
 
 
-def assert_computed(steps, network, batches, device):
+def assert_computed(runner, network, batches, device):
     for batch, inputs in enumerate(batches):
-        torch.testing.assert_close(outputs(steps, batch), expected(network, inputs, device))
+        torch.testing.assert_close(outputs(runner, batch), expected(network, inputs, device))
 
 
-def assert_only_outputs_are_held(steps):
-    (returned,) = steps.nodes[-1].args
-    assert set(steps.values) == {node for node in torch.utils._pytree.tree_leaves(returned) if node not in steps.parameters}
+def assert_only_outputs_are_held(runner):
+    (returned,) = runner.nodes[-1].args
+    assert set(runner.values) == {node for node in torch.utils._pytree.tree_leaves(returned) if node not in runner.parameters}
 
 
 class TestOutputs:
     @given(network=networks())
     def test_several_batches(self, device, network):
         batches = [(network.example,), (network.example.flip(0),), (network.example.flip(1),)]
-        steps = run_and_forget(steps_of(network, batches, device))
-        assert_computed(steps, network, batches, device)
-        assert_only_outputs_are_held(steps)
+        runner = run_and_forget(steps_of(network, batches, device))
+        assert_computed(runner, network, batches, device)
+        assert_only_outputs_are_held(runner)
 
     @pytest.mark.parametrize("name", TRACED)
     def test_published_architectures_with_the_program_of_another_seed(self, device, name):
         _, batches, program = traced(name, device)
         other = TRACED[name].build(seed=2)[0]
-        steps = run_and_forget(steps_of(other, batches, device, program))
-        assert_computed(steps, other, batches, device)
-        assert_only_outputs_are_held(steps)
+        runner = run_and_forget(steps_of(other, batches, device, program))
+        assert_computed(runner, other, batches, device)
+        assert_only_outputs_are_held(runner)
 
     def test_values_stay_in_their_dtype_and_device(self, device):
         network = randomised(MixedInputs(), np.random.default_rng(0))
-        steps = at_end(network, *network.inputs(), device=device)
-        for node in steps.nodes[:-1]:
-            value = steps.read(node, 0)
+        runner = at_end(network, *network.inputs(), device=device)
+        for node in runner.nodes[:-1]:
+            value = runner.read(node, 0)
             if isinstance(value, torch.Tensor):
                 assert (value.dtype, value.device.type) == (node.meta["val"].dtype, device.type)
 
@@ -64,8 +64,8 @@ class TestOutputs:
         network, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU()).eval(), torch.randn(5, 3)
         program = program_of(network, (x,), DOUBLE.to(device))
         state = {n: t.double().to(device) for n, t in floating_state(network).items()}
-        steps = run_and_forget(Steps(program, plain_copy(network), state, [(x,)]))
-        torch.testing.assert_close(outputs(steps), expected(network.double(), (x.double(),), device))
+        runner = run_and_forget(Runner(program, plain_copy(network), state, [(x,)]))
+        torch.testing.assert_close(outputs(runner), expected(network.double(), (x.double(),), device))
 
 
 class TestState:
@@ -74,36 +74,36 @@ class TestState:
         """A tensor changed just before it is read first is a changed network; after it was read last, nothing has changed."""
         x, rng = (network.example,), np.random.default_rng(seed)
         program = program_of(network, x, DOUBLE.to(device))
-        steps = steps_of(network, [x], device, program)
-        name = rng.choice(sorted(n for node, n in steps.parameters.items() if node.users))
-        readers = [steps.position[user] for node, n in steps.parameters.items() if n == name for user in node.users]
+        runner = steps_of(network, [x], device, program)
+        name = rng.choice(sorted(n for node, n in runner.parameters.items() if node.users))
+        readers = [runner.position[user] for node, n in runner.parameters.items() if n == name for user in node.users]
         old = floating_state(network)[name].to(device)
         new = old + torch.as_tensor(rng.uniform(0.1, 0.5, old.shape)).to(old)
         for at, state in ((min(readers), {name: new}), (max(readers) + 1, {})):
-            steps = steps_of(network, [x], device, program)
-            for k, node in enumerate(steps.nodes):
+            runner = steps_of(network, [x], device, program)
+            for k, node in enumerate(runner.nodes):
                 if k == at:
-                    steps.state[name] = new
-                steps.run(node)
-                steps.forget(k)
-            torch.testing.assert_close(outputs(steps), expected(network, x, device, state))
+                    runner.state[name] = new
+                runner.run(node)
+                runner.forget(k)
+            torch.testing.assert_close(outputs(runner), expected(network, x, device, state))
 
     def test_the_given_mapping_is_not_changed(self):
         network, x = nn.Linear(3, 2).double().eval(), torch.ones(1, 3, dtype=torch.float64)
         state = floating_state(network)
-        steps = Steps(program_of(network, (x,), DOUBLE), network, state, [(x,)])
-        steps.state["weight"] = torch.zeros(2, 3)
+        runner = Runner(program_of(network, (x,), DOUBLE), network, state, [(x,)])
+        runner.state["weight"] = torch.zeros(2, 3)
         assert state["weight"].data_ptr() == network.weight.data_ptr()
 
     def test_tied_tensors_have_one_name(self, device):
         network = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval()
         network[2].weight = network[0].weight
         x = (torch.ones(2, 3, dtype=torch.float64),)
-        steps = steps_of(network, [x], device)
-        assert set(steps.parameters.values()) == {"0.weight", "0.bias", "2.bias"}
-        steps.state["0.weight"] = steps.state["0.weight"] + 1
-        state = {"0.weight": steps.state["0.weight"], "2.weight": steps.state["0.weight"]}
-        torch.testing.assert_close(outputs(run_and_forget(steps)), expected(network, x, device, state))
+        runner = steps_of(network, [x], device)
+        assert set(runner.parameters.values()) == {"0.weight", "0.bias", "2.bias"}
+        runner.state["0.weight"] = runner.state["0.weight"] + 1
+        state = {"0.weight": runner.state["0.weight"], "2.weight": runner.state["0.weight"]}
+        torch.testing.assert_close(outputs(run_and_forget(runner)), expected(network, x, device, state))
 
 
 class MixedInputs(nn.Module):
@@ -139,16 +139,16 @@ class TestWhatIsNotAParameter:
         batches = [first.inputs(0), first.inputs(1)]
         program = program_of(first, batches[0], DOUBLE.to(device))
         for network in (first, second):
-            steps = run_and_forget(steps_of(network, batches, device, program))
-            assert_computed(steps, network, batches, device)
-            assert_only_outputs_are_held(steps)
-            assert set(steps.parameters.values()) == {"linear.weight", "linear.bias", "kept"}
+            runner = run_and_forget(steps_of(network, batches, device, program))
+            assert_computed(runner, network, batches, device)
+            assert_only_outputs_are_held(runner)
+            assert set(runner.parameters.values()) == {"linear.weight", "linear.bias", "kept"}
 
     def test_one_placeholder_for_each_input(self, device):
         network = MixedInputs().double().eval()
-        steps = steps_of(network, [network.inputs()], device)
+        runner = steps_of(network, [network.inputs()], device)
         given = torch.utils._pytree.tree_leaves(network.inputs())
-        held = [steps.values[node][0] for node in steps.inputs]
+        held = [runner.values[node][0] for node in runner.inputs]
         assert len(held) == len(given) == 4
         for one, other in zip(held, given, strict=True):
             assert torch.equal(one.cpu(), other) if isinstance(other, torch.Tensor) else one == other
@@ -174,12 +174,12 @@ class TestPrograms:
     def test_batch_norms_keep_their_name_and_nothing_is_unused(self, device):
         network = randomised(InPlace(), np.random.default_rng(0))
         x = (network.example,)
-        steps = run_and_forget(steps_of(network, [x], device))
-        assert_computed(steps, network, [x], device)
-        operations = [str(node.target) for node in steps.nodes if node.op == "call_function"]
+        runner = run_and_forget(steps_of(network, [x], device))
+        assert_computed(runner, network, [x], device)
+        operations = [str(node.target) for node in runner.nodes if node.op == "call_function"]
         assert operations.count("aten.batch_norm.default") == 2
         assert not [o for o in operations if "native" in o or "softmax" in o or "assert" in o]
-        assert all(node.users for node in steps.nodes if node.op == "call_function")
+        assert all(node.users for node in runner.nodes if node.op == "call_function")
 
     def test_a_network_that_does_not_run(self):
         with pytest.raises(DiscoveryError, match="does not run"):
@@ -189,16 +189,16 @@ class TestPrograms:
 class TestHeld:
     def test_kept_until_a_position(self):
         network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Tanh(), nn.Sigmoid()).double().eval()
-        steps = steps_of(network, [(torch.ones(1, 3, dtype=torch.float64),)])
-        *_, relu, tanh, sigmoid, output = steps.nodes
-        steps.keep([steps.inputs[0], relu], steps.position[tanh] + 1)
-        steps.keep([relu], 0)  # does not shorten it
+        runner = steps_of(network, [(torch.ones(1, 3, dtype=torch.float64),)])
+        *_, relu, tanh, sigmoid, output = runner.nodes
+        runner.keep([runner.inputs[0], relu], runner.position[tanh] + 1)
+        runner.keep([relu], 0)  # does not shorten it
         held = []
-        for k, node in enumerate(steps.nodes):
-            steps.run(node)
-            steps.forget(k)
-            held.append(set(steps.values))
-        assert held[-3:] == [{steps.inputs[0], relu, tanh}, {sigmoid}, {sigmoid}]
+        for k, node in enumerate(runner.nodes):
+            runner.run(node)
+            runner.forget(k)
+            held.append(set(runner.values))
+        assert held[-3:] == [{runner.inputs[0], relu, tanh}, {sigmoid}, {sigmoid}]
         assert [str(output)] == ["output"]
 
     def test_inputs_and_parameters_that_are_returned(self, device):
@@ -211,6 +211,6 @@ class TestHeld:
                 return x, self.linear(x), self.linear.weight
 
         network, x = Returns().double().eval(), torch.ones(1, 3, dtype=torch.float64)
-        steps = run_and_forget(steps_of(network, [(x, x)], device))
-        assert_computed(steps, network, [(x, x)], device)
-        assert_only_outputs_are_held(steps)
+        runner = run_and_forget(steps_of(network, [(x, x)], device))
+        assert_computed(runner, network, [(x, x)], device)
+        assert_only_outputs_are_held(runner)

@@ -9,57 +9,57 @@ from architectures.convnets import VGG11, DenseLayer, ResNet18, Transition, UNet
 from architectures.several import Siamese
 from hypothesis import given
 from networks import CNN, MLP, Encoder, Recurrent, ResNet, networks
-from stepping import TRACED, at_end, channels_last, expected, outputs, steps_of, traced
+from running import TRACED, at_end, channels_last, expected, outputs, steps_of, traced
 from torch import nn
 
 from sklearn_wbfuse.execution import program_of
 from sklearn_wbfuse.execution.lockstep import run_in_lockstep
-from sklearn_wbfuse.execution.sites import batch_norms, equations
+from sklearn_wbfuse.execution.sites import batch_norms, regression_sites
 from sklearn_wbfuse.layers.operations import operation
 
 
-def found(steps):
-    return equations(steps.nodes, steps.parameters)
+def found(runner):
+    return regression_sites(runner.nodes, runner.parameters)
 
 
-def weights(equation):
+def weights(site):
     """The names of an equation's layers, those of batch norms behind them in brackets."""
-    cells = [cell.w_ih.removesuffix(".weight") for cell in equation.cells]
-    short = [(w.weight, w.norm_names.get("weight", w.norm_names.get("mean"))) for w in equation.writers]
+    cells = [cell.w_ih.removesuffix(".weight") for cell in site.cells]
+    short = [(w.weight, w.norm_names.get("weight", w.norm_names.get("mean"))) for w in site.layers]
     return {*cells, *(w.removesuffix(".weight") + (f" [{n.rpartition('.')[0]}]" if n else "") for w, n in short)}
 
 
 def layers_of(network, *inputs):
     """The layers of each equation, in the order of their values."""
     network = network.double().eval()
-    steps = at_end(network, *inputs)
-    own = found(steps)
-    assert_consistent(steps, own)
-    return [weights(own[node]) for node in sorted(own, key=steps.position.__getitem__)]
+    runner = at_end(network, *inputs)
+    own = found(runner)
+    assert_consistent(runner, own)
+    return [weights(own[node]) for node in sorted(own, key=runner.position.__getitem__)]
 
 
-def assert_consistent(steps, own):
+def assert_consistent(runner, own):
     """Between layers and value nothing else is computed, and the value is the sum of the layers' maps and of other terms."""
     seen = [n for e in own.values() for n in e.between]
     assert len(seen) == len(set(seen))
-    for node, equation in own.items():
-        assert equation.at is node is equation.between[-1]
-        assert [steps.position[n] for n in equation.between] == sorted(steps.position[n] for n in equation.between)
-        for inner in equation.between[:-1]:
+    for node, site in own.items():
+        assert site.at is node is site.between[-1]
+        assert [runner.position[n] for n in site.between] == sorted(runner.position[n] for n in site.between)
+        for inner in site.between[:-1]:
             (user,) = inner.users
-            assert user in equation.between and not (operation(user) == "add" and user.args[0] is user.args[1])
-        if equation.cells:
-            assert not equation.writers and equation.between == [node]
+            assert user in site.between and not (operation(user) == "add" and user.args[0] is user.args[1])
+        if site.cells:
+            assert not site.layers and site.between == [node]
             continue
-        terms = {n for inner in equation.between for n in inner.args[:2] if operation(inner) == "add"}
-        value = steps.read(node, 0)
-        channel = equation.writers[0].channel
-        total = sum((channels_last(steps.read(n, 0), channel) for n in terms.difference(equation.between)), torch.zeros(()))
-        for w in equation.writers:
-            assert w.node in equation.between and w.end in equation.between
-            matrix, offset = w.affine(steps.state)
+        terms = {n for inner in site.between for n in inner.args[:2] if operation(inner) == "add"}
+        value = runner.read(node, 0)
+        channel = site.layers[0].channel
+        total = sum((channels_last(runner.read(n, 0), channel) for n in terms.difference(site.between)), torch.zeros(()))
+        for w in site.layers:
+            assert w.node in site.between and w.end in site.between
+            matrix, offset = w.affine(runner.state)
             chosen = torch.arange(value.numel() // value.shape[channel], device=value.device)
-            rows = w.rows(w.read(steps, 0), chosen)
+            rows = w.rows(w.read(runner, 0), chosen)
             total = total + (rows @ matrix.mT + offset[:, None]).transpose(0, 1).flatten(1)
         torch.testing.assert_close(total, channels_last(value, channel))
 
@@ -69,15 +69,15 @@ def test_values_are_what_the_layers_write(device, network):
     """Nothing else needs what lies between layers and value, so that it can wait until the value is there."""
     x = (network.example,)
     program = program_of(network, x, torch.zeros((), dtype=torch.float64, device=device))
-    steps = steps_of(network, [x], device, program)
-    for node in steps.nodes:
-        steps.run(node)
-    own = found(steps)
-    assert_consistent(steps, own)
-    steps, seen = steps_of(network, [x], device, program), []
-    run_in_lockstep(steps, [], own, seen.append)
-    assert [e.at for e in seen] == sorted(own, key=steps.position.__getitem__)
-    torch.testing.assert_close(outputs(steps), expected(network, x, device))
+    runner = steps_of(network, [x], device, program)
+    for node in runner.nodes:
+        runner.run(node)
+    own = found(runner)
+    assert_consistent(runner, own)
+    runner, seen = steps_of(network, [x], device, program), []
+    run_in_lockstep(runner, [], own, seen.append)
+    assert [e.at for e in seen] == sorted(own, key=runner.position.__getitem__)
+    torch.testing.assert_close(outputs(runner), expected(network, x, device))
 
 
 LEFT_OUT = {
@@ -90,12 +90,12 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm, nn.Group
 @pytest.mark.parametrize("name", TRACED)
 def test_every_weight_is_in_one_equation(device, name):
     network, batches, program = traced(name, device)
-    steps = steps_of(network, batches[:1], device, program)
-    for node in steps.nodes:
-        steps.run(node)
-    own = found(steps)
-    assert_consistent(steps, own)
-    names = [n for e in own.values() for w in e.writers for n in (w.weight, w.norm_names.get("weight")) if n]
+    runner = steps_of(network, batches[:1], device, program)
+    for node in runner.nodes:
+        runner.run(node)
+    own = found(runner)
+    assert_consistent(runner, own)
+    names = [n for e in own.values() for w in e.layers for n in (w.weight, w.norm_names.get("weight")) if n]
     names += [n for e in own.values() for cell in e.cells for n in (cell.w_ih, cell.w_hh)]
     modules = dict(network.named_modules())
     layers = {f"{n}.weight" for n, m in modules.items() if isinstance(m, LAYERS)}
@@ -309,8 +309,8 @@ class TestChains:
     def test_tied_cells(self, names):
         network = nn.Sequential(nn.RNN(4, 4, 2, batch_first=True))
         x = VECTORS[:, None]
-        steps = at_end(network.double().eval(), x)
-        assert [weights(e) for e in found(steps).values()] == [{"0.weight_ih_l0", "0.weight_ih_l1"}]
+        runner = at_end(network.double().eval(), x)
+        assert [weights(e) for e in found(runner).values()] == [{"0.weight_ih_l0", "0.weight_ih_l1"}]
         setattr(network[0], names[0], getattr(network[0], names[1]))
         assert not found(at_end(network, x))
 
@@ -359,11 +359,11 @@ class TestBatchNorms:
     def test_alone(self, device):
         """For their statistics each is an equation of its own, unless it has none, or uses them twice."""
         network = norms(lambda m, x: m.p(m.n(m.a(x))) + m.u(m.b(x))).double().eval()
-        steps = at_end(network, VECTORS, device=device)
-        n, p = (node for node in steps.nodes if operation(node) == "batch_norm" and node.args[3] is not None)
-        own = batch_norms(steps.nodes, steps.parameters)
+        runner = at_end(network, VECTORS, device=device)
+        n, p = (node for node in runner.nodes if operation(node) == "batch_norm" and node.args[3] is not None)
+        own = batch_norms(runner.nodes, runner.parameters)
         assert {node: (e.at, e.between) for node, e in own.items()} == {n: (n, [n]), p: (p, [p])}
-        names = [e.writers[0].norm_names for e in own.values()]
+        names = [e.layers[0].norm_names for e in own.values()]
         statistics = [{"mean": f"{norm}.running_mean", "var": f"{norm}.running_var"} for norm in "np"]
         assert names == [{"weight": "n.weight", "bias": "n.bias", **statistics[0]}, statistics[1]]
         shared = at_end(norms(lambda m, x: m.n(m.a(x)) * m.n(m.b(x))).double().eval(), VECTORS)

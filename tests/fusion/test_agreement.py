@@ -156,9 +156,9 @@ def test_rows_that_are_held_out_are_those_that_no_regression_sees(monkeypatch):
     seen = []
     original = judging.agreement_on
 
-    def agreement_on(probing, fused, graph, chosen, *options):
-        seen.extend(x[c] for (x,), c in zip(probing.batches, chosen, strict=True))
-        return original(probing, fused, graph, chosen, *options)
+    def agreement_on(parent_runner, fused, spec, chosen, *options):
+        seen.extend(x[c] for (x,), c in zip(parent_runner.batches, chosen, strict=True))
+        return original(parent_runner, fused, spec, chosen, *options)
 
     monkeypatch.setattr(judging, "agreement_on", agreement_on)
     X = rows()
@@ -174,7 +174,7 @@ def test_what_networks_said_on_the_way_is_what_they_say(correction, monkeypatch)
     """Outputs are taken from the passes of the correction; run anew they are the same."""
     models, given = copies(), rows()
     found = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
-    monkeypatch.setattr(judging.Probing, "outputs", lambda self, i: [])
+    monkeypatch.setattr(judging.ParentRunner, "outputs", lambda self, i: [])
     old = correcting._corrected
     monkeypatch.setattr(correcting, "_corrected", lambda *args: dataclasses.replace(old(*args), outputs=[]))
     again = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_

@@ -47,16 +47,16 @@ def blocks_of(groups):
     return {key: block and frozenset(members[block]) for key, block in block_of.items()}
 
 
-def coverage(table, graph):
+def coverage(table, spec):
     """The share of the table's units that the graph has, standing exactly there and in the same blocks."""
-    expected = blocks_of((g.keys(), g.within, g.blocks) for g in table.groups())
-    units = {name: [set() for _ in range(group.size)] for name, group in graph.groups.items()}
-    for name in graph.groups:
-        for tensor, axis, span in graph.axes(name):
+    expected = blocks_of((g.keys(), g.block_group, g.blocks) for g in table.groups())
+    units = {name: [set() for _ in range(group.size)] for name, group in spec.groups.items()}
+    for name in spec.groups:
+        for tensor, axis, span in spec.axes(name):
             for unit, row in zip(units[name], span.index.tolist(), strict=True):
                 unit |= {(tensor.name, axis, p) for p in row}
     keys = {name: [frozenset(unit) for unit in found] for name, found in units.items()}
-    found = blocks_of((keys[name], g.within, graph.sizes.get(g.within)) for name, g in graph.groups.items())
+    found = blocks_of((keys[name], g.block_group, spec.sizes.get(g.block_group)) for name, g in spec.groups.items())
     return np.mean([found.get(key, "missing") == block for key, block in expected.items()])
 
 
@@ -69,8 +69,8 @@ def test_groups_are_those_of_the_table(built):
     network, table, inputs = built
     with warnings.catch_warnings():
         warnings.simplefilter("error", FusionWarning)
-        graph = Architecture.of(network, inputs).graph
-    assert coverage(table, graph) >= 0.95
+        spec = Architecture.of(network, inputs).spec
+    assert coverage(table, spec) >= 0.95
 
 
 def test_a_permuted_copy_fuses_back(built):

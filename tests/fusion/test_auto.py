@@ -217,7 +217,7 @@ def test_permuted_copies_fuse_back_under_the_defaults(network, seed):
 def test_the_start_of_highest_agreement_is_kept(best):
     models, seen = two(lambda: nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))), []
 
-    def agree(probing, model, *others):
+    def agree(parent_runner, model, *others):
         seen.append(values(model))
         return mock.Mock(mean=0.9 if len(seen) == best + 1 else 0.5), None
 

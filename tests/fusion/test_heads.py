@@ -58,14 +58,14 @@ def test_turned_copies_fuse_back(mix, norm, seed, moves, scales):
     torch.manual_seed(seed)
     rng, x = np.random.default_rng(seed), torch.randn(3, 4, 5).double()
     model = Stream([mix(), mix()], norm).double().eval()
-    graph = discover(model, x)
-    order = graph.orders(rng.permutation if moves else np.arange)
-    factor = {name: rng.choice([-1.0, 1.0], group.size) for name, group in graph.groups.items() if group.signable}
-    for name, group in graph.groups.items():
+    spec = discover(model, x)
+    order = spec.orders(rng.permutation if moves else np.arange)
+    factor = {name: rng.choice([-1.0, 1.0], group.size) for name, group in spec.groups.items() if group.signable}
+    for name, group in spec.groups.items():
         if group.scalable and scales:
             factor[name] = factor.get(name, 1.0) * rng.uniform(0.5, 2, group.size)
     twin = plain_copy(model)
-    moved = {n: relabel(t, graph.tensors[n], order, factor) for n, t in floating_state(model).items()}
+    moved = {n: relabel(t, spec.tensors[n], order, factor) for n, t in floating_state(model).items()}
     twin.load_state_dict(moved, strict=False)
     fusion = WassersteinFusion(example_inputs=x, correction=None).fit([model, twin])
     with torch.no_grad():
@@ -76,10 +76,10 @@ def test_turned_copies_fuse_back(mix, norm, seed, moves, scales):
 def test_a_further_model_takes_the_signs_of_the_fused_one():
     torch.manual_seed(0)
     x, model = torch.randn(3, 4, 5).double(), Stream([MultiHead()], True).double().eval()
-    graph = discover(model, x)
+    spec = discover(model, x)
     turned = plain_copy(model)
-    factor = {n: np.where(np.arange(g.size) % 2, -1.0, 1.0) for n, g in graph.groups.items() if g.signable}
-    turned.load_state_dict({n: relabel(t, graph.tensors[n], {}, factor) for n, t in floating_state(model).items()}, strict=False)
+    factor = {n: np.where(np.arange(g.size) % 2, -1.0, 1.0) for n, g in spec.groups.items() if g.signable}
+    turned.load_state_dict({n: relabel(t, spec.tensors[n], {}, factor) for n, t in floating_state(model).items()}, strict=False)
     fusion = WassersteinFusion(example_inputs=x, correction=None).fit([model, model])
     (moved,) = fusion.transform([turned])
     for name, parameter in fusion.fused_model_.named_parameters():

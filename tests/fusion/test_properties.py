@@ -87,15 +87,15 @@ def test_the_order_of_permuted_copies_does_not_matter(device, model, seed):
 def test_groups_are_those_of_the_hand_written_table(model):
     from sklearn_wbfuse import discover
 
-    graph = discover(model, (model.example,))
-    assert graph.sizes == model.truth.sizes
-    assert {n: g.scalable for n, g in graph.groups.items()} == model.truth.scalable
-    assert {n: g.signable for n, g in graph.groups.items()} == model.truth.signable
+    spec = discover(model, (model.example,))
+    assert spec.sizes == model.truth.sizes
+    assert {n: g.scalable for n, g in spec.groups.items()} == model.truth.scalable
+    assert {n: g.signable for n, g in spec.groups.items()} == model.truth.signable
     for name, places in model.truth.places.items():
-        group = graph.groups[name]
+        group = spec.groups[name]
         found = {
             (t.name, axis, span.role, span.exponent, span.odd, *np.sort(column).tolist())
-            for t, axis, span in graph.axes(name)
+            for t, axis, span in spec.axes(name)
             for column in span.index.T
         }
         assert found == {

@@ -53,7 +53,7 @@ class Case:
         rng = np.random.default_rng(0)
         model, inputs = randomised(self.build(), rng).to(self.dtype), self.inputs(rng)
         inputs = tuple(t.to(self.dtype) if t is not None and t.is_floating_point() else t for t in inputs)
-        return model, inputs, Architecture.of(model, inputs).graph
+        return model, inputs, Architecture.of(model, inputs).spec
 
 
 TEXT, MASKED, IMAGE, LARGE = tokens(3, 7), tokens(3, 7, masked=True), floats(2, 3, 32, 32), floats(2, 3, 64, 64)
@@ -360,10 +360,10 @@ def case(request):
     return CASES[request.param]
 
 
-def sizes(graph):
+def sizes(spec):
     """How many groups there are of each size."""
-    blocks = {n: graph.sizes[g.within] for n, g in graph.groups.items() if g.within is not None}
-    return Counter(f"{blocks[n]}x{g.size // blocks[n]}" if n in blocks else f"{g.size}" for n, g in graph.groups.items())
+    blocks = {n: spec.sizes[g.block_group] for n, g in spec.groups.items() if g.block_group is not None}
+    return Counter(f"{blocks[n]}x{g.size // blocks[n]}" if n in blocks else f"{g.size}" for n, g in spec.groups.items())
 
 
 def units(size):
@@ -382,10 +382,10 @@ def test_groups_have_the_sizes_of_the_architecture(case):
 
 
 def test_a_permuted_copy_fuses_back(case):
-    model, inputs, graph = case.prepared
-    order = graph.orders(np.random.default_rng(1).permutation)
+    model, inputs, spec = case.prepared
+    order = spec.orders(np.random.default_rng(1).permutation)
     twin = plain_copy(model)
-    twin.load_state_dict({n: relabel(t, graph.tensors[n], order, {}) for n, t in floating_state(twin).items()}, strict=False)
+    twin.load_state_dict({n: relabel(t, spec.tensors[n], order, {}) for n, t in floating_state(twin).items()}, strict=False)
     fused = WassersteinFusion(example_inputs=inputs, correction=None).fit([model, twin]).fused_model_
     with torch.no_grad():
         expected = leaves(model(*inputs))

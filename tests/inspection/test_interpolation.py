@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
-from sklearn_wbfuse.connectivity.evaluation import Judge
+from sklearn_wbfuse.connectivity.evaluation import Evaluator
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.inspection import InterpolationDisplay
 
@@ -165,8 +165,8 @@ def test_losses_of_networks_that_end_in_probabilities(outputs, make):
         z = net(X)
     z = torch.cat([torch.zeros_like(z), z], 1) if outputs == 1 else z
     y = torch.arange(60) % z.shape[1]
-    judge, rows = Judge(X, y, make().fit([model, model])), np.sort(np.random.RandomState(0).choice(60, 21, replace=False))
-    for some, chosen in ((judge, np.arange(60)), (judge.some(21, np.random.RandomState(0)), rows)):
+    evaluator, rows = Evaluator(X, y, make().fit([model, model])), np.sort(np.random.RandomState(0).choice(60, 21, replace=False))
+    for some, chosen in ((evaluator, np.arange(60)), (evaluator.some(21, np.random.RandomState(0)), rows)):
         found = some(model)
         assert found["loss"] == pytest.approx(float(F.cross_entropy(z[chosen], y[chosen])), rel=1e-4)
         assert found["error"] == pytest.approx(100 * float((z[chosen].argmax(1) != y[chosen]).float().mean()))

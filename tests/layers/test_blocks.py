@@ -563,16 +563,16 @@ def test_complex_tensors_are_named():
 
 
 def test_weights_of_three_axes_move_heads_and_dimensions_alike():
-    graph = Architecture.of(Letters(), (torch.randn(2, 4, 5),)).graph
-    assert graph.sizes == {"first": 8, "q.0": 2, "q.1": 4, "v": 3, "out": 8}
-    assert not graph.frozen
+    spec = Architecture.of(Letters(), (torch.randn(2, 4, 5),)).spec
+    assert spec.sizes == {"first": 8, "q.0": 2, "q.1": 4, "v": 3, "out": 8}
+    assert not spec.frozen
 
 
 def test_the_table_shows_blocks():
-    graph = Architecture.of(Attention(), (torch.randn(4, 2, 5),)).graph
-    assert "a.0" in str(graph) and "2 x 4" in str(graph)
+    spec = Architecture.of(Attention(), (torch.randn(4, 2, 5),)).spec
+    assert "a.0" in str(spec) and "2 x 4" in str(spec)
 
 
 def test_blocks_that_overlap_stay_in_place():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1))
-    assert Architecture.of(net, (torch.randn(2, 3, 5, 5),)).graph.sizes == {f"0.{k}": 2 for k in range(4)}
+    assert Architecture.of(net, (torch.randn(2, 3, 5, 5),)).spec.sizes == {f"0.{k}": 2 for k in range(4)}

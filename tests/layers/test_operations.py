@@ -232,8 +232,8 @@ def chunks(table, size):
 
 @pytest.mark.parametrize("names", [*chunks(ROWS, 12), *chunks(IMAGES, 3)], ids=lambda names: ", ".join(names))
 def test_neurons_on_both_sides_of_an_operation_are_free(names):
-    graph = found([(ROWS | IMAGES)[name] for name in names], names[0] in IMAGES)
-    assert [graph.sizes.get(f"layers.{k}") for k in range(len(names))] == [8] * len(names) and not graph.frozen
+    spec = found([(ROWS | IMAGES)[name] for name in names], names[0] in IMAGES)
+    assert [spec.sizes.get(f"layers.{k}") for k in range(len(names))] == [8] * len(names) and not spec.frozen
 
 
 @pytest.mark.parametrize("name", [*FROZEN_ROWS, *FROZEN_IMAGES])
@@ -261,7 +261,7 @@ class ConvOfBatchNorm(nn.Conv2d):
 
 @pytest.mark.parametrize("kind", [StandardisedConv, ConvOfBatchNorm])
 def test_channels_of_standardised_convolutions_are_free(kind):
-    graph = discover(
+    spec = discover(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), kind(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), torch.randn(2, 3, 8, 8)
     )
-    assert graph.sizes == {"0": 8, "2": 6} and not graph.frozen
+    assert spec.sizes == {"0": 8, "2": 6} and not spec.frozen

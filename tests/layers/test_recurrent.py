@@ -147,7 +147,7 @@ class Translator(nn.Module):
         return self.fc(self.decoder(x.flip(1), state)[0])
 
 
-class Writer(nn.Module):
+class AffineLayer(nn.Module):
     """A decoder cell that reads its own last output."""
 
     def __init__(self):
@@ -185,7 +185,7 @@ class TestNetworks(AdapterConformance):
     cases = {
         "embedding, computed state": Case(Tokens, (2, 3), {"table": 5, "first": 4}, {"table"}, {"table", "first"}, integers=7),
         "encoder and decoder": states(Translator, "encoder.l0", "encoder.l1"),
-        "encoder and cell": states(Writer, "encoder.l0"),
+        "encoder and cell": states(AffineLayer, "encoder.l0"),
         "learned states": states(Learned, "a.l0", "b.l0", "b.l1"),
     }
 
@@ -236,9 +236,9 @@ class TestPacked:
         rng = np.random.default_rng(0)
         model = randomised(Packed(**options), rng)
         inputs = model.example, lengths
-        graph = discover(model, inputs)
-        assert graph.sizes == model.truth.sizes
-        assert {n: g.signable for n, g in graph.groups.items()} == model.truth.signable
+        spec = discover(model, inputs)
+        assert spec.sizes == model.truth.sizes
+        assert {n: g.signable for n, g in spec.groups.items()} == model.truth.signable
         fused = (
             WassersteinFusion(example_inputs=inputs, correction=None)
             .fit([model, disguised(model, rng, scales=True)])
@@ -316,8 +316,8 @@ class LastStep(nn.Module):
 
 
 def test_steps_picked_by_computed_indices_leave_units_free():
-    graph = discover(LastStep(), (torch.randn(3, 5, 4), torch.tensor([5, 2, 4])))
-    assert graph.sizes == {"rnn.l0": 5} and not graph.frozen
+    spec = discover(LastStep(), (torch.randn(3, 5, 4), torch.tensor([5, 2, 4])))
+    assert spec.sizes == {"rnn.l0": 5} and not spec.frozen
 
 
 class TestSymmetry:
@@ -351,9 +351,9 @@ class TestSymmetry:
         monkeypatch.setitem(recurrent.KINDS, kind, dataclasses.replace(recurrent.KINDS[kind], writer=gate))
         recurrent._sequence(kind)
         with pytest.warns(FusionWarning, match=r"signs of groups \['rnn.l0'\] change the output"):
-            graph = discover(model, (model.example,))
-        assert not graph.groups["rnn.l0"].signable
-        assert not any(span.odd for _, _, span in graph.axes("rnn.l0"))
+            spec = discover(model, (model.example,))
+        assert not spec.groups["rnn.l0"].signable
+        assert not any(span.odd for _, _, span in spec.axes("rnn.l0"))
 
 
 class TestAlphaH:

@@ -101,8 +101,8 @@ def test_a_rule_for_an_own_operation():
         assert discover(Small()).sizes == {}
 
     @register_rule("tests_wbfuse::soft")
-    def rule(record, x):
-        record.no_scale(*x.layers)
+    def rule(constraints, x):
+        constraints.no_scale(*x.layers)
         return x
 
     assert discover(Small()).sizes == {"a": 6}

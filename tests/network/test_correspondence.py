@@ -40,17 +40,17 @@ class Wrapped(nn.Module):
         return self.old(*x)
 
 
-def couplings_of(graph, rng, *, plans):
+def couplings_of(spec, rng, *, plans):
     """Permutations with signs where these may be, which respect blocks; or plans that mix all units."""
-    orders = graph.orders(rng.permutation)
+    orders = spec.orders(rng.permutation)
     if plans:
-        return {name: Coupling.identity(n) if _is_block(graph, name) else _mixed(rng, n) for name, n in graph.sizes.items()}
-    signs = {n: rng.choice([-1.0, 1.0], g.size) if g.signable else None for n, g in graph.groups.items()}
+        return {name: Coupling.identity(n) if _is_block(spec, name) else _mixed(rng, n) for name, n in spec.sizes.items()}
+    signs = {n: rng.choice([-1.0, 1.0], g.size) if g.signable else None for n, g in spec.groups.items()}
     return {name: Permutation(order, signs[name]) for name, order in orders.items()}
 
 
-def _is_block(graph, name):
-    return graph.groups[name].within is not None or any(g.within == name for g in graph.groups.values())
+def _is_block(spec, name):
+    return spec.groups[name].block_group is not None or any(g.block_group == name for g in spec.groups.values())
 
 
 def _mixed(rng, n):
@@ -61,15 +61,15 @@ def _mixed(rng, n):
 @pytest.mark.parametrize("name", ["mlp with norms", "lstm", "cnn in groups"])
 def test_a_carrier_goes_by_the_correspondence(name, plans):
     (model,), rng = family(name, 1), np.random.default_rng(0)
-    graph, renamed = (discover(m, (model.example,)) for m in (model, Wrapped(model)))
-    couplings = couplings_of(graph, rng, plans=plans)
-    scales = {n: rng.uniform(0.5, 2, g.size) for n, g in graph.groups.items() if g.scalable}
-    targets = {n: rng.uniform(0.5, 2, g.size) for n, g in graph.groups.items() if g.scalable}
-    same = Carrier(graph, graph, couplings, scales, targets)
-    other = Carrier(renamed, graph, couplings, {f"old.{n}": c for n, c in scales.items()}, targets, Renamed())
+    spec, renamed = (discover(m, (model.example,)) for m in (model, Wrapped(model)))
+    couplings = couplings_of(spec, rng, plans=plans)
+    scales = {n: rng.uniform(0.5, 2, g.size) for n, g in spec.groups.items() if g.scalable}
+    targets = {n: rng.uniform(0.5, 2, g.size) for n, g in spec.groups.items() if g.scalable}
+    same = Carrier(spec, spec, couplings, scales, targets)
+    other = Carrier(renamed, spec, couplings, {f"old.{n}": c for n, c in scales.items()}, targets, Renamed())
     state = floating_state(model)
     assert_same(dict(sorted(other.state(floating_state(Wrapped(model))).items())), dict(sorted(same.state(state).items())), 1e-12)
-    key = next(n for n, labels in graph.tensors.items() if labels.spans[0])
+    key = next(n for n, labels in spec.tensors.items() if labels.spans[0])
     torch.testing.assert_close(other.axis_map(key, 0), same.axis_map(key, 0))
 
 
@@ -78,11 +78,11 @@ def test_a_parent_of_other_names_is_aligned_and_averaged_with_the_target():
     parents, target = parents_of(models)
     (wrapped,), _ = parents_of([Wrapped(models[1])])
     wrapped = dataclasses.replace(wrapped, weight=0.5, correspondence=Renamed())
-    identity = {name: Coupling.identity(n) for name, n in target.graph.sizes.items()}
+    identity = {name: Coupling.identity(n) for name, n in target.spec.sizes.items()}
     alignment = Alignment([identity, identity], [{}, {}], {})
     same, other = (AlignedParents.of([parents[0], p], alignment, target) for p in (parents[1], wrapped))
     assert_same(other[1].state, same[1].state)
-    for name, labels in target.graph.tensors.items():
+    for name, labels in target.spec.tensors.items():
         mean = [a.mixture.mean_tensor([p.tensor(name) for p in a], labels) for a in (other, same)]
         assert torch.equal(*mean)
     rows = torch.randn(7, 8, dtype=torch.float64)

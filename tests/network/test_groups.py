@@ -11,9 +11,9 @@ from sklearn_wbfuse.network.groups import put, relabel, take
 
 @given(networks())
 def test_blocks_tile_every_tensor(model):
-    graph = discover(model, (model.example,))
+    spec = discover(model, (model.example,))
     for name, tensor in floating_state(model).items():
-        labels = graph.tensors[name]
+        labels = spec.tensors[name]
         whole = labels.unfold(tensor)
         rebuilt = torch.full_like(whole, float("nan"))
         for block in labels.blocks():
@@ -26,12 +26,12 @@ def test_blocks_tile_every_tensor(model):
 
 @given(networks(), st.integers(0, 1000))
 def test_relabelling_and_back_is_the_identity(model, seed):
-    graph, rng = discover(model, (model.example,)), np.random.default_rng(seed)
-    order = graph.orders(rng.permutation)
-    scale = {n: rng.uniform(0.5, 2, s) for n, s in graph.sizes.items()}
+    spec, rng = discover(model, (model.example,)), np.random.default_rng(seed)
+    order = spec.orders(rng.permutation)
+    scale = {n: rng.uniform(0.5, 2, s) for n, s in spec.sizes.items()}
     back = {n: np.argsort(p) for n, p in order.items()}
     for name, tensor in floating_state(model).items():
-        labels = graph.tensors[name]
+        labels = spec.tensors[name]
         there = relabel(tensor, labels, order, scale)
         inverse = {n: 1 / scale[n][back[n]] for n in scale}
         torch.testing.assert_close(relabel(there, labels, back, inverse), tensor)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sklearn_wbfuse.network.couplings import Permutation, Plan
 from sklearn_wbfuse.transport import Quadratic, Term, round_to_marginals, solve_quadratic
-from sklearn_wbfuse.transport.quadratic_problem import Point, exchanges
+from sklearn_wbfuse.transport.quadratic_problem import Iterate, exchanges
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(2, 8)
@@ -52,7 +52,7 @@ def by_definition(problem, coupling):
 def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
     problem, rng = random_problem(seed, n, m, device=device)
     one, two = (random_coupling(rng, n, m) for _ in range(2))
-    at, toward = Point(one, problem), Point(two, problem)
+    at, toward = Iterate(one, problem), Iterate(two, problem)
     assert problem.value(at) == pytest.approx(by_definition(problem, one))
     middle = at.mixed(toward, 0.3)
     assert problem.value(middle) == pytest.approx(by_definition(problem, Plan(middle.pair[1], middle.pair[0])))
@@ -64,7 +64,7 @@ def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
 def test_permutations_are_worth_what_their_dense_plans_are(device, seed, n):
     problem, rng = random_problem(seed, n, n, device=device)
     coupling = Permutation(rng.permutation(n), rng.choice([-1.0, 1.0], n))
-    assert problem.value(Point(coupling, problem)) == pytest.approx(by_definition(problem, coupling))
+    assert problem.value(Iterate(coupling, problem)) == pytest.approx(by_definition(problem, coupling))
 
 
 @given(seeds, sizes, st.booleans())
@@ -72,7 +72,7 @@ def test_exchanges_are_differences_of_the_objective(device, seed, n, signable):
     problem, rng = random_problem(seed, n, n, signable=signable, device=device)
     index, signs = rng.permutation(n), rng.choice([-1.0, 1.0], n) if signable else np.ones(n)
     before = Permutation(index, signs)
-    change = exchanges(problem, Point(before, problem))
+    change = exchanges(problem, Iterate(before, problem))
     for u, v in itertools.combinations(range(n), 2):
         order = np.arange(n)
         order[[u, v]] = v, u
@@ -94,7 +94,7 @@ def test_never_worse_than_the_conditional_gradient_of_pot(seed, n, m, share, equ
     term = Term(torch.as_tensor(a)[..., None], torch.as_tensor(b)[..., None], (False, False), 2 * share)
     problem = Quadratic((1 - share) * cost, [term])
     ours = solve_quadratic(problem, start, max_iter=1000, tol=1e-14)
-    assert problem.value(Point(ours, problem)) <= problem.value(Point(Plan(theirs), problem)) + 1e-8
+    assert problem.value(Iterate(ours, problem)) <= problem.value(Iterate(Plan(theirs), problem)) + 1e-8
 
 
 @given(seeds, st.integers(2, 5), st.booleans())
@@ -110,7 +110,7 @@ def test_permutations_come_close_to_the_best_of_all(device, seed, n, signable):
         for index in itertools.permutations(range(n))
         for signs in flips
     ]
-    best = min(problem.value(Point(c, problem)) for c in found)
+    best = min(problem.value(Iterate(c, problem)) for c in found)
     assert best <= min(values) + 0.05 * (max(values) - min(values)) + 1e-9
 
 

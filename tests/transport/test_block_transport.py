@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_wbfuse.exceptions import WidthError
-from sklearn_wbfuse.transport import Tie, assemble, exact, solve_nested
+from sklearn_wbfuse.transport import BlockCoupledTerm, assemble, exact, solve_nested
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -93,7 +93,7 @@ def test_tied_groups_find_a_permuted_copy(seed, signable):
     products = 2 * n * d * own @ inputs.reshape(n * d, 6).T
     nothing = np.zeros((n * e, n * e))
     costs = [(0 * products, products), (nothing, nothing)] if signable else [(-products, None), (nothing, None)]
-    blocks, found = solve_nested(costs, (n, n), ties=[Tie((0, 1), target, source, (signable, signable), 2.0)])
+    blocks, found = solve_nested(costs, (n, n), ties=[BlockCoupledTerm((0, 1), target, source, (signable, signable), 2.0)])
     np.testing.assert_array_equal(blocks.index, order)
     for c, within, sign, size in zip(found, inner, signs, (d, e), strict=True):
         np.testing.assert_array_equal(c.index, (order[:, None] * size + within).ravel())
