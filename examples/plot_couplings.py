@@ -1,20 +1,21 @@
 """
-Look at couplings
-=================
+Visualise couplings
+===================
 
 A fusion couples the neurons of each parent with those of the fused network.
-The couplings say which neurons went where, and how much of a fused neuron each
-of them makes up.
+The couplings show which neurons correspond, and how much each neuron of a
+parent contributes to a fused neuron.
 """
 
 # %%
 # Three fusions
 # -------------
-# Two perceptrons 64-64-32-10, trained on scikit-learn's digits from different
-# seeds, are fused into one of their own widths: once with exact couplings, once
-# with blurred ones, ``reg=0.02``. A third perceptron has twice their hidden
-# widths; fused with the first, the target's widths lie between the two. The
-# couplings are the subject, so the corrections that would follow are left out.
+# Two perceptrons with widths 64-64-32-10, trained on scikit-learn's digits with
+# different seeds, are fused into one with the same widths: once with exact
+# couplings, and once with blurred ones (``reg=0.02``). A third perceptron has
+# twice their hidden widths. It is fused with the first into a target whose widths
+# lie in between. Corrections are switched off, since this example is about
+# couplings.
 
 import matplotlib.pyplot as plt
 import torch
@@ -23,7 +24,7 @@ from sklearn_wbfuse import WassersteinFusion
 from sklearn_wbfuse.datasets import load_digits, train_mlp
 from sklearn_wbfuse.inspection import CouplingDisplay
 
-torch.set_num_threads(1)  # networks this small are faster on one
+torch.set_num_threads(1)  # small networks run faster on one thread
 digits = load_digits()
 first, second = (train_mlp(digits.X_train, digits.y_train, (64, 64, 32, 10), seed) for seed in (0, 1))
 wide = train_mlp(digits.X_train, digits.y_train, (64, 128, 64, 10), 2)
@@ -38,13 +39,13 @@ print(fusions["widths between"].graph_)
 # %%
 # Their couplings
 # ---------------
-# Rows are neurons of the fused network, sorted by the parent's neuron that has
-# the largest share in them; columns are the neurons of the second network of
-# each pair, in the first hidden layer. An exact coupling of equal widths is a
-# permutation: every neuron stands in one place, and the sorted rows show a
-# diagonal. With regularisation, mass spreads over similar neurons. The 64
-# neurons of the narrow network fill 96 neurons of the target, so each of them
-# goes into one and a half: fused neurons are whole copies or mixtures of two.
+# The figure shows the first hidden layer. Rows are neurons of the fused network,
+# sorted by the parent's neuron with the largest share; columns are the neurons of
+# the second network of each pair. An exact coupling of equal widths is a
+# permutation, so the sorted rows show a diagonal. With regularisation, mass
+# spreads over similar neurons. In the last plot, the 64 neurons of the narrow
+# network fill 96 neurons of the target. Each contributes to one and a half
+# target neurons, so fused neurons are either copies or mixtures of two.
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
 for ax, (name, fusion) in zip(axes, fusions.items(), strict=True):
@@ -52,8 +53,8 @@ for ax, (name, fusion) in zip(axes, fusions.items(), strict=True):
     ax.set_title(name)
 
 # %%
-# The same as numbers: how many of the parent's neurons have at least a tenth of
-# a fused neuron, on average.
+# The same as numbers: the average number of the parent's neurons that contribute at
+# least a tenth of a fused neuron.
 
 for name, fusion in fusions.items():
     shares = CouplingDisplay(fusion.couplings_[1]["layers.0"]).shares

@@ -1,20 +1,20 @@
 """
-Fuse two networks of different seeds
-====================================
+Fuse two networks with different seeds
+======================================
 
-Two networks of one architecture, trained on the same rows from different
+Two networks with the same architecture, trained on the same rows with different
 seeds, compute nearly the same function. Yet the average of their parameters is
-a poor network: the neurons of one have nothing to do with the neurons of the
-other that happen to stand at the same places. Fusion finds out which neurons
-correspond, averages, and corrects the result to what the parents compute.
+a poor network, because neurons at the same position are unrelated. Fusion matches
+the neurons, averages those that correspond, and corrects the result to match what
+the parents compute.
 """
 
 # %%
 # The parents
 # -----------
-# Two perceptrons 64-64-32-10 on scikit-learn's digits. They have the same
-# accuracy, but their first layers start from other random numbers and see the
-# rows in another order.
+# The parents are two perceptrons with widths 64-64-32-10, trained on scikit-learn's
+# digits. They have similar accuracies, but different initial weights, and they saw the
+# rows in a different order.
 
 import torch
 
@@ -22,39 +22,39 @@ from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.datasets import load_digits, train_mlp
 from sklearn_wbfuse.inspection import InterpolationDisplay, ProbeDisplay
 
-torch.set_num_threads(1)  # networks this small are faster on one
+torch.set_num_threads(1)  # small networks run faster on one thread
 digits = load_digits()
 parents = [train_mlp(digits.X_train, digits.y_train, (64, 64, 32, 10), seed) for seed in (0, 1)]
 
 # %%
-# Fusing
+# Fusion
 # ------
-# Neither estimator looks at a single row of data here, and nothing is trained.
-# The fused network has the widths and the cost of one parent.
+# Neither estimator uses any data here, and nothing is trained. The fused network
+# has the widths and the computational cost of one parent.
 
 average = VanillaAveraging().fit(parents)
 fusion = WassersteinFusion(random_state=0).fit(parents)
 print(fusion.graph_)
 
 # %%
-# ``agreement_`` tells how often the fused network predicts what its parents
-# predict, on the inputs that the correction ran on. These are drawn: for a
-# network that begins with a linear layer, noise in the directions that the
-# parents look at.
+# ``agreement_`` measures how often the fused network makes the same prediction as
+# its parents, on held-out inputs of the correction. These inputs are synthetic. For a
+# network that begins with a linear layer, they are noise with a covariance derived
+# from the parents' first layers.
 
 print(fusion.agreement_)
 ProbeDisplay.from_models(parents)
 
 # %%
-# If there are rows, without labels, they do better. ``correction=None`` leaves
-# the correction out:
+# Unlabelled data gives better results. ``correction=None`` switches the correction
+# off:
 
 on_rows = WassersteinFusion(random_state=0).fit(FusionInput(parents, digits.X_train))
 barycenter = WassersteinFusion(correction=None).fit(parents)
 
 # %%
-# Accuracy on rows that no network has seen, beside that of the ensemble (the
-# mean of the parents' softmax outputs), which costs twice as much to run:
+# Compare the accuracy on unseen rows with that of the ensemble (the mean of the
+# parents' softmax outputs), which costs twice as much to run:
 
 
 @torch.no_grad()
@@ -77,12 +77,11 @@ for name, models in {
 # %%
 # The line between the parents
 # ----------------------------
-# ``transform`` brings both parents into the neuron order of the fused network.
-# They still compute what they computed before, but the straight line that
-# joins them no longer leads over a high barrier, neither in the loss, the
-# cross-entropy of the test rows, nor in the error. The middle of the dashed
-# line is the plain average, the middle of the other one the fused network
-# before its correction.
+# ``transform`` rearranges both parents into the neuron order of the fused network.
+# They still compute the same functions, but the straight line between them no longer
+# crosses a high barrier, neither in the loss (the cross-entropy on the test rows) nor
+# in the error. The midpoint of the dashed line is the plain average; the midpoint of
+# the solid line is the fused network before its correction.
 
 display = InterpolationDisplay.from_estimator(fusion, parents, digits.X_test, digits.y_test, metric=("loss", "error"))
 

@@ -1,21 +1,21 @@
 """
-Fuse recurrent networks of different sizes
-==========================================
+Fuse recurrent networks with different widths
+=============================================
 
 A recurrent network reads a sequence step by step and keeps a state. Its
-neurons can be renamed like those of any other network, but they stand on both
-sides of the recurrent weights, which makes matching them a harder problem: a
-Gromov-Wasserstein transport in place of a linear one. Here two GRUs with
-states of 48 and of 64 neurons become one.
+hidden units can be permuted like the neurons of any other network, but they are on
+both axes of the recurrent weights. Matching them is therefore a harder problem:
+Gromov-Wasserstein instead of linear transport. This example fuses two GRUs with 48
+and 64 hidden units into one.
 """
 
 # %%
 # The parents
 # -----------
-# The digits' 8 x 8 pixels are read as sequences: 8 steps of 8 values, like the
-# readings of a row of sensors. The two networks differ in their sizes, their
-# initialisation and the order in which they saw the training rows. All is
-# repeated with three draws of the seeds.
+# The networks read the 8 x 8 pixels of the digits as sequences: 8 steps of 8 values,
+# like the readings of an array of sensors. The two networks differ in their widths,
+# their initial weights and the order in which they saw the training rows. The
+# experiment is repeated with three draws of the seeds.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +26,7 @@ from sklearn_wbfuse.datasets import load_digits, train_recurrent
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.inspection import CouplingDisplay
 
-torch.set_num_threads(1)  # networks this small are faster on one
+torch.set_num_threads(1)  # small networks run faster on one thread
 digits = load_digits()
 X_train, X_test = (rows.view(-1, 8, 8) for rows in (digits.X_train, digits.X_test))
 
@@ -38,9 +38,9 @@ def train(hidden, seed):
 draws = [[train(48, seed), train(64, seed + 1)] for seed in (0, 10, 20)]
 
 # %%
-# Fusing
+# Fusion
 # ------
-# Plain averaging has no answer to networks of different sizes:
+# Plain averaging cannot handle networks with different widths:
 
 try:
     VanillaAveraging().fit(draws[0])
@@ -48,14 +48,14 @@ except WidthError as error:
     print(error)
 
 # %%
-# Couplings are transport plans and need not be permutations, so fusion has
-# one. ``alpha_h`` is the weight of the recurrent tensors in the energy; with 0
-# they have no say in which neurons correspond, and are merely carried along.
-# The other values are there to show what the parameter does; none is chosen by
-# its accuracy. It is a parameter of the pure barycenter, ``correction=None``, for
-# which no row of data is looked at: :class:`~sklearn_wbfuse.FusionInput` has them
-# for their shape, and finds the neuron groups once for all fits. The defaults
-# then correct on these rows, without labels.
+# Fusion can, since couplings are transport plans and need not be permutations.
+# ``alpha_h`` is the weight of the recurrent tensors in the energy. With 0, they do not
+# influence which neurons correspond and are only carried along. The other values
+# illustrate the effect of the parameter; none is chosen by its accuracy. These fits
+# compute the pure barycenter (``correction=None``) and use no data:
+# :class:`~sklearn_wbfuse.FusionInput` only provides the shape of the inputs, and lets
+# all fits share one discovery of the neuron groups. The defaults, in contrast, correct
+# on these rows, without labels.
 
 default = WassersteinFusion().alpha_h
 alphas = sorted({0, 0.1, 1, 10, default})
@@ -68,9 +68,9 @@ print(fusions[0][0].graph_)
 print(corrected[0].agreement_)
 
 # %%
-# Accuracy on rows that no network has seen, in percent, for each draw. The
-# ensemble, the mean of the parents' softmax outputs, runs both networks; the
-# fused network has the size of the larger one.
+# The table shows the accuracy on unseen rows in percent, for each draw. The
+# ensemble (the mean of the parents' softmax outputs) runs both networks; the
+# fused network has the widths of the larger one.
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def accuracy(*models):
 
 small, large = ([accuracy(parents[i]) for parents in draws] for i in (0, 1))
 ensemble = [accuracy(*parents) for parents in draws]
-fused = np.array([[accuracy(fusion.fused_model_) for fusion in own] for own in fusions])
+fused = np.array([[accuracy(fusion.fused_model_) for fusion in draw] for draw in fusions])
 
 for name, values in {
     "parent, 48 neurons": small,
@@ -94,25 +94,25 @@ for name, values in {
     print(f"{name:23}" + "".join(f"{value:7.1f}" for value in values) + f"   mean{np.mean(values):7.1f}")
 
 # %%
-# What corresponds
-# ----------------
-# Left, the coupling of the smaller parent in the first draw: of which of its
-# neurons each neuron of the fused network is made, and with which sign (a
-# neuron of a GRU can be negated along with all that reads it). The rows are
+# Which neurons correspond
+# ------------------------
+# Left: the coupling of the smaller parent in the first draw. It shows which of its
+# hidden units make up each unit of the fused network, and with which sign (a hidden
+# unit of a GRU can be negated together with everything that reads it). The rows are
 # sorted by their largest entry. A row holds 1/64 of the mass and a column 1/48,
-# so each neuron of the parent has to go into more than one row.
+# so each unit of the parent contributes to more than one row.
 #
-# In the middle, the networks run: how the states of neurons of both parents
-# correlate over all steps of the test rows, for all pairs, and for those that
-# the couplings bring together (turned round where the sign is -1). The
-# matching, which has seen weights alone, pairs neurons that act alike.
+# Middle: the correlation between the states of two hidden units, one of each parent,
+# over all steps of the test rows. It is shown for all pairs, and for the coupled
+# pairs (negated where the sign is -1). The matching used only weights, but it pairs
+# units that behave similarly.
 #
-# Right, accuracy over ``alpha_h``. Lines are means of the three draws, the band
-# spans them.
+# Right: the accuracy as a function of ``alpha_h``. Lines are means over the three
+# draws, and the band shows their range.
 
 fusion = fusions[0][alphas.index(default)]
-plan, plan_of_larger = (own["rnn.l0"] for own in fusion.couplings_)
-pairs = 64 * plan.T @ plan_of_larger  # which neurons of the two parents meet in a fused neuron
+plan, plan_of_larger = (couplings["rnn.l0"] for couplings in fusion.couplings_)
+pairs = 64 * plan.T @ plan_of_larger  # pairs of the parents' neurons that share a fused neuron
 
 
 @torch.no_grad()
@@ -127,10 +127,10 @@ CouplingDisplay.from_estimator(fusion, model=0, ax=left)
 left.set(title="Coupling", xlabel="Neuron of the smaller parent")
 
 bins = np.linspace(-1, 1, 26)
-turned = np.where(pairs < 0, -correlation, correlation)
+signed = np.where(pairs < 0, -correlation, correlation)
 middle.hist(correlation.ravel(), bins, density=True, color="0.75", label="all pairs")
 middle.hist(
-    turned.ravel(),
+    signed.ravel(),
     bins,
     weights=np.abs(pairs).ravel(),
     density=True,

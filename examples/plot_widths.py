@@ -1,20 +1,20 @@
 """
-Fuse networks of different widths
-=================================
+Fuse networks with different widths
+===================================
 
 The couplings of Wasserstein fusion are transport plans, not permutations, so
-parents and target may all have different widths. Here three perceptrons, two
-narrow ones and one of twice their width, are fused into targets of several
+parents and target may all have different widths. This example fuses three
+perceptrons, two narrow ones and one with twice their width, into targets of several
 widths.
 """
 
 # %%
 # Parents and targets
 # -------------------
-# The parents have the widths 64-64-32-10, twice, and 64-128-64-10. A target
-# has the widths 64-2h-h-10. ``target_widths`` takes a dict by neuron group,
-# whose names ``graph_`` lists; a list in the same order does as well. All is
-# repeated with three draws of the seeds.
+# Two parents have widths 64-64-32-10, and one has 64-128-64-10. The targets have
+# widths 64-2h-h-10. ``target_widths`` accepts a dict by neuron group (``graph_``
+# lists their names) or a list in the same order. The experiment is repeated with
+# three draws of the seeds.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,14 +23,14 @@ import torch
 from sklearn_wbfuse import VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.datasets import load_digits, train_mlp
 
-torch.set_num_threads(1)  # networks this small are faster on one
+torch.set_num_threads(1)  # small networks run faster on one thread
 digits = load_digits()
 widths = [16, 32, 48, 64]
 
 
 @torch.no_grad()
 def accuracy(*models):
-    """In percent; of the mean of the softmax outputs if there are several models."""
+    """Return the accuracy in percent of the mean of the models' softmax outputs."""
     mean = sum(model(digits.X_test).softmax(1) for model in models)
     return 100 * float((mean.argmax(1) == digits.y_test).float().mean())
 
@@ -43,7 +43,7 @@ def fuse(models, h):
 fused, single, ensemble, average = [], [], [], []
 for seed in (0, 3, 6):
     parents = [
-        train_mlp(digits.X_train, digits.y_train, (64, 2 * h, h, 10), seed + i)  # each from a seed of its own
+        train_mlp(digits.X_train, digits.y_train, (64, 2 * h, h, 10), seed + i)  # a different seed for each
         for i, h in enumerate((32, 32, 64))
     ]
     fused.append([accuracy(fuse(parents, h)) for h in widths])
@@ -54,9 +54,9 @@ for seed in (0, 3, 6):
 # %%
 # Accuracy over width
 # -------------------
-# The band spans the three draws, the lines are their means. Plain averaging
-# needs equal widths, so it gets only the two narrow parents. The ensemble keeps
-# all three networks; every fused one is a single network.
+# The band shows the range over the three draws, and the lines are their means. Plain
+# averaging needs equal widths, so it uses only the two narrow parents. The ensemble
+# runs all three networks; every fused network is a single one.
 
 figure, ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 ax.axhline(np.mean(ensemble), color="black", linestyle="--", label="ensemble of the parents")

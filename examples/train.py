@@ -2,10 +2,10 @@
 Two networks for the command line
 =================================
 
-Trains two networks of different widths on scikit-learn's digits and writes
-``a.safetensors``, ``b.safetensors`` and ``test.npz`` into the folder that it is
-run in. Then ``wbfuse fuse a.safetensors b.safetensors -o fused --model
-examples/train.py:Net --data test.npz`` makes one of them.
+This script trains two networks with different widths on scikit-learn's digits and
+writes ``a.safetensors``, ``b.safetensors`` and ``test.npz`` to the current folder.
+Fuse them with ``wbfuse fuse a.safetensors b.safetensors -o fused --model
+examples/train.py:Net --data test.npz``.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def train(width, seed, data):
 
 
 def main():
-    torch.set_num_threads(1)  # networks this small are faster on one
+    torch.set_num_threads(1)  # small networks run faster on one thread
     data = load_digits()
     for name, width, seed in (("a", 64, 0), ("b", 96, 1)):
         save_file(train(width, seed, data).state_dict(), f"{name}.safetensors")

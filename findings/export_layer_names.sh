@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# torch 2.13.0: a network with a layer called `code` at its root exports, but the exported program can't be decomposed.
+# torch 2.13.0: a network with a top-level layer named `code` can be exported, but the exported program can't be decomposed.
 #
-# Guess: run_decompositions takes whatever torch.export.export gave. Seen: for a layer of the root whose name is an attribute
-# of torch.fx.GraphModule (code, graph, meta, recompile, ...) it raises RuntimeError "... references nonexistent attribute
-# weight of code"; the same network under a name of its own, or one level deeper, decomposes. Exits 1 if that changes.
+# Expected: run_decompositions accepts every program that torch.export.export returns. Observed: if the name of a top-level layer
+# is an attribute of torch.fx.GraphModule (code, graph, meta, recompile, ...), it raises RuntimeError "... references nonexistent
+# attribute weight of code". The same network decomposes with another name, or one level deeper. Exits 1 if that changes.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"

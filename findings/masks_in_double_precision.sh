@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: TimesFmModel and CanineModel return NaN in double precision for inputs on which they are finite in single.
+# transformers 5.23.0: TimesFmModel and CanineModel return NaN in double precision for inputs with finite outputs in single precision.
 #
-# Guess: .double() makes a network at most more exact. Seen: both build masks of torch.finfo(dtype).min, that of float64 in a
-# float64 network, and read them where float32 is computed, so that a row that is masked whole becomes -inf and its softmax NaN.
-# A check of a network in double precision then meets NaN. Exits 1 if that changes.
+# Expected: .double() can only make a network more accurate. Observed: both networks build masks of torch.finfo(dtype).min, in a
+# float64 network that of float64, and add them in a float32 computation. A fully masked row then becomes -inf and its softmax NaN,
+# so a check of such a network in double precision encounters NaN. Exits 1 if that changes.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"

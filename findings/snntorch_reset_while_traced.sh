@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# snntorch 1.0.0 with torch 2.13.0: tracing one network with torch.export leaves another network of the process without values.
+# snntorch 1.0.0 with torch 2.13.0: tracing a network with torch.export destroys the state of other networks in the process.
 #
-# Guess: torch.export.export(model, ...) touches no other module. Seen: a forward that begins with snntorch.utils.reset(net), as
-# the tutorials write it, resets every neuron that was ever constructed and is listed in SpikingNeuron.instances, whichever
-# network it belongs to (deep copies are not listed). Under a trace the new states are FakeTensors: the bystander can neither
-# be run nor deep-copied any more. Exits 1 if that changes.
+# Expected: torch.export.export(model, ...) affects no other module. Observed: a forward that begins with
+# snntorch.utils.reset(net), as in the tutorials, resets every neuron that was ever constructed and is listed in
+# SpikingNeuron.instances, whichever network it belongs to (deep copies are not listed). Under a trace the new states are
+# FakeTensors, so the other network can no longer be run or deep-copied. Exits 1 if that changes.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
