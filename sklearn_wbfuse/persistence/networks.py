@@ -114,8 +114,10 @@ def _check_held(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def group_table(spec: NetworkSpec) -> dict[str, dict[str, Any]]:
     """What tells the groups of one graph from those of another, by name: size, symmetries, blocks."""
-    fields = ("size", "scalable", "signable", "within")
-    return {name: {field: getattr(group, field) for field in fields} for name, group in spec.groups.items()}
+    return {
+        name: {"size": group.size, "scalable": group.scalable, "signable": group.signable, "within": group.block_group}
+        for name, group in spec.groups.items()
+    }
 
 
 def checked_template(model: Any) -> nn.Module:
