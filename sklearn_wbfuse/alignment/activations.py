@@ -1,10 +1,10 @@
 r"""Activations as features of neurons, for costs of matching.
 
-"correlation": the cost of coupling two neurons falls with the correlation of what they put out, activations after the
-nonlinearity, on the same inputs. Centred and brought to length 1, squared distances are :math:`2 (1 - \rho_{jq})`; a neuron that
-does not move is 0. This is the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", 2024) and
-of Ainsworth, Hayase and Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions.
-Gates of recurrent layers, whose states are fed back, are compared by distance all the same: tanh networks fused better so.
+"correlation": the cost of coupling two neurons falls with the correlation of their activations after the nonlinearity, on the
+same inputs. Between centred vectors of length 1 squared distances are :math:`2 (1 - \rho_{jq})`; a constant neuron is 0. This is
+the measure of Li et al. ("Convergent Learning", ICLR 2016), of Stoica et al. ("ZipIt!", 2024) and of Ainsworth, Hayase and
+Srinivasa ("Git Re-Basin", ICLR 2023) for convolutions. Gates of recurrent layers, whose states are fed back, are always compared
+by distance: tanh networks fused better in this way.
 
 "distance": the mean squared distance of activations before the nonlinearity,
 :math:`\frac{1}{R} \sum_r (z_{jr} - z^i_{qr})^2`, as in Singh and Jaggi ("Model Fusion via Optimal Transport", NeurIPS 2020).
@@ -30,20 +30,20 @@ from .features import Feature
 __all__ = ["activation_features", "activations_of"]
 
 _ROWS = 5000
-"""Positions that neurons are compared at."""
+"""Largest number of positions at which neurons are compared."""
 
 _SHARE = 1 / 8
-"""Of the memory that activations may take, what those of one network may, since matching carries and averages them."""
+"""Share of the memory limit that the activations of one network may take, since matching makes further copies of them."""
 
 
 def _rows_to_compare(recordings: Sequence[Recording]) -> int:
-    """How many positions networks can be compared at, so that their features are no larger than memory allows."""
+    """Return at how many positions networks can be compared if their features have to fit into memory."""
     return rows_within(_SHARE * recordings[0].memory.limit, max(map(units_of, recordings)), _ROWS)
 
 
 @torch.no_grad()
 def activations_of(runs: ParentRunner, measure: str, further: Sequence[Parent] = ()) -> list[tuple[list[Feature], list[Tensor]]]:
-    """Of every parent, and of further networks of the target's widths, activations as features of neurons."""
+    """Return the activations of every parent, and of further networks of the target's widths, as features of neurons."""
     recordings = [runs.recording(i) for i in range(len(runs.parents))]
     n_rows = _rows_to_compare(recordings)
     recordings += map(runs.record_further, further)
@@ -54,26 +54,26 @@ def activations_of(runs: ParentRunner, measure: str, further: Sequence[Parent] =
 def activation_features(
     recording: Recording, spec: NetworkSpec, measure: str, n_rows: int = _ROWS
 ) -> tuple[list[Feature], list[Tensor]]:
-    """One feature for each value that computes neurons, of arrays (neurons, rows).
+    """Return one feature, and its array of shape (neurons, rows), for each regression site of a network.
 
     Parameters
     ----------
     recording : Recording
-        Of a parent.
-    graph : Graph
-        Its own.
+        The activations of the network.
+    spec : NetworkSpec
+        The groups of the network.
     measure : {"correlation", "distance"}
     n_rows : int
         Largest number of positions.
     """
-    found = regression_sites(recording.nodes, recording.parameters)
-    recording.record(*read_by(found.values(), recording.position))
-    most = -(-n_rows // recording.n_batches)
+    sites = regression_sites(recording.nodes, recording.parameters)
+    recording.record(*read_by(sites.values(), recording.position))
+    n_rows_per_batch = -(-n_rows // recording.n_batches)
     features, arrays = [], []
-    for node, equation in found.items():
-        correlates = measure == "correlation" and not equation.cells
-        for (name, axis), batches in _rows(equation, recording, after=correlates):
-            rows = torch.cat([_some(rows, most) for rows in batches])
+    for node, site in sites.items():
+        correlates = measure == "correlation" and not site.cells
+        for (name, axis), batches in _rows(site, recording, after=correlates):
+            rows = torch.cat([_subsample(rows, n_rows_per_batch) for rows in batches])
             rows = (_standardised(rows) if correlates else rows) / len(rows) ** 0.5
             for span in spec.tensors[name].spans[axis]:
                 index = torch.as_tensor(span.index, device=rows.device)
@@ -83,28 +83,31 @@ def activation_features(
     return features, arrays
 
 
-def _rows(equation: RegressionSite, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:
-    """The activations of an equation's neurons at the recorded positions of each batch."""
-    if equation.cells:
-        sequences = Sequences(equation.at, recording)
-        for level in levels(equation.cells):
+def _rows(site: RegressionSite, recording: Recording, *, after: bool) -> Iterator[tuple[tuple[str, int], Iterable[Tensor]]]:
+    """Yield the tensor axis of each set of neurons of a site with their activations at the recorded positions of each batch.
+
+    With `after` these are the activations after the nonlinearity that follows.
+    """
+    if site.cells:
+        sequences = Sequences(site.at, recording)
+        for level in levels(site.cells):
             for cell in level:
                 halves = (cell.halves(recording.state, x, h) for x, h in sequences.forced(cell))
                 yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
             sequences.advance(level)
     else:
-        layer, at = equation.layers[0], recording.position[equation.at]
-        values = (recording.rows(at, layer.channel, batch) for batch in range(recording.n_batches))
-        yield layer.labelled, (_through(v, equation.at) if after else v for v in values)
+        layer, position = site.layers[0], recording.position[site.at]
+        values = (recording.rows(position, layer.channel, batch) for batch in range(recording.n_batches))
+        yield layer.labelled, (_through(v, site.at) if after else v for v in values)
 
 
-def _some(rows: Tensor, most: int) -> Tensor:
-    """At most so many rows, evenly spread."""
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long().to(rows.device)]
+def _subsample(rows: Tensor, n_rows: int) -> Tensor:
+    """Return at most `n_rows` rows, evenly spaced."""
+    return rows if len(rows) <= n_rows else rows[torch.linspace(0, len(rows) - 1, n_rows).long().to(rows.device)]
 
 
 def _through(rows: Tensor, node: Node) -> Tensor:
-    """Rows of a value after the nonlinearity, if all that reads the value is one and the same."""
+    """Apply to the rows of a value the nonlinearity that reads it, if nothing else does."""
     users = list(node.users)
     if not users or any(not facts_of(u).is_nonlinearity or u.all_input_nodes != [node] for u in users):
         return rows
@@ -115,8 +118,8 @@ def _through(rows: Tensor, node: Node) -> Tensor:
 
 
 def _standardised(rows: Tensor) -> Tensor:
-    """Columns with mean 0 and mean square 1; those that hardly move are 0."""
+    """Scale columns to mean 0 and mean square 1; set columns that hardly vary to 0."""
     centred = rows - rows.mean(0)
-    deviation = centred.square().mean(0).sqrt()
-    alive = deviation > 1e-6 * rows.abs().amax(0)
-    return torch.where(alive, centred / torch.where(alive, deviation, 1.0), 0.0)
+    standard_deviation = centred.square().mean(0).sqrt()
+    varies = standard_deviation > 1e-6 * rows.abs().amax(0)
+    return torch.where(varies, centred / torch.where(varies, standard_deviation, 1.0), 0.0)

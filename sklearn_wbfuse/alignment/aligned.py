@@ -1,4 +1,4 @@
-"""Parents in the target's neurons: what averagers average and corrections compare with."""
+"""Parents carried to the target's neurons: the input of averagers, and the reference of corrections."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["AlignedParent", "AlignedParents"]
 
 
 class AlignedParent:
-    """A parent, and how its tensors and activations are carried to the target's neurons.
+    """A parent whose tensors and activations can be carried to the target's neurons.
 
     Attributes
     ----------
     parent : Parent
     weight : float
     recording : Recording
-        What it computes of the inputs of the probe, in its own neurons. Only corrections have it.
+        Activations on the inputs of the probe, in the parent's neurons. Only present in corrections.
     on_data : bool
-        Whether these inputs are rows of data, which its running statistics are taken to describe.
+        Whether these inputs are rows of data, which the parent's running statistics are assumed to describe.
     """
 
     recording: Recording
@@ -41,22 +41,22 @@ class AlignedParent:
         self._maps: dict[Labelled, Mapping[str, Any]] = {}
 
     def recorded(self, recording: Recording, *, on_data: bool) -> AlignedParent:
-        """The same, with what it computes of the inputs of a probe."""
-        twin = AlignedParent(self.parent, self.carrier)
-        twin.recording, twin.on_data = recording, on_data
-        return twin
+        """Return a copy with the parent's activations on the inputs of a probe."""
+        parent = AlignedParent(self.parent, self.carrier)
+        parent.recording, parent.on_data = recording, on_data
+        return parent
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """All tensors in the target's neurons, computed anew each time."""
+        """All tensors in the target's neurons, computed at each access."""
         return self.carrier.state(self.parent.state)
 
     def tensor(self, name: str) -> Tensor:
-        """One of them."""
+        """Return one tensor of the target in the target's neurons."""
         return self.carrier.tensor(name, self.parent.state)
 
     def carried(self, rows: Tensor, labelled: Labelled, *, magnitude: bool = False) -> Tensor:
-        """Activations (..., neurons) in the target's neurons; of a `magnitude` signs do not matter."""
+        """Carry activations (..., neurons) to the target's neurons; a `magnitude` does not change sign."""
         if labelled not in self._maps:
             self._maps[labelled] = _sparse(self.carrier.axis_map(*labelled).to(rows.device, rows.dtype))
         parts = self._maps[labelled]
@@ -65,12 +65,12 @@ class AlignedParent:
         return along_axis(rows, -1, **parts)
 
     def position(self, target: int) -> int:
-        """The operation that stands for one of the target's."""
+        """Return the position of the parent's operation that corresponds to one of the target's."""
         return self.parent.correspondence.position(target)
 
 
 def _sparse(matrix: Tensor) -> dict[str, Tensor]:
-    """The arguments of `along_axis`: indices and factors where every neuron comes from one, if anything changes at all."""
+    """Return the arguments of `along_axis`: indices and factors if every neuron has one source, nothing for the identity."""
     if not bool((matrix != 0).sum(1).eq(1).all()):
         return {"matrix": matrix}
     index = matrix.abs().argmax(1)
@@ -80,13 +80,13 @@ def _sparse(matrix: Tensor) -> dict[str, Tensor]:
 
 
 class AlignedParents(Members[AlignedParent]):
-    """The parents that have a weight, their mixture and the target.
+    """The parents of nonzero weight, their mixture and the target.
 
     Parameters
     ----------
     parents : sequence of AlignedParent
     positions : sequence of int
-        Of each among the parents of the fit.
+        The position of each among the parents of the fit.
     mixture : Mixture
     target : Architecture
     """
@@ -97,23 +97,23 @@ class AlignedParents(Members[AlignedParent]):
 
     @classmethod
     def of(cls, parents: Sequence[Parent], alignment: Alignment, target: Architecture) -> AlignedParents:
-        """Parents by their couplings."""
-        counted = [i for i, p in enumerate(parents) if p.weight]
+        """Align the parents of nonzero weight by their couplings."""
+        positions = [i for i, parent in enumerate(parents) if parent.weight]
         aligned = []
-        for i in counted:
-            own, plans, scales = parents[i], alignment.couplings[i], alignment.source_scales[i]
-            carrier = Carrier(own.spec, target.spec, plans, scales, alignment.target_scales, own.correspondence)
-            aligned.append(AlignedParent(own, carrier))
-        masses = {name: mass[counted] for name, mass in alignment.masses.items()}
-        return cls(aligned, counted, Mixture([parents[i].weight for i in counted], masses), target)
+        for i in positions:
+            parent, plans, scales = parents[i], alignment.couplings[i], alignment.source_scales[i]
+            carrier = Carrier(parent.spec, target.spec, plans, scales, alignment.target_scales, parent.correspondence)
+            aligned.append(AlignedParent(parent, carrier))
+        masses = {name: mass[positions] for name, mass in alignment.masses.items()}
+        return cls(aligned, positions, Mixture([parents[i].weight for i in positions], masses), target)
 
     def recorded(self, runs: ParentRunner, max_rows: int) -> AlignedParents:
-        """The same, with what each computes of the inputs of a probe at so many positions."""
+        """Return copies with the activations of each parent on the inputs of a probe, at up to `max_rows` positions."""
         pairs = zip(self, self.positions, strict=True)
         recorded = [p.recorded(runs.recording(i, max_rows), on_data=runs.has_rows_alone) for p, i in pairs]
         return AlignedParents(recorded, self.positions, self.mixture, self.target)
 
     def mean_rows(self, values: Sequence[Tensor], labelled: Labelled, *, magnitude: bool = False) -> Tensor:
-        """The mean of activations (..., neurons), each in its parent's neurons, in the target's."""
+        """Average the activations (..., neurons) of all parents in the target's neurons."""
         carried = [p.carried(v, labelled, magnitude=magnitude) for p, v in zip(self, values, strict=True)]
         return self.mixture.mean_along(carried, self.target.spec.tensors[labelled[0]].spans[labelled[1]], -1)

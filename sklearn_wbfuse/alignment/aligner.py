@@ -1,4 +1,4 @@
-"""The role of aligners, and the aligner that leaves neurons where they are."""
+"""The role of aligners, and the aligner that keeps the order of neurons."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Aligner", "Identity"]
 
 
 class Aligner(ABC):
-    """Parents in, a coupling of every neuron group of every parent with the target's out: abstract.
+    """Couple every neuron group of every parent with the target: abstract.
 
     The couplings of permuted copies of one network are the permutations: carried to the target, the copies are equal.
     """
 
     compares_activations: bool = False
-    """Whether `align` needs the parents run on inputs, ``parents.runs``, even where nothing is corrected."""
+    """Whether `align` needs the parents' activations, ``parents.runs``, even if nothing is corrected."""
 
     def sizes(self, specs: Sequence[NetworkSpec]) -> dict[str, int]:
-        """The sizes of the target's groups, from the parents'; by default they must be equal.
+        """Return the sizes of the target's groups; by default all parents must have equal sizes.
 
         Raises
         ------
@@ -37,8 +37,8 @@ class Aligner(ABC):
             for name, size in spec.sizes.items():
                 if size != first[name]:
                     raise WidthError(
-                        f"Equal widths are needed. Group {name!r} has {first[name]} neurons in model 0 "
-                        f"and {size} in model {position}; WassersteinFusion fuses different widths."
+                        f"All models must have equal widths. Got {first[name]} neurons in group {name!r} of model 0 "
+                        f"and {size} in model {position}. WassersteinFusion fuses different widths."
                     )
         return first
 
@@ -49,24 +49,24 @@ class Aligner(ABC):
         Parameters
         ----------
         parents : Parents
-            ``parent.graph`` has the groups and labelled tensors, ``parent.compared`` the tensors.
-        target : Graph
-            Groups of the sizes that `sizes` gave.
+            ``parent.spec`` holds the groups and labelled tensors, ``parent.compared`` the tensors to compare.
+        target : NetworkSpec
+            The target's groups, in the sizes that `sizes` returned.
         objective : Objective, optional
-            Rows and labels, where they are known.
+            Labelled rows, if there are any.
         """
 
     def match(self, parent: Parent, fused: Parent) -> Alignment:
-        """Couple one further network with a fused one; by default both are aligned with each other."""
+        """Couple a further network with a fused one; by default by aligning the two with each other."""
         self.sizes([fused.spec, parent.spec])
-        found = self.align(Parents([fused, parent]), fused.spec)
-        to_fused, to_parent = found.couplings
+        alignment = self.align(Parents([fused, parent]), fused.spec)
+        to_fused, to_parent = alignment.couplings
         couplings = {name: to_fused[name].inverse().compose(to_parent[name]) for name in to_parent}
-        return Alignment([couplings], [found.source_scales[1]], found.source_scales[0])
+        return Alignment([couplings], [alignment.source_scales[1]], alignment.source_scales[0])
 
 
 class Identity(Aligner):
-    """Neurons stay where they are, as in plain averages; the energy is that of the parents as they stand."""
+    """Keep the order of neurons, as in plain averages; the energy is that of the parents as they are."""
 
     def align(self, parents: Parents, target: NetworkSpec, objective: Objective | None = None) -> Alignment:
         """See `Aligner`."""

@@ -1,7 +1,6 @@
 r"""The energy, its closed-form target and its cost matrices.
 
-With :math:`A^i_p` the tensor p of model i carried to the target (output axes average, input axes split), the energy of the
-design reads
+With :math:`A^i_p` the tensor p of model i carried to the target (output axes average, input axes split), the energy reads
 
 .. math:: E = \sum_i \lambda_i \sum_p \alpha_p \left( \|T_p\|^2 - 2 \langle T_p, A^i_p \rangle + \kappa^i_p \|T^i_p\|^2 \right),
     \qquad \kappa^i_p = \prod_{out} \frac{n}{n^i} \prod_{in} \frac{n^i}{n},
@@ -37,7 +36,7 @@ __all__ = [
 
 
 def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], skip: Collection[int] = ()) -> Tensor:
-    """:math:`A^i_p`: every axis but those of `skip` carried to the target's neurons."""
+    """Return :math:`A^i_p`: carry every axis but those of `skip` to the target's neurons."""
     for axis, (group, role, odd) in enumerate(zip(feature.groups, feature.roles, feature.odd, strict=True)):
         if axis not in skip:
             array = couplings[group].apply(array, axis, role, odd)
@@ -45,12 +44,12 @@ def carried(feature: Feature, array: Tensor, couplings: Mapping[str, Coupling], 
 
 
 def mean_target(carried_models: Sequence[Sequence[Tensor]], mixture: Mixture) -> list[Tensor]:
-    r"""Closed-form target :math:`T_p = \sum_i \lambda_i A^i_p` (eq. 9 with input axes split)."""
+    r"""Return the closed-form target :math:`T_p = \sum_i \lambda_i A^i_p` (eq. 9 with input axes split)."""
     return [mixture.mean(arrays) for arrays in zip(*carried_models, strict=True)]
 
 
 def kappa(feature: Feature, target: Sequence[int], source: Sequence[int], skip: int | None = None) -> float:
-    r""":math:`\kappa^i_p`, from the sizes of the array's axes in the target and in the source; `skip` leaves out an axis."""
+    r"""Return :math:`\kappa^i_p` from the sizes of an array's axes in the target and in the source, without the axis `skip`."""
     factor = 1.0
     for axis, role in enumerate(feature.roles):
         if axis != skip:
@@ -62,18 +61,18 @@ def kappa(feature: Feature, target: Sequence[int], source: Sequence[int], skip: 
 def energy(
     features: Sequence[Feature],
     targets: Sequence[Tensor],
-    models: Sequence[Sequence[Tensor]],
+    source_arrays: Sequence[Sequence[Tensor]],
     carried_models: Sequence[Sequence[Tensor]],
     mixture: Mixture,
 ) -> float:
-    r"""The full energy E of a target and its couplings, whatever the schedule that found them.
+    r"""Compute the energy E of a target and the couplings of all models.
 
     Parameters
     ----------
-    described : list of Feature
+    features : list of Feature
     targets : list of Tensor
         :math:`T_p`.
-    models : list of list of Tensor
+    source_arrays : list of list of Tensor
         :math:`T^i_p`, the arrays of each model in its own neurons.
     carried_models : list of list of Tensor
         :math:`A^i_p`.
@@ -81,8 +80,8 @@ def energy(
         :math:`\lambda_i`.
     """
     total = 0.0
-    for weight, own, moved in zip(mixture.weights, models, carried_models, strict=True):
-        for feature, t, source, a in zip(features, targets, own, moved, strict=True):
+    for weight, arrays, moved in zip(mixture.weights, source_arrays, carried_models, strict=True):
+        for feature, t, source, a in zip(features, targets, arrays, moved, strict=True):
             if source.shape == t.shape:
                 value = _squares(t - a) + _squares(source) - _squares(a)
             else:
@@ -96,12 +95,12 @@ def energy(
 
 
 def difference(features: Sequence[Feature], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    r""":math:`\sum_p \alpha_p \|A^1_p - A^2_p\|^2`: the energy of two permuted models is this times both proportions."""
+    r"""Return :math:`\sum_p \alpha_p \|A^1_p - A^2_p\|^2`: the energy of two permuted models is this times both weights."""
     return sum(f.alpha * _squares(a - b) for f, a, b in zip(features, one, other, strict=True))
 
 
 def _squares(array: Tensor) -> float:
-    """The sum of squares; norms of rows are fast in single precision, and their squares are summed in double."""
+    """Sum squares; norms of rows are fast in single precision, and their squares are added in double."""
     return float(torch.linalg.vector_norm(array.flatten(1), dim=1).double().square().sum())
 
 
@@ -112,41 +111,41 @@ def cost(
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Cost matrices of one group and model, the other couplings fixed (eq. 7).
+    r"""Compute the cost matrices of one group of one model, the other couplings fixed (eq. 7).
 
-    :math:`\langle C, \Pi^+ + \Pi^- \rangle - \langle S, \Pi^+ - \Pi^- \rangle` is the share of E of the tensors in which the
-    group stands: :math:`C \mp S` is what it costs to couple two neurons with equal or opposite signs.
-
-    Where the group stands twice in a tensor, both parts of the gradient are summed.
+    :math:`\langle C, \Pi^+ + \Pi^- \rangle - \langle S, \Pi^+ - \Pi^- \rangle` is the part of E that belongs to the tensors of
+    the group: coupling two neurons costs :math:`C - S` with equal and :math:`C + S` with opposite signs. If the group is on two
+    axes of a tensor, both parts of the gradient are summed.
 
     Parameters
     ----------
     group : str
-    described : list of Feature
+    features : list of Feature
+        Those of the group.
     targets, source : list of Tensor
         Arrays of the target and of the model.
     couplings : mapping
-        Of the other groups.
+        Couplings of the other groups.
 
     Returns
     -------
     C : Tensor of shape (n, n^i)
     S : Tensor of shape (n, n^i) or None
-        None where no axis changes sign with the group.
+        None if no axis changes sign with the group.
     """
     even, odd = products(group, features, targets, source, couplings)
     rows: Any = 0.0  # the quadratic terms
     columns: Any = 0.0
-    for feature, t, own in zip(features, targets, source, strict=True):
+    for feature, t, array in zip(features, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
-                n, n_source = t.shape[axis], own.shape[axis]
+                n, n_source = t.shape[axis], array.shape[axis]
                 others = [a for a in range(t.dim()) if a != axis]
-                factor = kappa(feature, t.shape, own.shape, skip=axis)
+                factor = kappa(feature, t.shape, array.shape, skip=axis)
                 # on input axes n^i kappa = n^i (n^i / n) times the ratios of the other axes
                 factor *= n if feature.roles[axis] == "out" else n_source * (n_source / n)
                 rows = rows + feature.alpha * n * t.pow(2).sum(others)
-                columns = columns + feature.alpha * factor * own.pow(2).sum(others)
+                columns = columns + feature.alpha * factor * array.pow(2).sum(others)
     total = rows[:, None] + columns[None, :]
     return total if even is None else total - even, odd
 
@@ -158,16 +157,21 @@ def products(
     source: Sequence[Tensor],
     couplings: Mapping[str, Coupling],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What costs subtract from their quadratic terms: of the axes that stay and of those that change sign with the group.
+    """Compute the products that costs subtract from their quadratic terms, without and with a change of sign.
 
-    Between permutations the quadratic terms are offsets of rows and columns, and these products are all that matters.
+    Between permutations the quadratic terms are offsets of rows and columns, so that only these products matter.
+
+    Returns
+    -------
+    even, odd : Tensor of shape (n, n^i) or None
+        Products along the axes of the group that keep their sign with its neurons, and along those that change it.
     """
     total: list[Tensor | None] = [None, None]
-    for feature, t, own in zip(features, targets, source, strict=True):
+    for feature, t, array in zip(features, targets, source, strict=True):
         for axis, name in enumerate(feature.groups):
             if name == group:
-                moved = carried(feature, own, couplings, skip=[axis])
-                cross = 2 * feature.alpha * (t if feature.roles[axis] == "out" else own).shape[axis]
+                moved = carried(feature, array, couplings, skip=[axis])
+                cross = 2 * feature.alpha * (t if feature.roles[axis] == "out" else array).shape[axis]
                 add_product(total, feature, axis, t, moved, cross)
     if total[0] is None and total[1] is None:
         raise LookupError(group)
@@ -175,14 +179,14 @@ def products(
 
 
 def add_product(total: list[Tensor | None], feature: Feature, axis: int, target: Tensor, source: Tensor, factor: float) -> None:
-    """Add the products of all neurons of an axis to the matrix of those that stay, or of those that change sign."""
+    """Add the products of all neurons of an axis to the even or to the odd matrix; see `products`."""
     left, right = (a.movedim(axis, 0).reshape(a.shape[axis], -1) for a in (target, source))
     odd = int(feature.odd[axis])
-    own = total[odd]
-    if own is None:
+    matrix = total[odd]
+    if matrix is None:
         total[odd] = (left @ right.T).mul_(factor)
     else:
-        own.addmm_(left, right.T, alpha=factor)
+        matrix.addmm_(left, right.T, alpha=factor)
 
 
 def quadratic_term(
@@ -192,7 +196,7 @@ def quadratic_term(
     source: Tensor,
     couplings: Mapping[str, Coupling],
 ) -> Term:
-    r"""The products of a tensor in which a group stands twice, as a function of the group's coupling (eq. 10)."""
+    r"""Return the products of a tensor with a group on two axes, as a function of the group's coupling (eq. 10)."""
     axes = [a for a, name in enumerate(feature.groups) if name == group]
     source = carried(feature, source, couplings, skip=axes)
     factor = 2 * feature.alpha

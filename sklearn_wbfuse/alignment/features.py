@@ -1,6 +1,6 @@
-"""What matching compares: the tensors of a network, freed of gauges, as blocks of neuron groups.
+"""Features, the arrays that matching compares: blocks of the tensors of a network, freed of gauges, and activations.
 
-Blocks of tensors without any group carry nothing to match and are left out.
+Blocks without a neuron group hold nothing to match and are left out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Feature", "canonical_tensors", "extract_features", "with_activations
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    r"""One block of one tensor: what its axes are, the same for every model.
+    r"""The axes of one block of one tensor, the same for every model.
 
     Attributes
     ----------
     name : str
     groups : tuple of str
-        The group of each axis of the array; a last axis holds everything fixed.
+        The group of each axis of the array; a last axis holds all fixed positions.
     roles : tuple of {"out", "in"}
     exponents : tuple of float
         Scale exponent of each axis.
@@ -44,26 +44,26 @@ class Feature:
 
 
 def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:
-    r"""The labelled tensors that matching sees.
+    r"""Return the labelled tensors that matching compares.
 
-    Of a norm by running statistics it sees the weight :math:`\gamma` and the bias :math:`\beta` as they are. Mean and variance
-    follow from the weights in front and the inputs, and a bias in front is taken off with the mean: matched as well, as the
-    shift :math:`\beta + (b - \mu) \gamma / \sigma`, a pair of ResNet14 came to 52 %, without them to 61 % (statistics recomputed,
-    2,000 training images, six starts); weights in front divided by :math:`\sigma` were no better.
-    Of two biases that only ever act as a sum it sees the sum.
+    Of a norm with running statistics these are the weight :math:`\gamma` and the bias :math:`\beta`. Mean and variance follow
+    from the weights before the norm and from the inputs, and the mean cancels a bias before the norm. When they were matched as
+    well, as the shift :math:`\beta + (b - \mu) \gamma / \sigma`, a pair of ResNet14 reached 52 %, without them 61 % (statistics
+    recomputed, 2,000 training images, six starts); dividing the weights by :math:`\sigma` was no better. Two biases that only
+    occur as a sum are replaced by their sum.
     """
     values = dict(state)
     for pair in spec.bias_pairs:
         rows = torch.as_tensor(pair.positions, device=values[pair.kept].device)
-        kept, other = values[pair.kept].clone(), values[pair.other].clone()
-        kept[rows] += other[rows]
+        total, other = values[pair.kept].clone(), values[pair.other].clone()
+        total[rows] += other[rows]
         other[rows] = 0
-        values[pair.kept], values[pair.other] = kept, other
+        values[pair.kept], values[pair.other] = total, other
     return [(labels, values[name]) for name, labels in spec.tensors.items() if name not in spec.uncompared]
 
 
 def extract_features(spec: NetworkSpec, state: Mapping[str, Tensor], alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
-    """Descriptions and arrays of all blocks in which a group stands."""
+    """Return the features of a network and their arrays: all blocks of its tensors with a neuron group."""
     features, arrays = [], []
     for labels, value in canonical_tensors(spec, state):
         whole = labels.unfold(value)
@@ -92,10 +92,10 @@ def with_activations(
     activation_arrays: Sequence[Sequence[Tensor]],
     share: float,
 ) -> tuple[list[Feature], list[list[Tensor]]]:
-    r"""Features of which a share are activations, :math:`(1 - s) E_{weights} + s \sum_g c_g E_{activations, g}`.
+    r"""Combine features of weights and of activations, :math:`(1 - s) E_{weights} + s \sum_g c_g E_{activations, g}`.
 
-    :math:`c_g` gives the activations of a group the squared norm of the tensors that it stands in. With a share of 1 tensors
-    remain where a group has no activations.
+    :math:`c_g` scales the activations of a group to the squared norm of its tensors. With a share of 1 tensors remain only for
+    groups without activations.
 
     Parameters
     ----------

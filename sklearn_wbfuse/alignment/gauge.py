@@ -1,15 +1,14 @@
-r"""Scales: the gauge in which every neuron's incoming and outgoing weights balance.
+r"""The gauge of balanced scales, in which the incoming and outgoing weights of every neuron have equal norms.
 
-ReLU networks keep their function when a neuron is multiplied by c > 0 and its readers are divided by c. Before matching,
-each network takes the scales that minimise :math:`\sum_p \|T_p\|^2`; the problem is convex in :math:`\log c`, so copies that
-differ by scales become equal.
+The function of a ReLU network is unchanged when a neuron is multiplied by c > 0 and the weights that read it are divided by c.
+Before matching, each network is scaled to minimise :math:`\sum_p \|T_p\|^2`. The problem is convex in :math:`\log c`, so that
+copies that differ by scales become equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,123 +32,128 @@ def balance_scales(
     *,
     max_iter: int = 1000,
 ) -> dict[str, Tensor]:
-    r"""Scales :math:`c_u` per unit of every scalable group, float64, that minimise :math:`\sum_p \kappa_p \|T_p\|^2`.
+    r"""Compute the scales :math:`c_u` of the units of every scalable group that minimise :math:`\sum_p \kappa_p \|T_p\|^2`.
 
-    The factors :math:`\kappa_p` of the energy make the result the same for a network and its wider copies. Coordinate descent:
-    with the other groups fixed, :math:`\min_c c^{2e} N_+ + c^{-2e} N_-` has a closed form where the exponents are
-    :math:`\pm e`; other exponents, and groups that stand twice in a tensor, take a damped Newton step.
+    The factors :math:`\kappa_p` of the energy make the result the same for a network and its wider copies. The method is
+    coordinate descent: with the other groups fixed, :math:`\min_c c^{2e} N_+ + c^{-2e} N_-` has a closed form if all exponents
+    are :math:`\pm e`; for other exponents, and for groups on two axes of a tensor, a damped Newton step is taken.
 
     Parameters
     ----------
-    described : list of Feature
+    features : list of Feature
     arrays : list of Tensor
     sizes : mapping of str to int, optional
-        Sizes of the target's groups; the arrays' own by default.
+        Sizes of the target's groups; those of the arrays by default.
     keep : collection of str
-        Groups that are left as they are.
+        Groups that are not scaled.
+
+    Returns
+    -------
+    dict of str to Tensor
+        For each group, scales of shape (size,) in double precision.
     """
-    places: dict[str, list[_Place]] = {}
+    norms_of_group: dict[str, list[_Norms]] = {}
     logs: dict[str, np.ndarray] = {}
-    precise = 0.0
+    eps = 0.0
     for feature, array in zip(features, arrays, strict=True):
         scale = [bool(e) and g not in keep for g, e in zip(feature.groups, feature.exponents, strict=True)]
         if any(scale):
             target = array.shape if sizes is None else [sizes[g] for g in feature.groups]
-            norm = torch.linalg.vector_norm(array, dim=-1).square_().mul_(kappa(feature, target, array.shape))
-            fixed = [axis for axis, free in enumerate(scale) if not free]
-            place = _place(feature, norm.sum(fixed) if fixed else norm, [axis for axis, free in enumerate(scale) if free])
-            precise = max(precise, torch.finfo(array.dtype).eps)
-            for axis, group in enumerate(place.groups):
-                where = places.setdefault(group, [])
-                where += [] if place in where else [place]
-                logs[group] = np.zeros(place.norms.shape[axis])
-    sides = {group: _sides(group, where) for group, where in places.items()}
-    before, factors = float("inf"), dict[_Key, np.ndarray]()
+            squares = torch.linalg.vector_norm(array, dim=-1).square_().mul_(kappa(feature, target, array.shape))
+            fixed = [axis for axis, is_scaled in enumerate(scale) if not is_scaled]
+            axes = [axis for axis, is_scaled in enumerate(scale) if is_scaled]
+            norms = _norms(feature, squares.sum(fixed) if fixed else squares, axes)
+            eps = max(eps, torch.finfo(array.dtype).eps)
+            for axis, group in enumerate(norms.groups):
+                norms_of_group.setdefault(group, [])
+                norms_of_group[group] += [] if norms in norms_of_group[group] else [norms]
+                logs[group] = np.zeros(norms.squares.shape[axis])
+    sides_of_group = {group: _sides(group, norms) for group, norms in norms_of_group.items()}
+    previous, factors = float("inf"), dict[_Key, np.ndarray]()
     for _ in range(max_iter):
         largest = 0.0
-        for group, own in sides.items():
-            step = _step(own, logs, factors)
+        for group, sides in sides_of_group.items():
+            step = _step(sides, logs, factors)
             logs[group] = logs[group] + step
-            for side in own:
+            for side in sides:
                 factors.pop(side.key, None)
             largest = max(largest, float(np.abs(step).max()))
-        if largest < 8 * precise or before <= largest < 1e4 * precise:  # as close as sums in this precision come
+        if largest < 8 * eps or previous <= largest < 1e4 * eps:  # the limit of sums in this precision
             break
-        before = largest
+        previous = largest
     return {group: torch.as_tensor(np.exp(log), device=arrays[0].device) for group, log in logs.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """Squared norms of a tensor along the axes that scale, on the host, and their groups and exponents."""
+class _Norms:
+    """Squared norms of a tensor along the axes that scale, on the host, with the groups and exponents of these axes."""
 
-    norms: np.ndarray
+    squares: np.ndarray
     groups: tuple[str, ...]
     exponents: tuple[float, ...]
 
 
-def _place(feature: Feature, norms: Tensor, axes: Sequence[int]) -> _Place:
+def _norms(feature: Feature, squares: Tensor, axes: Sequence[int]) -> _Norms:
     groups = tuple(feature.groups[a] for a in axes)
-    if norms.dim() == 2 and groups[0] == groups[1]:
-        norms = norms.clone().fill_diagonal_(0)  # the diagonal of a group on both sides does not change
-    return _Place(norms.cpu().numpy(), groups, tuple(feature.exponents[a] for a in axes))
+    if squares.dim() == 2 and groups[0] == groups[1]:
+        squares = squares.clone().fill_diagonal_(0)  # scales do not change the diagonal of a group with itself
+    return _Norms(squares.cpu().numpy(), groups, tuple(feature.exponents[a] for a in axes))
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """A tensor as one of its groups sees it: the norms with the group's axis first, and what multiplies the other axes."""
+    """The norms of a tensor with the axis of one group first, and the keys of the scales that multiply the axes."""
 
-    norms: np.ndarray
+    squares: np.ndarray
     key: _Key
-    others: tuple[_Key, ...]
-    is_alone: bool
+    other_keys: tuple[_Key, ...]
+    has_group_once: bool
 
 
-def _sides(group: str, where: Sequence[_Place]) -> list[_Side]:
-    found = []
-    for place in where:
-        keys = list(zip(place.groups, place.exponents, strict=True))
+def _sides(group: str, norms_of_tensors: Sequence[_Norms]) -> list[_Side]:
+    sides = []
+    for norms in norms_of_tensors:
+        keys = list(zip(norms.groups, norms.exponents, strict=True))
         for axis, key in enumerate(keys):
             if key[0] == group:
-                alone = place.groups.count(group) == 1
-                found.append(_Side(np.moveaxis(place.norms, axis, 0), key, (*keys[:axis], *keys[axis + 1 :]), alone))
-    return found
+                once = norms.groups.count(group) == 1
+                sides.append(_Side(np.moveaxis(norms.squares, axis, 0), key, (*keys[:axis], *keys[axis + 1 :]), once))
+    return sides
 
 
 def _step(sides: Sequence[_Side], logs: Mapping[str, np.ndarray], factors: dict[_Key, np.ndarray]) -> np.ndarray:
-    """The change of the logarithms of a group's scales; `factors` keeps the powers of all scales."""
-    up: Any = 0.0
-    down: Any = 0.0
-    curvature: Any = 0.0
+    """Return the change of the logarithms of a group's scales; `factors` caches the powers of all scales."""
+    size = len(logs[sides[0].key[0]])
+    up, down, curvature = np.zeros(size), np.zeros(size), np.zeros(size)
     for side in sides:
-        total = side.norms
-        for key in reversed((side.key, *side.others)):
+        total = side.squares
+        for key in reversed((side.key, *side.other_keys)):
             if key not in factors:
                 factors[key] = np.exp(2 * key[1] * logs[key[0]])
             total = factors[key] * total if key is side.key else total @ factors[key].astype(total.dtype)
         exponent = side.key[1]
         up, down = (up + exponent * total, down) if exponent > 0 else (up, down - exponent * total)
         curvature = curvature + exponent**2 * total
-    step = np.zeros(len(logs[sides[0].key[0]]))
-    alive = (up > 0) & (down > 0)
+    step = np.zeros(size)
+    has_both = (up > 0) & (down > 0)  # the scale of a dead neuron does not matter
     exponents = {abs(side.key[1]) for side in sides}
-    if not np.any(alive):
+    if not np.any(has_both):
         return step
-    if len(exponents) == 1 and all(side.is_alone for side in sides):
-        step[alive] = np.log(down[alive] / up[alive]) / (4 * exponents.pop())
+    if len(exponents) == 1 and all(side.has_group_once for side in sides):
+        step[has_both] = np.log(down[has_both] / up[has_both]) / (4 * exponents.pop())
     else:
-        step[alive] = ((down - up)[alive] / (4 * curvature[alive])).clip(-1, 1)
+        step[has_both] = ((down - up)[has_both] / (4 * curvature[has_both])).clip(-1, 1)
     return step
 
 
 def apply_scales(features: Sequence[Feature], arrays: Sequence[Tensor], scales: Mapping[str, Tensor]) -> list[Tensor]:
-    """The arrays after multiplying every unit by its scale to the axis' exponent."""
+    """Multiply every unit by its scale, to the power of the axis' exponent."""
     result = []
-    for feature, array in zip(features, arrays, strict=True):
-        own = array
+    for feature, original in zip(features, arrays, strict=True):
+        array = original
         for axis, (group, exponent) in enumerate(zip(feature.groups, feature.exponents, strict=True)):
             if exponent and group in scales:
                 factor = along(scales[group].pow(exponent).to(array.dtype), axis, array.dim())
-                array = array * factor if array is own else array.mul_(factor)
+                array = array * factor if array is original else array.mul_(factor)
         result.append(array)
     return result

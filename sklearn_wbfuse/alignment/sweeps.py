@@ -1,9 +1,9 @@
-r"""Sweeps over incoming and outgoing tensors, each model against the weighted mean of the others, until nothing changes.
+r"""Sweeps over incoming and outgoing tensors that match each model to the weighted mean of the others until nothing changes.
 
-At reg=0 and equal widths a step needs the products of one group with its neighbours alone: the arrays of a model are kept in
-the target's neurons, so that a coupling is looked for relative to the current one, nothing but the axis that moves is
-gathered, and the energy falls by :math:`2 \lambda_i \alpha_p \langle \sum_{j \ne i} \lambda_j A^j_p, \Delta A^i_p \rangle`, a
-difference of products.
+At reg=0 and equal widths an update only needs the products of one group with its neighbours. The arrays of each model are held
+in the target's neurons, and a coupling is solved for relative to the current one: only the axis of the group is permuted, and
+the energy falls by :math:`2 \lambda_i \alpha_p \langle \sum_{j \ne i} \lambda_j A^j_p, \Delta A^i_p \rangle`, a difference of
+products.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ __all__ = ["Sweeps", "entropic_step", "solve_joint"]
 log = logging.getLogger("sklearn_wbfuse")
 
 _FEW = 0.25
-"""Products of several models are updated, not computed anew, when at most this share of a group's neurons has changed."""
+"""Share of changed neurons of a group up to which the products of several models are updated instead of computed again."""
 
 
 def solve_joint(problem: Problem, start: Solution) -> Solution:
     """Sweep over groups and models until no coupling changes or the energy stops falling.
 
-    A step is taken only if the energy falls: for permutations it always does, for plans between unequal widths it need not.
+    An update is made only if it lowers the energy. For permutations it always does; for plans between unequal widths it need
+    not.
     """
     state = Sweeps(problem, start.plans, sweep_updates(problem))
     history = [start.energy]
@@ -52,22 +53,25 @@ def solve_joint(problem: Problem, start: Solution) -> Solution:
 
 
 def entropic_step(problem: Problem, exact: Solution) -> Solution:
-    """One entropic step from exact couplings: each model is coupled with the mean of the others as these are.
+    """Make one entropic step from exact couplings: couple each model with the mean of the others as the sweeps left them.
 
-    The reference keeps its couplings, so that the target's neurons are its own and no pair of models is blurred twice. Sweeps
-    of entropic steps, each against what the others have blurred, take six times as long and lead to no better networks.
+    The reference keeps its couplings, so that the target's neurons are its own and no pair of models is blurred twice.
+    Entropic sweeps, which match each model to the blurred mean of the others, take six times as long and give no better
+    networks.
     """
-    state, found = Sweeps(problem, exact.plans, sweep_updates(problem)), list[Plans]()
-    stays = problem.reference if problem.mixture.weights[problem.reference] > 0 else int(np.argmax(problem.mixture.weights))
-    for i, own in enumerate(exact.plans):
-        soft: Plans = {}
-        for update in () if i == stays else state.updates:
-            at = problem.features_of(update.all)
-            family = [g for g in (update.blocks, *update.groups) if g in soft]  # neurons stay in blocks that have moved
-            before = {**own, **{g: soft[g] for g in family}}
-            soft |= update.solve(problem, i, at, state.others(i, at), [problem.source_arrays[i][p] for p in at], before, {})
-        found.append({**own, **soft})
-    result = problem.solution(found)
+    state, plans = Sweeps(problem, exact.plans, sweep_updates(problem)), list[Plans]()
+    fixed = problem.reference if problem.mixture.weights[problem.reference] > 0 else int(np.argmax(problem.mixture.weights))
+    for i, exact_plans in enumerate(exact.plans):
+        entropic_plans: Plans = {}
+        for update in () if i == fixed else state.updates:
+            indices = problem.features_of(update.all)
+            source = [problem.source_arrays[i][p] for p in indices]
+            # Neurons stay within blocks that are coupled already; all else is as the sweeps left it.
+            same_blocks = {g: entropic_plans[g] for g in (update.blocks, *update.groups) if g in entropic_plans}
+            current = {**exact_plans, **same_blocks}
+            entropic_plans |= update.solve(problem, i, indices, state.others(i, indices), source, current, {})
+        plans.append({**exact_plans, **entropic_plans})
+    result = problem.solution(plans)
     log.info("entropic step: energy %.6g", result.energy)
     return Solution(result.plans, result.energy, exact.n_iter, [*exact.history, result.energy])
 
@@ -85,15 +89,15 @@ class Sweeps:
         self.prices: dict[tuple[int, str], Prices] = {}
 
     def energy(self) -> float:
-        """At the best target."""
+        """Compute the energy at the best target."""
         return self.problem.energy(self.plans, self.moved)
 
-    def others(self, i: int, at: Sequence[int]) -> list[Tensor]:
-        """Mean of some arrays of the other models; of the model itself if it has all the weight."""
-        return [self.problem.mixture.mean_of_others(i, [own[p] for own in self.moved]) for p in at]
+    def others(self, i: int, indices: Sequence[int]) -> list[Tensor]:
+        """Return the mean of some arrays of the other models, or the model's own if it has all the weight."""
+        return [self.problem.mixture.mean_of_others(i, [arrays[p] for arrays in self.moved]) for p in indices]
 
     def sweep(self) -> float | None:
-        """One step for every group and model that may find something new; how much the energy fell, None if not known."""
+        """Make all updates that are due; return by how much the energy fell, None if that is not known."""
         fall: float | None = 0.0
         for k, update in enumerate(self.updates):
             for i in self._moving(update):
@@ -105,119 +109,119 @@ class Sweeps:
         return fall
 
     def _moving(self, update: GroupUpdate) -> Collection[int]:
-        """The models whose coupling of a group is looked for: of two that are permuted, one may stay where it is."""
+        """Return the models whose couplings an update solves for: of two permuted models, one can stay as it is."""
         problem, count = self.problem, len(self.plans)
-        if count > 2 or not all(own[g].is_permutation for own in self.plans for g in update.all):
+        if count > 2 or not all(plans[g].is_permutation for plans in self.plans for g in update.all):
             return range(count)
-        stays = problem.reference if problem.mixture.weights[problem.reference] > 0 else 1 - problem.reference
-        return [1 - stays] if count == 2 else [0]
+        fixed = problem.reference if problem.mixture.weights[problem.reference] > 0 else 1 - problem.reference
+        return [1 - fixed] if count == 2 else [0]
 
     def _step(self, update: GroupUpdate, i: int) -> float | None:
-        """Match the groups of a step of one model to the mean of the others.
+        """Match the groups of an update of one model to the mean of the others.
 
-        Returns how much the energy fell, 0 if no coupling changed, None if it is not known.
+        Return by how much the energy fell: 0 if no coupling changed, None if it is not known.
         """
         permuted = all(self.plans[i][g].is_permutation for g in update.all)
         if permuted and self.problem.mixture.has_all(i):
             return 0.0
-        if permuted and update.blocks is None and self.products.linear(update.groups[0]):
+        if permuted and update.blocks is None and self.products.is_linear(update.groups[0]):
             return self._exchange(update.groups[0], i)
         return None if self._replace(update, i) else 0.0
 
     def _exchange(self, group: str, i: int) -> float | None:
-        """Permute the neurons of a group that stands once in every tensor, relative to where they are."""
+        """Permute the neurons of a group that is on at most one axis of every tensor, relative to their present order."""
         even, odd = self.products.of(i, group)
-        found = assigned(even, odd, self.prices.setdefault((i, group), Prices()))
+        exchange = assigned(even, odd, self.prices.setdefault((i, group), Prices()))
         gain, size = 0.0, 0.0
-        for matrix, signs in ((even, None), (odd, found.signs)):
+        for matrix, signs in ((even, None), (odd, exchange.signs)):
             if matrix is not None:
-                here = matrix.diagonal().double().cpu().numpy()
-                there = matrix[torch.arange(len(here)), torch.as_tensor(found.index)].double().cpu().numpy()
-                gain += float(((there if signs is None else signs * there) - here).sum())
-                size += float(np.abs(here).sum())
+                current = matrix.diagonal().double().cpu().numpy()
+                exchanged = matrix[torch.arange(len(current)), torch.as_tensor(exchange.index)].double().cpu().numpy()
+                gain += float(((exchanged if signs is None else signs * exchanged) - current).sum())
+                size += float(np.abs(current).sum())
         if gain <= 1e-9 * size:
             return 0.0
-        self.plans[i] = {**self.plans[i], group: found.compose(self.plans[i][group])}
-        moved = found.index != np.arange(len(found.index))
-        units = torch.as_tensor(np.flatnonzero(moved if found.signs is None else moved | (found.signs < 0)))
-        few = len(self.plans) == 2 or len(units) <= _FEW * len(moved)
+        self.plans[i] = {**self.plans[i], group: exchange.compose(self.plans[i][group])}
+        has_moved = exchange.index != np.arange(len(exchange.index))
+        units = torch.as_tensor(np.flatnonzero(has_moved if exchange.signs is None else has_moved | (exchange.signs < 0)))
+        only_few = len(self.plans) == 2 or len(units) <= _FEW * len(has_moved)
         for matrix, changes_sign in ((even, False), (odd, True)):
             if matrix is not None:
-                _exchanged(matrix, 1, found, units, changes_sign)
+                _exchanged(matrix, 1, exchange, units, changes_sign)
         changes: dict[int, Tensor] = {}
         for p in self.problem.features_of([group]):
             if self.moved[i][p] is self.problem.source_arrays[i][p]:
                 self.moved[i][p] = self.moved[i][p].clone()
             feature = self.problem.features[p]
             for axis, name in enumerate(feature.groups):
-                if name == group and few:
-                    changes[p] = _exchanged(self.moved[i][p], axis, found, units, feature.odd[axis])
+                if name == group and only_few:
+                    changes[p] = _exchanged(self.moved[i][p], axis, exchange, units, feature.odd[axis])
                 elif name == group:
-                    self.moved[i][p] = found.apply(self.moved[i][p], axis, feature.roles[axis], feature.odd[axis])
-        self.products.changed(i, group, units if few else None, changes)
-        return 2 * self.problem.mixture.weights[i] * self.products.weight(i) * gain or None  # nothing for a model of weight 0
+                    self.moved[i][p] = exchange.apply(self.moved[i][p], axis, feature.roles[axis], feature.odd[axis])
+        self.products.invalidate(i, group, units if only_few else None, changes)
+        return 2 * self.problem.mixture.weights[i] * self.products.weight(i) * gain or None  # 0 for a model of weight 0
 
     def _replace(self, update: GroupUpdate, i: int) -> bool:
-        """Look for couplings of any kind, and take them if the energy falls."""
+        """Solve for couplings of any kind, and accept them if the energy falls."""
         problem, weight = self.problem, self.problem.mixture.weights[i]
-        at = problem.features_of(update.all)
-        features, targets = [problem.features[p] for p in at], self.others(i, at)
-        source = [problem.source_arrays[i][p] for p in at]
-        found = update.solve(problem, i, at, targets, source, self.plans[i], {})
-        if all(c.same_as(self.plans[i][g], problem.tol) for g, c in found.items()):
+        indices = problem.features_of(update.all)
+        features, targets = [problem.features[p] for p in indices], self.others(i, indices)
+        source = [problem.source_arrays[i][p] for p in indices]
+        couplings = update.solve(problem, i, indices, targets, source, self.plans[i], {})
+        if all(c.same_as(self.plans[i][g], problem.tol) for g, c in couplings.items()):
             return False
-        trial = {**self.plans[i], **found}
-        arrays = [carried(f, a, trial) for f, a in zip(features, source, strict=True)]
-        old = [self.moved[i][p] for p in at]
+        trial = {**self.plans[i], **couplings}
+        arrays = [carried(f, array, trial) for f, array in zip(features, source, strict=True)]
+        old = [self.moved[i][p] for p in indices]
         if _gain(features, targets, old, arrays, weight, problem.mixture.has_all(i)) <= 0:
             return False
         self.plans[i] = trial
-        for p, a in zip(at, arrays, strict=True):
-            self.moved[i][p] = a
-        for group in found:
-            self.products.changed(i, group)
+        for p, array in zip(indices, arrays, strict=True):
+            self.moved[i][p] = array
+        for group in couplings:
+            self.products.invalidate(i, group)
         return True
 
 
-def _exchanged(array: Tensor, axis: int, by: Permutation, units: Tensor, odd: bool) -> Tensor:
-    """Permute a few units of one axis in place; returns by how much they changed."""
+def _exchanged(array: Tensor, axis: int, permutation: Permutation, units: Tensor, odd: bool) -> Tensor:
+    """Permute a few units of one axis in place, and return their change."""
     units = units.to(array.device)
     old = array.index_select(axis, units)
-    new = array.index_select(axis, torch.as_tensor(by.index, device=array.device)[units])
-    if odd and by.signs is not None:
-        new = new * along(torch.as_tensor(by.signs, dtype=array.dtype, device=array.device)[units], axis, array.dim())
+    new = array.index_select(axis, torch.as_tensor(permutation.index, device=array.device)[units])
+    if odd and permutation.signs is not None:
+        new = new * along(torch.as_tensor(permutation.signs, dtype=array.dtype, device=array.device)[units], axis, array.dim())
     array.index_copy_(axis, units, new)
     return new.sub_(old)
 
 
 class _Pending:
-    """Which steps of a sweep may find something new: those in whose tensors something else has moved since the last time."""
+    """The updates of a sweep that are due: those in whose tensors another group or model has changed since the last time."""
 
     def __init__(self, problem: Problem, updates: Sequence[GroupUpdate]):
         self.models = range(len(problem.source_arrays))
         self.has_all = problem.mixture.has_all
-        self.near: list[set[int]] = []
-        self.settled = []
+        self.adjacent: list[set[int]] = []
+        self.settles: list[bool] = []  # an update that changes nothing when it is made again
         for update in updates:
-            at = problem.features_of(update.all)
-            touched = {g for p in at for g in problem.features[p].groups}
-            self.near.append({k for k, other in enumerate(updates) if touched & set(other.all)})
-            most = max((problem.features[p].groups.count(g) for p in at for g in update.all), default=0)
-            plain = update.blocks is None or not update.free
-            self.settled.append(plain and (most < 2 or (most == 2 and update.blocks is None)))
-        self.updates = {(i, k) for i in self.models for k in range(len(updates))}
+            indices = problem.features_of(update.all)
+            groups = {g for p in indices for g in problem.features[p].groups}
+            self.adjacent.append({k for k, other in enumerate(updates) if groups & set(other.all)})
+            largest_count = max((problem.features[p].groups.count(g) for p in indices for g in update.all), default=0)
+            is_plain = update.blocks is None or not update.free
+            self.settles.append(is_plain and (largest_count < 2 or (largest_count == 2 and update.blocks is None)))
+        self.due = {(i, k) for i in self.models for k in range(len(updates))}
 
     def take(self, model: int, update: int) -> bool:
-        """Whether a step is due; it counts as done."""
-        due = (model, update) in self.updates
-        self.updates.discard((model, update))
-        return due
+        """Return whether an update is due, and mark it as done."""
+        is_due = (model, update) in self.due
+        self.due.discard((model, update))
+        return is_due
 
     def changed(self, model: int, update: int) -> None:
-        """A coupling has changed: every other step that sees it is due, and the same one where its problem depends on it."""
-        self.updates |= {(i, k) for i in self.models for k in self.near[update]}
-        if self.settled[update] and not self.has_all(model):
-            self.updates.discard((model, update))
+        """Mark the updates that depend on a changed coupling as due, and the same one if its problem depends on its result."""
+        self.due |= {(i, k) for i in self.models for k in self.adjacent[update]}
+        if self.settles[update] and not self.has_all(model):
+            self.due.discard((model, update))
 
 
 def _gain(
@@ -226,13 +230,13 @@ def _gain(
     old: Sequence[Tensor],
     new: Sequence[Tensor],
     weight: float,
-    alone: bool,
+    has_all: bool,
 ) -> float:
-    r"""How much the energy at its best target falls: :math:`E = const - \|\sum_j \lambda_j A^j\|^2`, to a relative 1e-9."""
+    r"""Return the fall of :math:`E = const - \|\sum_j \lambda_j A^j\|^2`, the energy at its best target, less 1e-9 of it."""
     gain, scale = 0.0, 0.0
-    weight = max(weight, 1e-3)  # a model of weight 0 is matched all the same
+    weight = max(weight, 1e-3)  # models of weight 0 are matched as well
     for feature, t, a, b in zip(features, others, old, new, strict=True):
-        rest = torch.zeros_like(t) if alone else (1 - weight) * t
+        rest = torch.zeros_like(t) if has_all else (1 - weight) * t
         before = (rest + weight * a).pow(2).sum(dtype=torch.float64)
         after = (rest + weight * b).pow(2).sum(dtype=torch.float64)
         gain += feature.alpha * float(after - before)

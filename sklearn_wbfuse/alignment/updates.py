@@ -1,4 +1,4 @@
-"""The steps of schedules: which groups are coupled together, and from which features."""
+"""The updates of which schedules consist: the groups that are coupled together, and the features to couple them by."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["GroupUpdate", "sweep_updates"]
 
 @dataclass(frozen=True)
 class GroupUpdate:
-    """Groups whose couplings are looked for together.
+    """Groups whose couplings are solved for together.
 
     Attributes
     ----------
     groups : tuple of str
     blocks : str or None
-        The group of blocks that they lie in.
+        The group of the blocks of their neurons.
     free : bool
-        Whether the blocks move as well.
+        Whether the coupling of the blocks is solved for as well.
     """
 
     groups: tuple[str, ...]
@@ -33,24 +33,24 @@ class GroupUpdate:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The groups that may move, blocks included."""
+        """The groups whose couplings are solved for, blocks included."""
         return (self.blocks, *self.groups) if self.free and self.blocks is not None else self.groups
 
     def solve(
         self,
         problem: Problem,
         model: int,
-        at: Sequence[int],
+        indices: Sequence[int],
         targets: Sequence[Tensor],
         source: Sequence[Tensor],
         plans: Plans,
         potentials: dict[tuple[int, str], Potentials],
     ) -> Plans:
-        """The best couplings of these groups of one model with a target, from the features of some positions."""
-        features = [problem.features[p] for p in at]
+        """Compute the best couplings of the groups of one model with a target, by the features at `indices`."""
+        features = [problem.features[p] for p in indices]
         if self.blocks is None:
             (group,) = self.groups
-            found = couple(
+            coupling = couple(
                 group,
                 features,
                 targets,
@@ -61,15 +61,15 @@ class GroupUpdate:
                 random_state=problem.random_state,
                 potentials=potentials.setdefault((model, group), Potentials()),
             )
-            return {group: found}
+            return {group: coupling}
         shape = problem.sizes[self.blocks], problem.source_sizes[model][self.blocks]
         fixed = None if self.free else plans[self.blocks]
-        parts = list(zip(features, targets, source, strict=True))
-        return couple_blocks(self.blocks, self.groups, parts, plans, shape, problem.reg, fixed)
+        triples = list(zip(features, targets, source, strict=True))
+        return couple_blocks(self.blocks, self.groups, triples, plans, shape, problem.reg, fixed)
 
 
 def sweep_updates(problem: Problem) -> list[GroupUpdate]:
-    """The steps of a sweep: group after group, and the groups of one family of blocks together."""
+    """Return the updates of a sweep: one for each group, and one for all groups within the same blocks."""
     updates = []
     for group in problem.sizes:
         if problem.is_pinned(group) or not problem.features_of([group]):
@@ -86,11 +86,11 @@ def sweep_updates(problem: Problem) -> list[GroupUpdate]:
             updates.append(GroupUpdate((group,), blocks))
         elif group == members[0]:
             updates.append(GroupUpdate(members, blocks, free=True))
-            if _tangled(problem, (blocks, *members)):
+            if _share_tensors(problem, (blocks, *members)):
                 updates += [GroupUpdate((g,), blocks) for g in members]
     return updates
 
 
-def _tangled(problem: Problem, family: Collection[str]) -> bool:
-    """Whether a tensor holds two groups of a family, so that the energy is not linear in their couplings."""
-    return any(len(set(f.groups) & set(family)) > 1 for f in problem.features)
+def _share_tensors(problem: Problem, groups: Collection[str]) -> bool:
+    """Return whether a tensor holds two of the groups, so that the energy is not linear in their couplings."""
+    return any(len(set(feature.groups) & set(groups)) > 1 for feature in problem.features)

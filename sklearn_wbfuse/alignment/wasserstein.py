@@ -1,4 +1,4 @@
-"""Wasserstein barycenters of neurons as an aligner: starts, sweeps, and the gauge in which parents are compared."""
+"""The aligner by Wasserstein barycenters: its parameters, starts, schedules, and the gauge in which parents are compared."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from .widths import target_sizes
 
 __all__ = ["WassersteinAligner"]
 
-_SAY_LITTLE = ("noise", "tokens")
-"""Procedural inputs on which activations are no better guide than weights."""
+_UNINFORMATIVE = ("noise", "tokens")
+"""Procedural inputs whose activations are no better guide than weights."""
 
-_NOT_IN_COUPLINGS = ("reg", "n_jobs")
-"""Parameters on which couplings before the entropic step do not depend."""
+_WITHOUT_EFFECT = ("reg", "n_jobs")
+"""Parameters on which the couplings before the entropic step do not depend."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WassersteinAligner(Aligner):
-    """Couplings that minimise one energy over all labelled tensors; the parameters are those of `WassersteinFusion`."""
+    """Computes couplings that minimise one energy over all labelled tensors; for the parameters see `WassersteinFusion`."""
 
     target_widths: Any = None
     reg: float = 0.0
@@ -74,19 +74,21 @@ class WassersteinAligner(Aligner):
         return sizes
 
     def align(self, parents: Parents, target: NetworkSpec, objective: Objective | None = None) -> Alignment:
-        """See `Aligner`; further starts are `Alignment.others`."""
+        """See `Aligner`; the results of further starts are `Alignment.others`."""
         for parent in parents:
             check_blocks(parent.spec, target)
         pinned, scaled_alike = pinned_groups(parents, target, self.symmetry == "auto")
-        given = [self._given_start(parents, target)] if isinstance(self.init, nn.Module) else []
-        features_and_scales = self._balanced([*parents, *given], target.sizes, scaled_alike, None if given else parents)
+        start_networks = [self._start_network(parents, target)] if isinstance(self.init, nn.Module) else []
+        features_and_scales = self._balanced(
+            [*parents, *start_networks], target.sizes, scaled_alike, None if start_networks else parents
+        )
         features, arrays, scales = features_and_scales
         share, mark = self._activation_share(parents.runs), None
         if parents.runs is not None and share:
             mark = parents.runs.mark()
-            found = activations_of(parents.runs, self.measure, given)
-            own, values = self._in_gauge(found[0][0], [v for _, v in found], scales)
-            features, arrays = with_activations(features, arrays, own, values, share)
+            activations = activations_of(parents.runs, self.measure, start_networks)
+            activation_features, activation_arrays = self._in_gauge(activations[0][0], [v for _, v in activations], scales)
+            features, arrays = with_activations(features, arrays, activation_features, activation_arrays, share)
         count, mixture = len(parents), parents.mixture
         arrays, scales, start = arrays[:count], scales[:count], arrays[count:]
         problem = Problem(
@@ -95,7 +97,7 @@ class WassersteinAligner(Aligner):
             target.sizes,
             [p.spec.sizes for p in parents],
             mixture,
-            self.reg if self.schedule == "layerwise" else 0.0,  # the start of sweeps is exact
+            self.reg if self.schedule == "layerwise" else 0.0,  # sweeps are exact
             pinned,
             block_groups_of(target),
             max_iter=self.max_iter,
@@ -107,7 +109,7 @@ class WassersteinAligner(Aligner):
         seeds = rng.randint(np.iinfo(np.int32).max, size=self.n_init)
 
         def solve_all() -> list[Solution]:
-            if self.n_init == 1:  # Parallel takes as long as a small network
+            if self.n_init == 1:  # Parallel would take as long as the fusion of small networks
                 return [self._solve(problem, 0, int(seeds[0]), closest, start)]
             jobs = [delayed(self._solve)(problem, k, int(seed), closest, start) for k, seed in enumerate(seeds)]
             return Parallel(n_jobs=self.n_jobs, require="sharedmem")(jobs)
@@ -116,21 +118,21 @@ class WassersteinAligner(Aligner):
         options = self._exact_options(parents)
         solutions = parents.remember((options, share, mark), solve_all) if repeats else solve_all()
         order = sorted(range(len(solutions)), key=lambda k: solutions[k].energy)
-        kept = order if parents.runs is not None else order[:1]
+        retained = order if parents.runs is not None else order[:1]
         if self.schedule == "joint" and self.reg > 0:
             entropic = replace(problem, reg=self.reg, reference=closest[0])
-            solutions = [entropic_step(entropic, s) if k in kept else s for k, s in enumerate(solutions)]
+            solutions = [entropic_step(entropic, s) if k in retained else s for k, s in enumerate(solutions)]
         history = [list(s.history) for s in solutions]
-        best, *others = [_alignment(solutions[k], scales, mixture, history) for k in kept]
+        best, *others = [_alignment(solutions[k], scales, mixture, history) for k in retained]
         return replace(best, others=others)
 
     def match(self, parent: Parent, fused: Parent) -> Alignment:
         """See `Aligner`."""
         (_, pinned), scaled_alike = pinned_groups([fused, parent], fused.spec, self.symmetry == "auto")
-        features, (own, targets), scales = self._balanced([parent, fused], fused.spec.sizes, scaled_alike)
+        features, (arrays, targets), scales = self._balanced([parent, fused], fused.spec.sizes, scaled_alike)
         problem = Problem(
             features,
-            [own],
+            [arrays],
             fused.spec.sizes,
             [parent.spec.sizes],
             Mixture([1.0]),
@@ -143,28 +145,29 @@ class WassersteinAligner(Aligner):
         return Alignment([match_to_target(problem, targets)], [scales[0]], scales[1])
 
     def _is_repeatable(self, share: float, sizes: list[dict[str, int]], target: dict[str, int]) -> bool:
-        """Whether a fit of the same models, on the same inputs if activations are compared, does the same before `reg`."""
+        """Return whether fits of the same models and inputs compute the same couplings before the entropic step."""
         if self.schedule != "joint" or isinstance(self.init, nn.Module):
             return False
-        draws = share or self.n_init > 1 or self.init == "random" or any(own[g] > n for own in sizes for g, n in target.items())
+        is_narrower = any(source[g] > n for source in sizes for g, n in target.items())
+        draws = share or self.n_init > 1 or self.init == "random" or is_narrower
         return isinstance(self.random_state, Integral) or (self.random_state is None and not draws)
 
     def _exact_options(self, parents: Parents) -> dict[str, Any]:
-        """All on which couplings before the entropic step depend, beside the parents' tensors."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_IN_COUPLINGS}
-        return {**own, "weights": parents.mixture.weights, "device": _device(parents)}
+        """Return all options, besides the parents' tensors, on which the couplings before the entropic step depend."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _WITHOUT_EFFECT}
+        return {**options, "weights": parents.mixture.weights, "device": _device(parents)}
 
     def _activation_share(self, runs: ParentRunner | None) -> float:
-        """The share of activations in what is compared, on the inputs of a probe."""
+        """Return the share of activations in the features, given the inputs of a probe."""
         if self.cost == "auto":
-            return 0.5 if runs is not None and runs.source not in _SAY_LITTLE else 0.0
+            return 0.5 if runs is not None and runs.source not in _UNINFORMATIVE else 0.0
         return {"weight": 0.0, "activation": 1.0}[self.cost] if isinstance(self.cost, str) else float(self.cost)
 
-    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], given: list[list[Tensor]]) -> Solution:
-        """One start: `init` first, then the other parents' orders, then random couplings.
+    def _solve(self, problem: Problem, k: int, seed: int, closest: list[int], start_arrays: list[list[Tensor]]) -> Solution:
+        """Solve from start k: `init` first, then the other parents' orders, then random couplings.
 
-        Where a group stands twice in a tensor its coupling starts from the linear term, then from what that says propagated
-        through the recurrent weights, then from the uniform plan, then from perturbed ones, with the parents' orders in turns.
+        If a group is on two axes of a tensor, its coupling starts from the linear costs, then from these propagated through the
+        recurrent weights, then from the uniform plan, then from perturbed ones, with the parents' orders in turns.
         """
         problem = replace(problem, random_state=np.random.RandomState(seed))
         init: Any = self.init if k == 0 else (closest[k] if k < len(closest) and self.init == "auto" else "random")
@@ -172,34 +175,32 @@ class WassersteinAligner(Aligner):
             init = closest[k % len(closest)]
             problem = replace(problem, start=("linear", "propagated", "uniform")[k] if k < 3 else "perturbed")
         if isinstance(init, nn.Module):
-            start = match_all_to_target(problem, given[0])
+            start = match_all_to_target(problem, start_arrays[0])
         elif init == "random":
             start = random_start(problem)
         else:
             if init != "auto" and init >= len(problem.source_arrays):
-                raise FusionError(f"init={init} names a model, but only {len(problem.source_arrays)} were given.")
+                raise FusionError(f"init must be the position of a model, less than {len(problem.source_arrays)}. Got {init}.")
             problem = replace(problem, reference=closest[0] if init == "auto" else init)
             start = solve_layerwise(problem, readers=self.schedule == "joint")
         return solve_joint(problem, start) if self.schedule == "joint" else start
 
-    def _given_start(self, parents: Parents, target: NetworkSpec) -> Parent:
-        """The network that `init` is, which must have the target's widths."""
-        given = parents.further(self.init)
-        if given.spec.sizes != target.sizes:
-            raise WidthError(
-                f"init has widths {given.spec.sizes}, the target {target.sizes}; give a network of the target's widths."
-            )
-        return given
+    def _start_network(self, parents: Parents, target: NetworkSpec) -> Parent:
+        """Return the network `init`, which must have the target's widths."""
+        network = parents.further(self.init)
+        if network.spec.sizes != target.sizes:
+            raise WidthError(f"The network init must have the target's widths, {target.sizes}. Got {network.spec.sizes}.")
+        return network
 
     def _balanced(
         self, networks: Sequence[Parent], sizes: dict[str, int], keep: Collection[str], shared: Parents | None = None
-    ) -> tuple[Any, list[list[Tensor]], list[dict[str, np.ndarray]]]:
-        """Features of every network in the gauge of balanced scales, and those scales, which parents remember."""
-        both = [extract_features(n.spec, n.compared, self.alpha_h) for n in networks]
+    ) -> tuple[list[Feature], list[list[Tensor]], list[dict[str, np.ndarray]]]:
+        """Return the features of every network in the gauge of balanced scales, and these scales; `shared` caches the scales."""
+        extracted = [extract_features(n.spec, n.compared, self.alpha_h) for n in networks]
 
         def balanced() -> list[dict[str, np.ndarray]]:
-            found = [balance_scales(features, own, sizes, keep) for features, own in both]
-            return [{name: values.cpu().numpy() for name, values in c.items()} for c in found]
+            scales = [balance_scales(features, arrays, sizes, keep) for features, arrays in extracted]
+            return [{name: values.cpu().numpy() for name, values in network.items()} for network in scales]
 
         if self.symmetry != "auto":
             scales: list[dict[str, np.ndarray]] = [{} for _ in networks]
@@ -207,17 +208,17 @@ class WassersteinAligner(Aligner):
             scales = balanced()
         else:
             scales = shared.remember(("scales", sizes, sorted(keep), _device(shared)), balanced)
-        return *self._in_gauge(both[0][0], [own for _, own in both], scales), scales
+        return *self._in_gauge(extracted[0][0], [arrays for _, arrays in extracted], scales), scales
 
     def _in_gauge(
         self, features: list[Feature], arrays: list[list[Tensor]], scales: list[dict[str, np.ndarray]]
     ) -> tuple[list[Feature], list[list[Tensor]]]:
-        """Features after multiplying units by their scales, and without signs if these do not count."""
+        """Multiply units by their scales, and drop the signs of features unless `symmetry` is "auto"."""
         factors = [
-            {name: torch.as_tensor(c, device=own[0].device) for name, c in cs.items() if own}
-            for own, cs in zip(arrays, scales, strict=True)
+            {name: torch.as_tensor(values, device=network[0].device) for name, values in network_scales.items() if network}
+            for network, network_scales in zip(arrays, scales, strict=True)
         ]
-        arrays = [apply_scales(features, own, c) for own, c in zip(arrays, factors, strict=True)]
+        arrays = [apply_scales(features, network, c) for network, c in zip(arrays, factors, strict=True)]
         if self.symmetry != "auto":
             features = [replace(f, odd=(False,) * len(f.odd)) for f in features]
         return features, arrays

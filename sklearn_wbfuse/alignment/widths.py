@@ -1,4 +1,4 @@
-"""Sizes of the target's groups from the parameter `target_widths`."""
+"""The sizes of the target's groups that the parameter `target_widths` asks for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["target_sizes"]
 
 
 def target_sizes(target_widths: Any, parents: Sequence[NetworkSpec]) -> dict[str, int]:
-    """Size of each group of the target.
+    """Return the size of each group of the target.
 
-    A factor, and "sum", multiply the number of attention heads and of the groups of a norm, and keep the neurons in each; of a
+    A factor, and "sum", multiply the number of attention heads and of the groups of a norm, and keep the neurons in each. For a
     convolution in groups they keep the number of groups and multiply the channels in each.
 
     Parameters
@@ -48,8 +48,8 @@ def target_sizes(target_widths: Any, parents: Sequence[NetworkSpec]) -> dict[str
         return _scaled(parents[0], widest, {n: sum(p.sizes[n] for p in parents) for n in names})
     if isinstance(target_widths, numbers.Integral):
         raise WidthError(
-            f"target_widths={target_widths} is ambiguous: "
-            f"give a factor as a float ({float(target_widths)}), a dict by group, or a list."
+            f"target_widths must be None, a float, 'sum', a dict or a list. Got the whole number {target_widths}; give a factor "
+            f"as a float ({float(target_widths)}), or widths as a dict or list."
         )
     if isinstance(target_widths, numbers.Real):
         if not np.isfinite(float(target_widths)):
@@ -59,17 +59,19 @@ def target_sizes(target_widths: Any, parents: Sequence[NetworkSpec]) -> dict[str
         for name in target_widths:
             if name not in widest:
                 hint = did_you_mean(name, names)
-                raise GroupNameError(f"target_widths names the group {name!r}, but the network has {names}.{hint}")
+                raise GroupNameError(f"target_widths must name groups of the network: {names}. Got {name!r}.{hint}")
         return {n: _positive(target_widths.get(n, widest[n]), n) for n in names}
     if isinstance(target_widths, Sequence) and not isinstance(target_widths, str):
         if len(target_widths) != len(names):
-            raise WidthError(f"target_widths has {len(target_widths)} entries, but the network has {len(names)} groups: {names}.")
+            raise WidthError(
+                f"target_widths must have one entry per group, {len(names)}: {names}. Got {len(target_widths)} entries."
+            )
         return {n: _positive(w, n) for n, w in zip(names, target_widths, strict=True)}
     raise WidthError(f"target_widths must be None, a float, 'sum', a dict or a list. Got {short_text(target_widths)}.")
 
 
 def _scaled(spec: NetworkSpec, widest: Mapping[str, int], sizes: dict[str, int]) -> dict[str, int]:
-    """Sizes in which blocks hold equally many neurons: either their number stays, or what each of them holds."""
+    """Return sizes with equally many neurons in every block: either the number of blocks stays, or the neurons in each."""
     blocks = {n: widest[n] if n in spec.fixed_count_blocks else size for n, size in sizes.items()}
     for group in spec.groups.values():
         if group.block_group in spec.fixed_count_blocks:
@@ -81,5 +83,5 @@ def _scaled(spec: NetworkSpec, widest: Mapping[str, int], sizes: dict[str, int])
 
 def _positive(width: Any, name: str) -> int:
     if not isinstance(width, numbers.Integral) or width < 1:
-        raise WidthError(f"Group {name!r} needs a whole number of at least 1 neuron. Got {width!r}.")
+        raise WidthError(f"The width of group {name!r} must be a whole number of at least 1. Got {width!r}.")
     return int(width)

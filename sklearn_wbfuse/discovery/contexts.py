@@ -123,14 +123,14 @@ def _padded() -> Iterator[None]:
     """
 
     def pack_padded_sequence(input, lengths, batch_first=False, enforce_sorted=True):
-        from .contexts import _PACKING, _tracing
+        from sklearn_wbfuse.discovery.contexts import _PACKING, _tracing
 
         if not getattr(_tracing, "on", False):
             return _PACKING["pack_padded_sequence"](input, lengths, batch_first, enforce_sorted)
         return input
 
     def pad_packed_sequence(sequence, batch_first=False, padding_value=0.0, total_length=None):
-        from .contexts import _PACKING, _tracing
+        from sklearn_wbfuse.discovery.contexts import _PACKING, _tracing
 
         if not getattr(_tracing, "on", False):
             return _PACKING["pad_packed_sequence"](sequence, batch_first, padding_value, total_length)

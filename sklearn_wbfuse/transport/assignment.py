@@ -109,8 +109,8 @@ def _sparse(cost: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, np.ndarray]
         rows, columns = np.divmod(entries, n)
         # The solver takes a zero for no edge, and may never end on numbers that differ by their last bits: whole ones do not.
         weights = np.rint(cost.ravel()[entries].astype(np.float64) * scale) + 1
-        spec = csr_array((weights, columns, np.searchsorted(rows, np.arange(n + 1))), shape=(n, n))
-        found = min_weight_full_bipartite_matching(spec)[1]
+        graph = csr_array((weights, columns, np.searchsorted(rows, np.arange(n + 1))), shape=(n, n))
+        found = min_weight_full_bipartite_matching(graph)[1]
         chosen = np.rint(cost[np.arange(n), found].astype(np.float64) * scale) + 1
         v = _potentials(weights - chosen[rows], found[rows], columns, potentials)
         if v is None:

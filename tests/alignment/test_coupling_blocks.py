@@ -35,7 +35,11 @@ def attention(heads=3, d=4, d_value=3, e=6, bias_table=False):
     ]
     if bias_table:
         tensors.append(LabelledTensor("table", (7, heads), ((), axis("heads", heads, "out"))))
-    groups = [Group("heads", heads), Group("qk", qk, signable=True, within="heads"), Group("v", v, signable=True, within="heads")]
+    groups = [
+        Group("heads", heads),
+        Group("qk", qk, signable=True, block_group="heads"),
+        Group("v", v, signable=True, block_group="heads"),
+    ]
     return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
@@ -48,7 +52,7 @@ def grouped_convolution(blocks=3, d=4, d_out=5):
         LabelledTensor("bias", (b,), (axis("b", b, "out"),)),
         LabelledTensor("three", (6, b), ((), axis("b", b, "in"))),
     ]
-    groups = [Group("blocks", blocks), Group("a", a, within="blocks"), Group("b", b, within="blocks")]
+    groups = [Group("blocks", blocks), Group("a", a, block_group="blocks"), Group("b", b, block_group="blocks")]
     return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
