@@ -1,4 +1,4 @@
-"""Which parts of a parent stand for which parts of the target: by the same name, unless something else is said."""
+"""The correspondence between the groups, tensors and operations of a parent and those of the target; by default equal names."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ __all__ = ["SAME_NAMES", "Correspondence", "SameNames"]
 
 
 class Correspondence(ABC):
-    """For every neuron group and tensor of the target, the parent's: abstract.
+    """Maps every neuron group, tensor and operation of the target to the parent's: abstract.
 
-    Parents of one architecture correspond by name. One of another depth or with other names says here what stands for what.
+    Parents of one architecture correspond by name. A parent of another depth, or with other names, needs a correspondence of
+    its own.
     """
 
     @abstractmethod
     def group(self, target: str) -> str:
-        """The parent's group that stands for a group of the target."""
+        """Return the parent's group that corresponds to a group of the target."""
 
     @abstractmethod
     def tensor(self, target: str) -> str:
-        """The parent's tensor that stands for a tensor of the target."""
+        """Return the parent's tensor that corresponds to a tensor of the target."""
 
     @abstractmethod
     def position(self, target: int) -> int:
-        """The operation of the parent's trace that stands for one of the target's, by their positions."""
+        """Return the position of the parent's operation that corresponds to the target's operation at a position."""
 
 
 class SameNames(Correspondence):
-    """What has the same name corresponds."""
+    """The correspondence of equal names and positions."""
 
     def group(self, target: str) -> str:
         """See `Correspondence`."""

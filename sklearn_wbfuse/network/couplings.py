@@ -1,8 +1,8 @@
 r"""Couplings of neuron groups: which source neurons, with which mass, make up each target neuron.
 
 A coupling acts on arrays along one axis. Output axes *average*, by :math:`\operatorname{diag}(1/p) \Pi`; input axes *split*, by
-:math:`\Pi \operatorname{diag}(1/q)`, with the marginals p of the target and q of the source. How that is done to an axis,
-composed and undone is said here and nowhere else.
+:math:`\Pi \operatorname{diag}(1/q)`, with the marginals p of the target and q of the source. Only this module applies couplings
+to axes, composes and inverts them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["Coupling", "Couplings", "Permutation", "Plan", "along", "along_axis"
 
 
 def along(vector: Tensor, axis: int, dims: int) -> Tensor:
-    """A vector shaped to broadcast along one axis of a tensor with `dims` dimensions."""
+    """Reshape a vector to broadcast along one axis of a tensor with `dims` dimensions."""
     return vector.view([-1 if a == axis else 1 for a in range(dims)])
 
 
 def along_axis(
     array: Tensor, axis: int, *, index: Tensor | None = None, factor: Tensor | None = None, matrix: Tensor | None = None
 ) -> Tensor:
-    """An array after a linear map of one axis: a matrix, or a choice of entries times a factor for each.
+    """Apply a linear map to one axis of an array: a matrix, or a choice of entries and a factor for each.
 
-    It is the same array where nothing is given.
+    Without any of these the same array is returned.
     """
     axis %= array.dim()
     if matrix is not None:
@@ -42,11 +42,11 @@ def along_axis(
 class Coupling(ABC):
     r"""A coupling :math:`\Pi \in \Gamma(p, q)` between the neurons of a target and those of a source: abstract.
 
-    :math:`\Pi` has shape (n, n^i) and total mass 1; its marginals are p of shape (n,) and q of shape (n^i,), uniform unless
-    something else is said. Where neurons may change sign, the source measure is doubled, :math:`\{v, -v\}`, and the plan is
+    :math:`\Pi` has shape (n, n^i) and total mass 1. Its marginals are p of shape (n,) and q of shape (n^i,), uniform by
+    default. If neurons may change sign, the source measure is doubled, :math:`\{v, -v\}`, and the plan is
     :math:`\Pi^+ - \Pi^-`, of mass :math:`\Pi^+ + \Pi^-`.
 
-    There are two kinds, `Permutation` and `Plan`, and for both of them
+    There are two kinds, `Permutation` and `Plan`, which both satisfy
 
     - ``identity.apply(x, axis)`` is x,
     - ``b.compose(a).apply(x, axis)`` is ``b.apply(a.apply(x, axis), axis)``,
@@ -55,7 +55,7 @@ class Coupling(ABC):
 
     @staticmethod
     def identity(size: int) -> Permutation:
-        """Every neuron stays where it is."""
+        """Return the coupling of every neuron with itself."""
         return Permutation(np.arange(size))
 
     @property
@@ -66,12 +66,12 @@ class Coupling(ABC):
     @property
     @abstractmethod
     def plan(self) -> np.ndarray:
-        r"""The plan :math:`\Pi^+ - \Pi^-`, float64; a fresh array."""
+        r"""The plan :math:`\Pi^+ - \Pi^-`, a new array in double precision."""
 
     @property
     @abstractmethod
     def mass(self) -> np.ndarray:
-        r"""The mass :math:`\Pi^+ + \Pi^-`, float64, total 1; a fresh array."""
+        r"""The mass :math:`\Pi^+ + \Pi^-`, total 1, a new array in double precision."""
 
     @property
     def marginals(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,12 +81,12 @@ class Coupling(ABC):
 
     @property
     def is_permutation(self) -> bool:
-        """Whether every target neuron is exactly one source neuron, up to its sign, and the other way round."""
+        """Whether target and source neurons correspond one to one, up to signs."""
         return isinstance(self, Permutation)
 
     @property
     def is_identity(self) -> bool:
-        """Whether every neuron is known to stay where it is, with its sign."""
+        """Whether every neuron is known to be coupled with itself, with its sign."""
         return False
 
     @abstractmethod
@@ -99,41 +99,42 @@ class Coupling(ABC):
             Of size n_source along `axis`.
         axis : int
         role : {"out", "in", "mass"}
-            "out" averages, each target neuron its sources; "in" splits each source over its copies; "mass" is :math:`\Pi`.
+            "out" averages the sources of each target neuron; "in" splits each source among its copies; "mass" multiplies by
+            :math:`\Pi` itself.
         odd : bool
-            Whether the axis changes sign with its neurons; any other does not see signs.
+            Whether the axis changes sign with its neurons; if not, signs are ignored.
 
         Returns
         -------
         Tensor
-            The same one where all neurons stay where they are.
+            The same tensor if the coupling is the identity.
         """
 
     @abstractmethod
     def compose(self, first: Coupling) -> Coupling:
-        r"""The coupling that does `first`, then this one: :math:`\Pi \operatorname{diag}(1/r) \Pi'`, r the marginal between."""
+        r"""Compose with a coupling to apply before this one: :math:`\Pi \operatorname{diag}(1/r) \Pi'`, r the common marginal."""
 
     @abstractmethod
     def inverse(self) -> Coupling:
-        """The coupling of the source with the target."""
+        """Return the coupling of the source with the target."""
 
     @property
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `coupling_from` makes it of again."""
+        """The arguments of `coupling_from` that make this coupling again."""
 
     def barycentric_map(self, role: str = "out", odd: bool = False) -> np.ndarray:
-        """The matrix by which `apply` multiplies, shape (n_target, n_source), float64."""
+        """Return the matrix by which `apply` multiplies, of shape (n_target, n_source), in double precision."""
         eye = torch.eye(self.shape[1], dtype=torch.float64)
         return self.apply(eye, 0, role, odd).numpy()
 
     def marginal_error(self) -> float:
-        """L1 distance of both marginals of the mass from those that are claimed."""
+        """Return the L1 distance of the marginals of the mass from `marginals`."""
         mass, (rows, columns) = self.mass, self.marginals
         return float(np.abs(mass.sum(1) - rows).sum() + np.abs(mass.sum(0) - columns).sum())
 
     def same_as(self, other: Coupling, tol: float = 1e-12) -> bool:
-        """Whether two couplings move less than `tol` of the mass differently."""
+        """Return whether plans and masses differ by at most `tol` in L1 norm."""
         if self.shape != other.shape or float(np.abs(self.plan - other.plan).sum()) > tol:
             return False
         return float(np.abs(self.mass - other.mass).sum()) <= tol
@@ -143,18 +144,18 @@ class Coupling(ABC):
 
 
 class Permutation(Coupling):
-    """Target neuron t is source neuron ``index[t]``, perhaps with the other sign; a plan is made on access only.
+    """A coupling of target neuron t with source neuron ``index[t]``, up to its sign; the plan is computed on access.
 
     Parameters
     ----------
     index : ndarray of shape (n,)
     signs : ndarray of shape (n,), optional
-        Of the target's neurons, 1 or -1; 1 by default.
+        Signs of the target's neurons, 1 or -1; 1 by default.
 
     Attributes
     ----------
     signs : ndarray of shape (n,) or None
-        None where no neuron changes sign.
+        None if no neuron changes sign.
 
     Examples
     --------
@@ -175,7 +176,7 @@ class Permutation(Coupling):
 
     @property
     def sign(self) -> np.ndarray:
-        """The signs of all neurons, shape (n,)."""
+        """The signs of all neurons, of shape (n,)."""
         return np.ones(len(self.index)) if self.signs is None else self.signs
 
     @property
@@ -221,7 +222,7 @@ class Permutation(Coupling):
         return {"index": self.index} | ({} if self.signs is None else {"signs": self.signs})
 
     def same_as(self, other: Coupling, tol: float = 1e-12) -> bool:
-        """See `Coupling`; two permutations are compared without their plans."""
+        """See `Coupling`; permutations are compared without computing their plans."""
         if isinstance(other, Permutation) and self.shape == other.shape:
             return 2 * float(np.mean((self.index != other.index) | (self.sign != other.sign))) <= tol
         return super().same_as(other, tol)
@@ -231,7 +232,7 @@ class Permutation(Coupling):
 
 
 class Plan(Coupling):
-    r"""A transport plan, with its mass where signs cancel and its marginals where these are not uniform.
+    r"""A transport plan, with its mass if signs cancel and its marginals if these are not uniform.
 
     Parameters
     ----------
@@ -280,14 +281,14 @@ class Plan(Coupling):
 
     def compose(self, first: Coupling) -> Plan:
         """See `Coupling`."""
-        if isinstance(first, Permutation):  # whatever masses the neurons have, they keep them
+        if isinstance(first, Permutation):  # neurons keep their masses
             back = first.inverse().index
             marginals = None if self._marginals is None else (self._marginals[0], self._marginals[1][back])
             return Plan((self._plan * first.sign)[:, back], None if self._mass is None else self._mass[:, back], marginals)
         share = _reciprocal(first.marginals[0])
         plan, mass = ((a * share) @ b for a, b in ((self.plan, first.plan), (self.mass, first.mass)))
-        given = any(isinstance(c, Plan) and c._marginals is not None for c in (self, first))
-        return Plan(plan, mass, (self.marginals[0], first.marginals[1]) if given else None)
+        has_marginals = any(isinstance(c, Plan) and c._marginals is not None for c in (self, first))
+        return Plan(plan, mass, (self.marginals[0], first.marginals[1]) if has_marginals else None)
 
     def inverse(self) -> Plan:
         """See `Coupling`."""
@@ -297,16 +298,16 @@ class Plan(Coupling):
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """See `Coupling`."""
-        found = {"plan": self.plan}
+        arrays = {"plan": self.plan}
         if self._mass is not None and not (self._mass == np.abs(self._plan)).all():
-            found["mass"] = self.mass
+            arrays["mass"] = self.mass
         if self._marginals is not None:
-            found |= {"target_masses": self._marginals[0], "source_masses": self._marginals[1]}
-        return found
+            arrays |= {"target_masses": self._marginals[0], "source_masses": self._marginals[1]}
+        return arrays
 
 
 def _reciprocal(masses: np.ndarray) -> np.ndarray:
-    """1 / masses; 0 of neurons without mass."""
+    """Return 1 / masses, and 0 for neurons without mass."""
     return np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
 
 
@@ -319,7 +320,7 @@ def coupling_from(
     target_masses: np.ndarray | None = None,
     source_masses: np.ndarray | None = None,
 ) -> Coupling:
-    """A coupling of its `Coupling.arrays`.
+    """Make a coupling from its `Coupling.arrays`.
 
     Examples
     --------
@@ -335,17 +336,17 @@ def coupling_from(
 
 
 class Couplings(Mapping[str, np.ndarray]):
-    r"""The couplings of one model: a read-only mapping from group name to plan.
+    r"""The couplings of one model, a read-only mapping from group name to plan.
 
-    ``couplings[name]`` is :math:`\Pi^+ - \Pi^-`, an array of shape (n_target, n_source): the mass plan, of total mass 1, where no
-    neuron changes sign. ``coupling(name).mass`` is :math:`\Pi^+ + \Pi^-` in any case.
+    ``couplings[name]`` is :math:`\Pi^+ - \Pi^-`, an array of shape (n_target, n_source). If no neuron changes sign, this is the
+    mass, of total 1; otherwise the mass is ``coupling(name).mass``, :math:`\Pi^+ + \Pi^-`.
     """
 
     def __init__(self, couplings: Mapping[str, Coupling]):
         self._couplings = dict(couplings)
 
     def coupling(self, name: str) -> Coupling:
-        """The `Coupling` of a group."""
+        """Return the `Coupling` of a group."""
         return self._couplings[name]
 
     def __getitem__(self, name: str) -> np.ndarray:

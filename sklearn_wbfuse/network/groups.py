@@ -1,6 +1,6 @@
 """Neuron groups, and tensors whose axes are labelled with them.
 
-A *neuron group* is a set of neurons that can only be moved together. Every axis of every parameter is cut into *spans*:
+A *neuron group* is a set of neurons that can only be permuted together. Every axis of every parameter is divided into *spans*,
 the positions that belong to the units of one group, and fixed positions (network inputs and outputs, kernel offsets).
 """
 
@@ -21,22 +21,22 @@ __all__ = ["Block", "Group", "LabelledTensor", "Span", "put", "relabel", "take"]
 
 @dataclass(frozen=True)
 class Group:
-    """A set of `size` neurons that move together.
+    """A set of neurons that can only be permuted together.
 
     Attributes
     ----------
     name : str
-        Path of the first parameter that computes the group, without the parameter's own name.
+        The path of the module whose parameter first computes the group.
     size : int
-        Number of neurons, :math:`n_g`.
+        The number of neurons, :math:`n_g`.
     scalable : bool
-        Whether multiplying a neuron by c > 0 and dividing its readers by c leaves the network's function unchanged.
+        Whether multiplying a neuron by c > 0 and dividing the weights that read it by c preserves the network's function.
     signable : bool
-        Whether flipping the sign of a neuron and of its readers does.
-    within : str or None
-        The group of blocks that these neurons lie in (attention heads, the groups of a convolution or of a group norm): block
-        b holds the neurons b d to (b + 1) d - 1 with d = size / (number of blocks). Blocks move as a whole, and neurons only
-        within theirs. A group of blocks need not stand on any axis.
+        Whether changing the sign of a neuron and of the weights that read it preserves the network's function.
+    block_group : str or None
+        The group of the blocks of these neurons (attention heads, the groups of a convolution or of a group norm): block b holds
+        the neurons b d to (b + 1) d - 1 with d = size / (number of blocks). Blocks are permuted as a whole, and neurons within
+        their block. A group of blocks need not be on any axis.
     """
 
     name: str
@@ -48,22 +48,22 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """The positions of one group on one axis of one tensor that scale and change sign alike.
+    """The positions of one group on one axis of one tensor that have the same scale exponent and sign.
 
-    A group has several spans on an axis where some of its positions go with a unit's sign and others do not: of the gates
-    of an LSTM only the cell gate does.
+    A group has several spans on an axis if only some of its positions change sign with the unit: of the gates of an LSTM only
+    the cell gate does.
 
     Attributes
     ----------
     group : str
     index : ndarray of shape (size, copies)
-        Row u holds the positions that belong to unit u; a flattened convolution has one copy per pixel.
+        Row u holds the positions of unit u; after flattening a convolution's outputs there is one copy per pixel.
     role : {"out", "in"}
-        "out" where the tensor computes these neurons, "in" where it reads them.
+        "out" if the tensor computes these neurons, "in" if it reads them.
     exponent : float
-        Multiplying unit u by c multiplies this axis at u by c to this power; 0 where the group is not scalable.
+        Multiplying unit u by c multiplies this axis at u by c to this power; 0 if the group is not scalable.
     odd : bool
-        Whether flipping the sign of unit u flips this axis at u.
+        Whether changing the sign of unit u changes the sign of this axis at u.
     """
 
     group: str
@@ -81,7 +81,7 @@ class Block:
     ----------
     spans : tuple of Span or None, one per axis
     fixed : tuple of ndarray or None, one per axis
-        Positions taken on an axis without a group.
+        The positions on an axis without a group.
     """
 
     spans: tuple[Span | None, ...]
@@ -95,7 +95,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class LabelledTensor:
-    """A parameter or float buffer whose axes are cut into spans.
+    """A parameter or floating-point buffer whose axes are divided into spans.
 
     Attributes
     ----------
@@ -103,12 +103,12 @@ class LabelledTensor:
         Name in the state dict.
     shape : tuple of int
     spans : tuple of tuple of Span, one per axis
-        Several groups on one axis stand side by side (a concatenation).
+        An axis with several groups is their concatenation.
     recurrent : bool
-        Whether the energy weighs this tensor with `alpha_h`.
+        Whether `alpha_h` is the weight of this tensor in the energy.
     diagonal : int
-        A convolution in groups holds the diagonal blocks of a tensor, so many of them; `shape` and `spans` are those of the
-        whole tensor, see `unfold`.
+        The number of diagonal blocks that the parameter of a convolution in groups holds; `shape` and `spans` describe the whole
+        tensor, see `unfold`.
     """
 
     name: str
@@ -118,32 +118,32 @@ class LabelledTensor:
     diagonal: int = 1
 
     def unfold(self, tensor: Tensor) -> Tensor:
-        """The whole tensor of which a parameter holds the diagonal blocks of the first two axes: zeros elsewhere."""
+        """Return the whole tensor of which a parameter holds the diagonal blocks of the first two axes; other entries are 0."""
         if self.diagonal == 1:
             return tensor
         blocks = tensor.unflatten(0, (self.diagonal, -1))
         whole = blocks.new_zeros(*blocks.shape[:2], self.diagonal, *blocks.shape[2:])
-        each = torch.arange(self.diagonal, device=tensor.device)
-        whole[each, :, each] = blocks
+        diagonal = torch.arange(self.diagonal, device=tensor.device)
+        whole[diagonal, :, diagonal] = blocks
         return whole.flatten(2, 3).flatten(0, 1)
 
     def fold(self, tensor: Tensor) -> Tensor:
-        """The diagonal blocks of a whole tensor, as the parameter holds them."""
+        """Return the diagonal blocks of a whole tensor, as the parameter holds them."""
         if self.diagonal == 1:
             return tensor
         whole = tensor.unflatten(1, (self.diagonal, -1)).unflatten(0, (self.diagonal, -1))
-        each = torch.arange(self.diagonal, device=tensor.device)
-        return whole[each, :, each].flatten(0, 1)
+        diagonal = torch.arange(self.diagonal, device=tensor.device)
+        return whole[diagonal, :, diagonal].flatten(0, 1)
 
     def rest(self, axis: int) -> np.ndarray:
-        """Fixed positions of an axis."""
-        free = np.ones(self.shape[axis], dtype=bool)
+        """Return the fixed positions of an axis."""
+        is_fixed = np.ones(self.shape[axis], dtype=bool)
         for span in self.spans[axis]:
-            free[span.index.ravel()] = False
-        return np.flatnonzero(free)
+            is_fixed[span.index.ravel()] = False
+        return np.flatnonzero(is_fixed)
 
     def blocks(self) -> Iterator[Block]:
-        """Cut the tensor into blocks that tile it."""
+        """Yield the blocks that tile the tensor."""
         choices: list[list[Span | np.ndarray]] = []
         for axis in range(len(self.shape)):
             rest = self.rest(axis)
@@ -156,9 +156,9 @@ class LabelledTensor:
 
 
 def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarray], factor: Mapping[str, np.ndarray]) -> Tensor:
-    """Move the units of one tensor and multiply them: unit u becomes unit ``order[group][u]`` times ``factor[group][u]``.
+    """Permute and multiply the units of one tensor: unit u becomes unit ``order[group][u]`` times ``factor[group][u]``.
 
-    Groups that are not named stay as they are. `factor` is that of the result's units, its magnitude a scale.
+    Groups without an order or factor are unchanged. The magnitude of a factor is a scale.
     """
     tensor = labels.unfold(tensor)
     for axis, spans in enumerate(labels.spans):
@@ -176,7 +176,7 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
 
 
 def take(tensor: Tensor, block: Block) -> Tensor:
-    """A block of a tensor as an array: one axis per group, then one for all that is fixed."""
+    """Return a block of a tensor as an array with one axis per group and a last axis for all fixed positions."""
     groups, rest = [], []
     for axis, (span, fixed) in enumerate(zip(block.spans, block.fixed, strict=True)):
         positions = span.index.ravel() if span is not None else fixed

@@ -1,4 +1,4 @@
-r"""The weights of models, and which of them own which neurons of a target: every weighted mean of models is taken here."""
+r"""The weights of models, and which of them own which neurons of a target; all weighted means of models are computed here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Mixture"]
 class Mixture:
     r"""Weights :math:`\lambda_i` of models, and the masses :math:`r^i_j` with which they own the target's neurons.
 
-    Of values x of the target's neurons j it takes the mean
+    The mean of values x at the target's neurons j is
 
     .. math:: \bar x_j = \sum_i \lambda_{i|j} x^i_j, \qquad \lambda_{i|j} = \frac{\lambda_i r^i_j}{\sum_k \lambda_k r^k_j} .
 
-    Where all models own all neurons alike, as in a barycenter, :math:`\lambda_{i|j} = \lambda_i`. The mean of equal values is
+    If all models own all neurons equally, as in a barycenter, :math:`\lambda_{i|j} = \lambda_i`. The mean of equal values is
     that value.
 
     Parameters
@@ -30,7 +30,7 @@ class Mixture:
     weights : sequence of float
         :math:`\lambda_i`, sum 1.
     masses : mapping of str to ndarray of shape (n_models, n_target), optional
-        :math:`r^i_j` of groups that models do not own alike; the others are owned alike by all.
+        :math:`r^i_j` for groups that models own in part; all models own the other groups equally.
 
     Examples
     --------
@@ -47,11 +47,11 @@ class Mixture:
         self.weights, self.masses = [float(w) for w in weights], dict(masses or {})
 
     def has_all(self, model: int) -> bool:
-        """Whether a model has all the weight, so that there are no others."""
+        """Return whether a model has all the weight, so that the mean of the others does not exist."""
         return 1 - self.weights[model] < 1e-12
 
     def conditional(self, group: str) -> np.ndarray:
-        r""":math:`\lambda_{i|j}`, shape (n_models, n_target); (n_models, 1) where all models own the group alike."""
+        r"""Return :math:`\lambda_{i|j}`, of shape (n_models, n_target), or (n_models, 1) if all models own the group equally."""
         weights = np.asarray(self.weights)[:, None]
         if group not in self.masses:
             return weights
@@ -60,25 +60,25 @@ class Mixture:
         return np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
 
     def mean(self, values: Sequence[Any], group: str | None = None) -> Any:
-        r""":math:`\bar x` of tensors or arrays, one for each model; along the first axis of a group's neurons if one is given."""
+        r"""Return the mean of tensors or arrays, one for each model; a `group` is that of the neurons on the first axis."""
         if group is None or group not in self.masses:
             return _weighted_sum(values, self.weights)
         return self._along_axis(values, self.conditional(group), 0)
 
     def mean_of_others(self, model: int, values: Sequence[Any]) -> Any:
-        r""":math:`\sum_{j \ne i} \lambda_j x^j / (1 - \lambda_i)`; of the model itself if it has all the weight."""
+        r"""Return :math:`\sum_{j \ne i} \lambda_j x^j / (1 - \lambda_i)`, or the model's own value if it has all the weight."""
         if self.has_all(model):
             return self.mean(values)
         rest = 1 - self.weights[model]
         return _weighted_sum(values, [0.0 if j == model else w / rest for j, w in enumerate(self.weights)])
 
     def mean_tensor(self, values: Sequence[Tensor], labels: LabelledTensor) -> Tensor:
-        """Of a tensor in the target's neurons: the models that own a neuron own its row."""
+        """Return the mean of a tensor in the target's neurons; the models that own a neuron own its row."""
         axis = next((a for a, spans in enumerate(labels.spans) if any(s.role == "out" for s in spans)), None)
         return self.mean(values) if axis is None else self.mean_along(values, labels.spans[axis], axis)
 
     def mean_along(self, values: Sequence[Tensor], spans: Sequence[Span], axis: int) -> Tensor:
-        """Of tensors on whose axis groups stand at the positions of spans; positions of no group belong to all models."""
+        """Return the mean of tensors with the groups of `spans` on an axis; all models own the positions without a group."""
         if not any(span.group in self.masses for span in spans):
             return self.mean(values)
         weights = np.repeat(np.asarray(self.weights)[:, None], values[0].shape[axis], 1)
@@ -94,7 +94,7 @@ class Mixture:
 
 
 def _weighted_sum(values: Sequence[Any], weights: Sequence[Any]) -> Any:
-    """The sum of values times weights; what has no weight is not looked at, and a single value is taken as it is."""
+    """Sum values times weights; values of weight 0 are ignored, and a single value is returned as it is."""
     counted = [(w, v) for w, v in zip(weights, values, strict=True) if isinstance(w, Tensor) or w]
     if len(counted) == 1 and not isinstance(counted[0][0], Tensor):
         return counted[0][1]

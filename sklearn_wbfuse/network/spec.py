@@ -1,4 +1,4 @@
-"""A network as data, without any ``nn.Module``: its neuron groups, labelled tensors and states, and how they are laid out."""
+"""A network as data, without any ``nn.Module``: its neuron groups, labelled tensors, redundant biases and recurrent states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NetworkSpec", "RecurrentState", "RedundantBiasPair"]
 
 @dataclass(frozen=True, eq=False)
 class RedundantBiasPair:
-    """Two biases of which, at some positions, the network sees the sum alone (b_ih and b_hh of recurrent layers)."""
+    """Two biases that at some positions only occur as a sum (b_ih and b_hh of recurrent layers)."""
 
     kept: str
     other: str
@@ -24,7 +24,7 @@ class RedundantBiasPair:
 
 @dataclass(frozen=True, eq=False)
 class RecurrentState:
-    """A recurrent state that the caller gives or gets.
+    """A recurrent state that the caller of the network passes in or receives.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class RecurrentState:
 
 @dataclass(frozen=True, eq=False)
 class NetworkSpec:
-    """A network as labelled tensors.
+    """A network as labelled tensors and neuron groups.
 
-    ``print(graph)`` shows a table: each group, its size, which axes compute it and which read it.
+    ``print(spec)`` shows a table of each group, its size, and the axes that compute and read it.
 
     Attributes
     ----------
@@ -56,15 +56,15 @@ class NetworkSpec:
         In the order of computation.
     tensors : dict of str to LabelledTensor
     uncompared : frozenset of str
-        Tensors that matching leaves out: running means and variances of norms, and biases in front, taken off with a mean.
+        Tensors that matching leaves out: running means and variances of norms, and biases that the mean of a norm cancels.
     summed : tuple of RedundantBiasPair
     states : tuple of RecurrentState
     operations : tuple of (str, str, tuple of str)
-        The operations of the network in order: name, module and options of each. Two networks of one architecture share them.
+        Name, module and options of each operation of the network, in order; equal for networks of one architecture.
     frozen : tuple of (str, str)
-        What is kept in place for lack of a rule: parameter, and why.
+        The parameters whose neurons cannot be moved because a rule is missing, and the reason.
     ends_in_probabilities : bool
-        Whether operations keep all outputs within 0 and 1: a softmax or a sigmoid, and what keeps their values there.
+        Whether the operations of the network confine all outputs to [0, 1], as a softmax or a sigmoid does.
     """
 
     groups: dict[str, Group]
@@ -78,18 +78,18 @@ class NetworkSpec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size of each group."""
+        """The size of each group."""
         return {name: group.size for name, group in self.groups.items()}
 
     @property
     def fixed_count_blocks(self) -> set[str]:
-        """Groups of blocks whose number stays when widths change by a factor: the groups of a convolution."""
+        """The groups of blocks whose number does not change with the widths: the groups of a convolution."""
         spans = (span for t in self.tensors.values() if t.diagonal > 1 for axis in t.spans for span in axis)
-        return {within for within in (self.groups[span.group].block_group for span in spans) if within is not None}
+        return {blocks for blocks in (self.groups[span.group].block_group for span in spans) if blocks is not None}
 
     @property
     def permutation_units(self) -> list[list[str]]:
-        """Groups that can only be moved together: each without blocks, or blocks before the groups within them."""
+        """The groups that must be permuted together: a single group, or blocks followed by the groups within them."""
         inside = [g for g in self.groups.values() if g.block_group is not None]
         return [
             [g.name, *(m.name for m in inside if m.block_group == g.name)] for g in self.groups.values() if g.block_group is None
@@ -97,7 +97,7 @@ class NetworkSpec:
 
     @property
     def free_share(self) -> float:
-        """Share of the values of all tensors that belong to a neuron of some group; the others stay where they are."""
+        """The share of the entries of all tensors that belong to a neuron of some group; the others are fixed."""
         total, fixed = 0, 0
         for tensor in self.tensors.values():
             total += math.prod(tensor.shape)
@@ -105,28 +105,28 @@ class NetworkSpec:
         return 1 - fixed / total if total else 0.0
 
     def orders(self, draw: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
-        """Permutations of all groups that respect blocks, from one for any size."""
+        """Draw permutations of all groups that respect blocks; `draw` returns a permutation of a given size."""
         orders = {g.name: draw(g.size) for g in self.groups.values() if g.block_group is None}
         for group in self.groups.values():
             if group.block_group is not None:
                 blocks = orders[group.block_group]
-                each = group.size // len(blocks)
-                orders[group.name] = np.concatenate([block * each + draw(each) for block in blocks])
+                block_size = group.size // len(blocks)
+                orders[group.name] = np.concatenate([block * block_size + draw(block_size) for block in blocks])
         return orders
 
     def copies(self, wide: NetworkSpec) -> dict[str, np.ndarray]:
-        """For each group of a wider network the neurons of this one in turns, block for block."""
+        """Return, for each group of a wider network, the neurons of this network that it repeats, block by block."""
         copies = {}
         for name, group in self.groups.items():
             n, sizes = wide.groups[name].size, (self.sizes, wide.sizes)
-            blocks, wider = (1, 1) if group.block_group is None else (s[group.block_group] for s in sizes)
-            block, unit = np.divmod(np.arange(n), n // wider)
-            each = group.size // blocks
-            copies[name] = (block % blocks) * each + unit % each
+            blocks, wide_blocks = (1, 1) if group.block_group is None else (s[group.block_group] for s in sizes)
+            block, unit = np.divmod(np.arange(n), n // wide_blocks)
+            block_size = group.size // blocks
+            copies[name] = (block % blocks) * block_size + unit % block_size
         return copies
 
     def axes(self, group: str) -> Iterator[tuple[LabelledTensor, int, Span]]:
-        """Every (tensor, axis, span) on which a group stands."""
+        """Yield every (tensor, axis, span) of a group."""
         for tensor in self.tensors.values():
             for axis, spans in enumerate(tensor.spans):
                 for span in spans:
@@ -139,15 +139,15 @@ class NetworkSpec:
         for name, group in self.groups.items():
             sides: dict[str, dict[str, int]] = {"out": {}, "in": {}}
             for tensor, axis, span in self.axes(name):
-                side, place = sides[span.role], f"{tensor.name}[{axis}]"
-                side[place] = side.get(place, 0) + span.index.shape[1]
-            free = ["yes" if f else "no" for f in (group.scalable, group.signable)]
+                axes, label = sides[span.role], f"{tensor.name}[{axis}]"
+                axes[label] = axes.get(label, 0) + span.index.shape[1]
+            symmetries = ["yes" if symmetry else "no" for symmetry in (group.scalable, group.signable)]
             size = (
                 f"{group.size}"
                 if group.block_group is None
                 else f"{blocks[group.block_group]} x {group.size // blocks[group.block_group]}"
             )
-            rows.append((name, size, free[0], free[1], _wrap(sides["out"]), _wrap(sides["in"])))
+            rows.append((name, size, symmetries[0], symmetries[1], _shortened(sides["out"]), _shortened(sides["in"])))
         widths = [max(len(row[c]) for row in rows) for c in range(5)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in [*widths, len(rows[0][5])]))
@@ -156,7 +156,7 @@ class NetworkSpec:
         return "\n".join(lines)
 
 
-def _wrap(places: Mapping[str, int], limit: int = 2) -> str:
-    names = [f"{name} x{copies}" if copies > 1 else name for name, copies in places.items()]
+def _shortened(axes: Mapping[str, int], limit: int = 2) -> str:
+    names = [f"{name} x{copies}" if copies > 1 else name for name, copies in axes.items()]
     shown = ", ".join(names[:limit])
     return shown + (f", ... {len(names) - limit} more" if len(names) > limit else "")

@@ -14,7 +14,7 @@ from .sinkhorn import Potentials, sinkhorn
 __all__ = ["entropic", "exact", "round_to_marginals", "solve"]
 
 MARGINAL_TOL = 1e-3
-"""Entropic plans are iterated until their L1 marginal error is below this."""
+"""L1 marginal error at which the iteration for entropic plans stops."""
 
 
 def solve(
@@ -25,30 +25,30 @@ def solve(
     epsilon: float | None = None,
     start: Potentials | None = None,
 ) -> Coupling:
-    r"""Coupling of two uniform measures of least cost.
+    r"""Compute the coupling of least cost of two uniform measures.
 
     .. math:: \min_{\Pi \in \Gamma(1/n, 1/m)} \langle C, \Pi \rangle + \varepsilon \sum_{ts} \Pi_{ts} \log \Pi_{ts},
         \qquad \varepsilon = \mathrm{reg} \cdot \max |C - \text{means of its rows and columns}|
 
-    With a signed part S each source is there twice, :math:`\{v, -v\}`, at the costs :math:`C - S` and :math:`C + S`: an exact
-    plan takes the better of the two signs, an entropic one both in their proportion.
+    With a signed part S each source is doubled, :math:`\{v, -v\}`, with the costs :math:`C - S` and :math:`C + S`: an exact
+    plan chooses the better of the two signs, an entropic one mixes them.
 
     Parameters
     ----------
     cost : ndarray of shape (n, m)
     reg : float
-        Entropic regularisation relative to the largest cost after the means of rows and columns are subtracted, which say
-        nothing of which neurons belong together; 0 is exact.
+        Entropic regularisation relative to the largest cost after the means of rows and columns are subtracted, which do not
+        affect the optimum; 0 is exact.
     signed : ndarray of shape (n, m), optional
     epsilon : float, optional
-        The regularisation itself instead of `reg`.
+        The absolute regularisation, instead of `reg`.
     start : Potentials, optional
-        Of the last similar problem with `reg` > 0; replaced by those of this one.
+        Potentials of a similar problem with `reg` > 0; replaced by those of this one.
 
     Returns
     -------
     Coupling
-        A permutation where n = m and reg = 0.
+        A permutation if n = m and reg = 0.
 
     Raises
     ------
@@ -66,22 +66,22 @@ def solve(
         scale = largest(cost, signed)
         epsilon = reg * scale
         if signed is None and scale <= 1e-14 * np.abs(cost).max():
-            return Plan(np.full(cost.shape, 1 / cost.size))  # all are equally good
+            return Plan(np.full(cost.shape, 1 / cost.size))  # all plans have the same cost
     epsilon = epsilon or 0.0
     if signed is None:
         return entropic(cost, epsilon, start) if epsilon > 0 else exact(cost)
     size = np.abs(signed)
     if not epsilon > 0:
-        found = exact(cost - size)
-        if isinstance(found, Permutation):
-            return Permutation(found.index, _sign(signed[np.arange(len(cost)), found.index]))
-        return Plan(found.plan * _sign(signed), found.plan)
-    found = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon, start)
-    return Plan(found.plan * np.tanh(signed / epsilon), found.plan)
+        coupling = exact(cost - size)
+        if isinstance(coupling, Permutation):
+            return Permutation(coupling.index, _sign(signed[np.arange(len(cost)), coupling.index]))
+        return Plan(coupling.plan * _sign(signed), coupling.plan)
+    coupling = entropic(cost - size - epsilon * np.log1p(np.exp(-2 * size / epsilon)), epsilon, start)
+    return Plan(coupling.plan * np.tanh(signed / epsilon), coupling.plan)
 
 
 def largest(cost: np.ndarray, signed: np.ndarray | None = None) -> float:
-    """The largest cost, of either sign and less the means of its row and column, to which `reg` is relative."""
+    """Return the largest cost of either sign after the means of rows and columns are subtracted; `reg` is relative to it."""
     return float((np.abs(centred(cost)) + (0 if signed is None else np.abs(signed))).max())
 
 
@@ -90,7 +90,7 @@ def _sign(values: np.ndarray) -> np.ndarray:
 
 
 def _shifted(cost: np.ndarray) -> np.ndarray:
-    """Costs in [0, 1]: subtracting a constant and dividing by one moves no optimum, and the solvers need it."""
+    """Shift and scale costs to [0, 1], which the solvers need and which does not change the optimum."""
     cost = np.asarray(cost, dtype=np.float64)
     _check_finite(cost)
     cost = cost - cost.min()
@@ -100,23 +100,24 @@ def _shifted(cost: np.ndarray) -> np.ndarray:
 
 def _check_finite(cost: np.ndarray) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        total = cost.sum()  # at a quarter of the cost of looking at each
+        total = cost.sum()  # four times as fast as checking each entry
     if not np.isfinite(total) and not np.isfinite(cost).all():
         raise TransportError(
-            f"The cost matrix of shape {cost.shape} has NaN or infinite entries; look for huge weights in the models."
+            f"The cost matrix must be finite. Got NaN or infinite entries in shape {cost.shape}; look for "
+            "huge weights in the models."
         )
 
 
 def exact(cost: np.ndarray, prices: Prices | None = None) -> Coupling:
-    """Assignment for equal sizes, network simplex otherwise; see `solve` and, for `prices`, `assignment`."""
+    """Solve exactly: as an assignment for equal sizes, by the network simplex otherwise; see `solve` and `assignment`."""
     rows, columns = cost.shape
     if rows == columns:
         _check_finite(cost)
         return Permutation(assignment(cost, prices))
-    import ot  # local: it brings all backends that it finds, half of scikit-learn and networkx
+    import ot  # imported here: it loads every backend that it finds, half of scikit-learn, and networkx
 
     cost = _shifted(cost)
-    # Integer masses: vertices of the polytope are then integer, and no source is split without need.
+    # With integer masses the vertices of the polytope are integer, and no source is split without need.
     common = np.gcd(rows, columns)
     supply, demand = np.full(rows, columns / common), np.full(columns, rows / common)
     with warnings.catch_warnings():
@@ -132,7 +133,7 @@ def exact(cost: np.ndarray, prices: Prices | None = None) -> Coupling:
 
 
 def entropic(cost: np.ndarray, epsilon: float, start: Potentials | None = None) -> Coupling:
-    """Sinkhorn's plan, stopped at an L1 marginal error of 1e-3 and rounded to both marginals; see `solve`."""
+    """Solve by Sinkhorn's iteration to an L1 marginal error of 1e-3, and round to both marginals; see `solve`."""
     _check_finite(cost)
     if not float(np.ptp(cost)):
         return Plan(np.full(cost.shape, 1 / cost.size))

@@ -1,4 +1,4 @@
-r"""Quadratic optimal transport between uniform measures: the Gromov-Wasserstein step of a group that stands twice in a tensor.
+r"""Quadratic optimal transport between uniform measures: Gromov-Wasserstein problems of groups on two axes of a tensor.
 
 .. math:: \min_{\Pi^+ + \Pi^- \in \Gamma(1/n, 1/m)} f(\Pi) = \langle C, M \rangle - \langle S, \Sigma \rangle
     - \sum_p w_p \sum_k \langle T_{pk}, X_p\, H_{pk}\, Y_p^\top \rangle, \qquad M = \Pi^+ + \Pi^-,\ \Sigma = \Pi^+ - \Pi^-,
@@ -27,7 +27,7 @@ __all__ = ["Quadratic", "Term", "solve_quadratic"]
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """The products of one tensor in which a group stands on two axes.
+    """The products of one tensor with a group on two axes.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Term:
 
 
 class Iterate:
-    """A coupling as the pair of its mass M and its signed plan, float64 on the host, with what the objective needs of it."""
+    """A coupling, its mass M and signed plan in double precision on the host, and its products in the objective."""
 
     def __init__(self, coupling: Coupling, problem: Quadratic):
         self.coupling = coupling
@@ -53,12 +53,12 @@ class Iterate:
         self.slope = problem.products(coupling)
 
     def mixed(self, other: Iterate, step: float) -> Iterate:
-        """A point on the way to another; everything is linear, so nothing is computed anew."""
-        twin = object.__new__(Iterate)
-        twin.pair = tuple((1 - step) * a + step * b for a, b in zip(self.pair, other.pair, strict=True))
-        twin.slope = tuple((1 - step) * a + step * b for a, b in zip(self.slope, other.slope, strict=True))
-        twin.coupling = Plan(twin.pair[-1], twin.pair[0])
-        return twin
+        """Return the point at a step on the segment to another; all is linear, so that no product is computed again."""
+        result = object.__new__(Iterate)
+        result.pair = tuple((1 - step) * a + step * b for a, b in zip(self.pair, other.pair, strict=True))
+        result.slope = tuple((1 - step) * a + step * b for a, b in zip(self.slope, other.slope, strict=True))
+        result.coupling = Plan(result.pair[-1], result.pair[0])
+        return result
 
 
 class Quadratic:
@@ -87,32 +87,32 @@ class Quadratic:
         self.potentials = potentials or Potentials()
 
     def products(self, coupling: Coupling, axes: Sequence[int] = (0, 1)) -> tuple[np.ndarray, ...]:
-        r"""Gradient of the subtracted sum with respect to M and the signed plan: one part for each of the two axes."""
+        r"""Compute the gradient of the subtracted sum with respect to M and the signed plan, one part for each axis."""
         total = [np.zeros(coupling.shape) for _ in self.linear]
         for term in self.terms:
             n, m = coupling.shape
             for axis in axes:
-                kept, other = int(term.odd[axis]), term.odd[1 - axis]
+                sign, other = int(term.odd[axis]), term.odd[1 - axis]
                 carried = coupling.apply(term.source.movedim(1 - axis, 0), 0, "mass", other)  # (n, m, k)
                 left = term.target.movedim(axis, 0).reshape(n, -1)
                 right = carried.permute(0, 2, 1).reshape(-1, m)
-                total[kept if self.signable else 0] += term.weight * (left @ right).cpu().numpy()
+                total[sign if self.signable else 0] += term.weight * (left @ right).cpu().numpy()
         return tuple(total)
 
     def gradient(self, point: Iterate) -> tuple[np.ndarray, ...]:
-        """Of the objective with respect to M and the signed plan."""
+        """Compute the gradient of the objective with respect to M and the signed plan."""
         return tuple(c - q for c, q in zip(self.linear, point.slope, strict=True))
 
     def value(self, point: Iterate) -> float:
-        """The objective; the subtracted sum is half of the product with its own gradient."""
+        """Compute the objective; the subtracted sum is half of its product with its own gradient."""
         return _inner(self.linear, point.pair) - _inner(point.slope, point.pair) / 2
 
     def propagated(self, steps: int = 10) -> tuple[np.ndarray, ...]:
-        r"""Costs of single neurons that count in where they stand in the network of the group's own weights.
+        r"""Return linear costs that take the positions of neurons in the graph of the group's recurrent weights into account.
 
-        A similarity X of neurons makes neurons similar that read similar ones, with similar weights: :math:`T X H^\top`. The
-        limit of :math:`X \leftarrow L / \|L\| + T X H^\top / \|T X H^\top\|`, L what the linear costs say, compares the
-        responses to the inputs over many steps; it is the IsoRank iteration for weighted directed graphs.
+        Given a similarity X, neurons are similar that read similar neurons with similar weights: :math:`T X H^\top`. The limit
+        of :math:`X \leftarrow L / \|L\| + T X H^\top / \|T X H^\top\|`, with L the negative linear costs, compares responses to
+        the inputs over many steps. It is the IsoRank iteration for weighted directed graphs.
         """
         linear = _unit([-centred(c) for c in self.linear])
         similar = linear
@@ -123,11 +123,11 @@ class Quadratic:
         return tuple(-s for s in similar)
 
     def assigned(self, costs: Sequence[np.ndarray], epsilon: float = 0.0) -> Coupling:
-        """The coupling of least linear cost, given as for M and the signed plan: on the better of the two signs."""
+        """Return the coupling of least linear cost, given the costs of M and of the signed plan."""
         return solve(costs[0], signed=-costs[1] if self.signable else None, epsilon=epsilon, start=self.potentials)
 
     def vertex(self, gradient: Sequence[np.ndarray], epsilon: float = 0.0) -> Iterate:
-        """The linear oracle: one assignment (or transport problem)."""
+        """Solve the linear oracle of Frank-Wolfe, one assignment or transport problem."""
         return Iterate(self.assigned(gradient, epsilon), self)
 
 
@@ -149,12 +149,12 @@ def solve_quadratic(
     max_iter: int = 200,
     tol: float = 1e-9,
 ) -> Coupling:
-    r"""A coupling at which the objective is locally least, by Frank-Wolfe with exact line search.
+    r"""Compute a local minimum of the objective by Frank-Wolfe with exact line search.
 
-    The objective is quadratic along a segment and its gradient is linear, so that an iteration needs the products with one
-    vertex alone. At equal sizes and `epsilon` 0 the result is rounded to a permutation and polished by exchanges, and kept if
-    that lowers the objective. With `epsilon` > 0 the entropy :math:`\varepsilon \sum \Pi \log \Pi` is added: vertices become
-    Sinkhorn plans (generalised conditional gradient) and the line search counts it in.
+    The objective is quadratic along a segment and its gradient is linear, so that an iteration only needs the products with one
+    vertex. At equal sizes and `epsilon` 0 the result is rounded to a permutation and polished by exchanges; the permutation is
+    returned if it lowers the objective. With `epsilon` > 0 the entropy :math:`\varepsilon \sum \Pi \log \Pi` is added to the
+    objective, and vertices are Sinkhorn plans (generalised conditional gradient).
 
     Parameters
     ----------
@@ -162,29 +162,29 @@ def solve_quadratic(
     start : Coupling
     epsilon : float
     permutation : bool
-        Keep the rounded result in any case.
+        Return the permutation in any case.
     max_iter : int
     tol : float
         Stop when the objective can fall by less than this fraction.
     """
 
-    def objective(at: Iterate) -> float:
-        return problem.value(at) - (epsilon * _entropy(at.pair) if epsilon else 0.0)
+    def objective(point: Iterate) -> float:
+        return problem.value(point) - (epsilon * _entropy(point.pair) if epsilon else 0.0)
 
     point = Iterate(start, problem)
     value = objective(point)
     for _ in range(max_iter):
         gradient = problem.gradient(point)
         vertex = problem.vertex(gradient, epsilon)
-        away = [v - p for v, p in zip(vertex.pair, point.pair, strict=True)]
-        slope = _inner(gradient, away)
-        curvature = -_inner([v - p for v, p in zip(vertex.slope, point.slope, strict=True)], away)
+        direction = [v - p for v, p in zip(vertex.pair, point.pair, strict=True)]
+        slope = _inner(gradient, direction)
+        curvature = -_inner([v - p for v, p in zip(vertex.slope, point.slope, strict=True)], direction)
         step = _line_search(slope, curvature, point, vertex, epsilon)
         if step <= 0:
             break
         point = vertex if step >= 1 else point.mixed(vertex, step)
-        before, value = value, objective(point)
-        if before - value <= tol * abs(before):
+        previous, value = value, objective(point)
+        if previous - value <= tol * abs(previous):
             break
     if epsilon > 0 or start.shape[0] != start.shape[1]:
         return point.coupling
@@ -193,15 +193,15 @@ def solve_quadratic(
 
 
 def _line_search(slope: float, curvature: float, point: Iterate, vertex: Iterate, epsilon: float) -> float:
-    """The step in [0, 1] at which slope t + curvature t^2 / 2, and the entropy if there is one, is least."""
+    """Return the t in [0, 1] that minimises slope t + curvature t^2 / 2, plus the entropy if there is one."""
     if epsilon > 0:
 
         def objective(t: float) -> float:
             pair = [(1 - t) * a + t * b for a, b in zip(point.pair, vertex.pair, strict=True)]
             return slope * t + curvature * t * t / 2 - epsilon * _entropy(pair)
 
-        found = minimize_scalar(objective, bounds=(0, 1), method="bounded", options={"xatol": 1e-4})
-        return float(found.x) if found.fun < objective(0.0) else 0.0
+        result = minimize_scalar(objective, bounds=(0, 1), method="bounded", options={"xatol": 1e-4})
+        return float(result.x) if result.fun < objective(0.0) else 0.0
     if slope >= 0:
         return 0.0
     if curvature > 0:
@@ -210,13 +210,13 @@ def _line_search(slope: float, curvature: float, point: Iterate, vertex: Iterate
 
 
 def _entropy(pair: Sequence[np.ndarray]) -> float:
-    """Of the plans of both signs."""
+    """Return the entropy of the plans of both signs."""
     plans = [(pair[0] + pair[1]) / 2, (pair[0] - pair[1]) / 2] if len(pair) == 2 else pair
     return -float(sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in plans))
 
 
 def _rounded(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
-    """A permutation near a point: the assignment of most mass, then full steps as long as they help."""
+    """Return a permutation near a point: the assignment of largest mass, then full steps as long as they help."""
     if not point.coupling.is_permutation:
         nearest = exact(-point.pair[0])
         assert isinstance(nearest, Permutation)
@@ -233,7 +233,7 @@ def _rounded(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
 
 
 def _polished(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
-    """Exchange the sources of two targets as long as that lowers the objective, many disjoint pairs at a time."""
+    """Exchange the sources of two targets as long as this lowers the objective, many disjoint pairs at a time."""
     value = problem.value(point)
     for _ in range(max_iter):
         pairs = _disjoint(exchanges(problem, point), -1e-9 * abs(value))
@@ -253,7 +253,7 @@ def _polished(problem: Quadratic, point: Iterate, max_iter: int) -> Iterate:
 
 
 def exchanges(problem: Quadratic, point: Iterate) -> np.ndarray:
-    """Change of the objective, for every pair of targets, when they exchange their sources, signs included."""
+    """Return the change of the objective when two targets exchange their sources and signs, for every pair of targets."""
     coupling, n = point.coupling, point.coupling.shape[0]
     assert isinstance(coupling, Permutation)
     signs = coupling.sign
@@ -266,13 +266,13 @@ def exchanges(problem: Quadratic, point: Iterate) -> np.ndarray:
         t, scale = term.target, term.weight
         diagonal_t, diagonal_h = t.diagonal().T, h.diagonal().T  # (n, k)
         outer, crossed = diagonal_t @ diagonal_h.T, (t * h.transpose(0, 1)).sum(2)
-        own, straight = (diagonal_t * diagonal_h).sum(1), (t * h).sum(2)
-        exact_block = outer + outer.T + crossed + crossed.T - own[:, None] - own[None] - straight - straight.T
-        # the same block as the products of whole rows and columns count it
+        diagonal, straight = (diagonal_t * diagonal_h).sum(1), (t * h).sum(2)
+        exact_block = outer + outer.T + crossed + crossed.T - diagonal[:, None] - diagonal[None] - straight - straight.T
+        # The contribution of the same entries to the products of whole rows and columns.
         down, across = torch.einsum("uk,vuk->uv", diagonal_t, h), torch.einsum("uvk,vk->uv", t, diagonal_h)
         right, up = torch.einsum("uk,uvk->uv", diagonal_t, h), torch.einsum("vuk,vk->uv", t, diagonal_h)
         mixed = down + across + right + up
-        counted = mixed + mixed.T - 2 * (own[:, None] + own[None] + straight + straight.T)
+        counted = mixed + mixed.T - 2 * (diagonal[:, None] + diagonal[None] + straight + straight.T)
         change -= (scale * (exact_block - counted)).double().cpu().numpy()
     return change
 
@@ -283,7 +283,7 @@ def _differences(matrix: np.ndarray) -> np.ndarray:
 
 
 def _disjoint(change: np.ndarray, below: float) -> list[tuple[int, int]]:
-    """Pairs of most negative change, no neuron twice."""
+    """Return pairs of the most negative change in which no neuron occurs twice."""
     rows, columns = np.nonzero(np.triu(change < below, 1))
     order = np.argsort(change[rows, columns], kind="stable")
     used: set[int] = set()
