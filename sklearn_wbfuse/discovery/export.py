@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.fx import Node
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
-from ..layers.operations import schema_name
+from ..layers.operations import facts_of, schema_name
 from .contexts import traced, untouched_modules
 from .declared import declared_forwards, hold_declared
 from .inputs import shapes_of
@@ -118,9 +119,14 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
-    """Whether no operation changes its operands and all have rules, so that the slow pass over the graph can be spared."""
-    targets = {n.target for n in program.graph.nodes if n.op == "call_function"} - {operator.getitem}
-    return all(rule_for(schema_name(target)) is not None and not target._schema.is_mutable for target in targets)
+    """Whether no operation changes its operands and none needs a rule that it has not: the slow pass over the graph is spared."""
+    nodes = [n for n in program.graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
+    return all((rule_for(schema_name(n.target)) or _is_filled(n)) and not n.target._schema.is_mutable for n in nodes)
+
+
+def _is_filled(node: Node) -> bool:
+    """Whether a node is a tensor of zeros, of a range or the like, a constant of the trace."""
+    return facts_of(node).kind == "fills" and not node.all_input_nodes
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from sklearn_wbfuse import FusionInput, WassersteinFusion
+from sklearn_wbfuse import FusionInput, WassersteinFusion, discover
 
 
 @pytest.fixture
@@ -109,3 +109,22 @@ def test_fits_that_share_rows_copy_the_result_alone(counts):
         counts.update(copies=0, traces=0)
         WassersteinFusion(correction=None).fit(shared)
         assert counts == {"copies": copies, "traces": traces}
+
+
+class Counting(nn.Module):
+    """Reads constants that its forward makes: positions, and a state."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cell, self.head = nn.Embedding(4, 3), nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = x + self.table(torch.arange(x.shape[1]))
+        return self.head(self.cell(x, torch.full((1, len(x), 5), 0.5))[1][0])
+
+
+def test_constants_of_a_trace_need_no_second_pass(monkeypatch):
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *args: pytest.fail("the slow pass"))
+    for network in (Counting(), Recurrent(4)):
+        spec = discover(network, (torch.randn(2, 4, 3),))
+        assert spec.sizes["cell.l0"] == network.cell.hidden_size
