@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -19,6 +20,13 @@ def device():
     """Where models and inputs live: the environment variable WBFUSE_DEVICE, the CPU by default."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(DEVICE)
+
+
+def pytest_collection_finish():
+    """Collect garbage more rarely: what is imported by now stays, and looking through it again took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items):
