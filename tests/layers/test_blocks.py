@@ -74,7 +74,7 @@ class TestConvolutions(AdapterConformance):
             (2, 3, 5),
             {"2.blocks": 2, "0": 6, "2": 4},
             {"0", "2"},
-            within={"0": "2.blocks", "2": "2.blocks"},
+            block_groups={"0": "2.blocks", "2": "2.blocks"},
         ),
     }
 
@@ -349,7 +349,7 @@ class TestAttention(AdapterConformance):
             Maxout,
             (6, 3),
             {"blocks": 2, "first.0": 4, "first.1": 4},
-            within={"first.0": "blocks", "first.1": "blocks"},
+            block_groups={"first.0": "blocks", "first.1": "blocks"},
             widens=False,
         ),
         "fused": written_out(),
