@@ -22,6 +22,19 @@ def device():
     return torch.device(DEVICE)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process runs all tests of a file, and the files that share discovered networks: what they cache is computed once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "adapters" if file.startswith("tests/layers/") or file == "tests/test_extending.py" else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_finish():
     """Collect garbage more rarely: what is imported by now stays, and looking through it again took a fifth of the time."""
     gc.collect()
