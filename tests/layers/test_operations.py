@@ -158,10 +158,10 @@ ROWS = {
     "logical_xor": lambda h: h * torch.logical_xor(h > 0, h < 1).to(h.dtype),
     "isclose": lambda h: h * torch.isclose(h, h).to(h.dtype),
     "bernoulli": lambda h: h * torch.bernoulli(torch.full_like(h, 1.0)),
-    "addmm": lambda h: torch.addmm(h, h @ h.t(), h),
-    "baddbmm": lambda h: torch.baddbmm(torch.zeros(1, 6, 6, dtype=h.dtype), h[None], h.t()[None])[0] @ h,
-    "mode over batch": lambda h: h - h.mode(0).values,
     "complex": lambda h: torch.view_as_real(torch.view_as_complex(torch.stack([h, 2 * h], -1))).sum(-1),
+    "addmm": lambda h: torch.addmm(h, (h @ h.t()).softmax(1), h),
+    "baddbmm": lambda h: torch.baddbmm(torch.zeros(1, 6, 6, dtype=h.dtype), h[None], h.t()[None])[0].softmax(1) @ h,
+    "mode over batch": lambda h: h - h.mode(0).values,
 }
 IMAGES = {
     "max_unpool": lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2),
