@@ -19,8 +19,8 @@ from ..data import FusionInput, Objective
 from ..discovery import Architecture, write_back
 from ..exceptions import FusionError, FusionWarning
 from ..execution import PROBES, ParentRunner, Parents, Probe
-from ..execution.parent_runner import chosen_of
-from ..execution.sizing import sized
+from ..execution.parent_runner import select_samples
+from ..execution.sizing import sized_probe
 from .judging import agreement_on, why
 from .progress import log
 from .roles import Roles
@@ -84,7 +84,7 @@ def run_on_probe(
     """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
     mixes = any(c.uses_mixtures for c in corrections)
     try:
-        own = sized(probe, [p.architecture for p in parents], capped=is_lenient)
+        own = sized_probe(probe, [p.architecture for p in parents], capped=is_lenient)
         return ParentRunner(parents, data, own, rng, mixes=mixes)
     except Exception as error:  # whatever networks do on inputs that they do not know
         if is_needed or not is_lenient:
@@ -192,12 +192,12 @@ def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict
 def _corrected(fused: Fused, correction: Correction, runs: ParentRunner) -> Fused:
     """The fused network after a correction."""
     target = fused.parents.target
-    runner = runs.of_target(target, fused.state)
+    runner = runs.target_runner(target, fused.state)
     state = correction.correct(runner, fused.parents.recorded(runs, correction.max_rows))
     state = _whole(state, fused.parents, correction)
     ran = all(node in runner.values or node in runner.parameters for node in runner.returned if isinstance(node, Node))
     chosen = enumerate(runs.held_out() if ran else [])
-    outputs = [chosen_of(runner.outputs(batch), c) for batch, c in chosen if c.any()]
+    outputs = [select_samples(runner.outputs(batch), c) for batch, c in chosen if c.any()]
     return replace(fused, state=state, outputs=outputs)
 
 

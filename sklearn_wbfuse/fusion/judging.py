@@ -21,7 +21,7 @@ from ..data.fusion_input import FusionInput
 from ..discovery import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
 from ..discovery.contexts import own_draws, untouched_modules
 from ..exceptions import PoorFusionWarning
-from ..execution.parent_runner import ParentRunner, chosen_of, rows_in
+from ..execution.parent_runner import ParentRunner, select_samples, n_samples_in
 from ..network.spec import NetworkSpec
 from .agreement import Agreement, agreement_of, tell_values
 
@@ -115,7 +115,7 @@ class JudgedMixin:
                 parent_runner = later()
         except Exception as error:  # whatever inputs can't be drawn
             return None, why(error)
-        every = [torch.ones(rows_in(b), dtype=torch.bool) for b in parent_runner.batches]
+        every = [torch.ones(n_samples_in(b), dtype=torch.bool) for b in parent_runner.batches]
         return agreement_on(parent_runner, self.fused_model_, self.graph_, every, kind)
 
     def _remedies(self, data: FusionInput | None, source: str, n_models: int) -> list[str]:
@@ -145,14 +145,14 @@ def agreement_on(
     sizes = [*(p.spec.sizes for p in parent_runner.parents), spec.sizes]
     some = list(zip(parent_runner.batches, chosen, strict=True))
     recorded = [parent_runner.outputs(i) for i in range(len(parent_runner.parents))]
-    known = [[chosen_of(o, c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded]
+    known = [[select_samples(o, c) for o, c in zip(own, chosen, strict=True) if c.any()] if own else [] for own in recorded]
     for whole in (False, True):  # the batch size may be written into the code
-        given = (parent_runner.batches[4::5] or parent_runner.batches) if whole else [chosen_of(b, c) for b, c in some if c.any()]
+        given = (parent_runner.batches[4::5] or parent_runner.batches) if whole else [select_samples(b, c) for b, c in some if c.any()]
         try:
             arrays = []
             for model, own, size in zip(models, [*known, said], sizes, strict=True):
                 if own and not whole:
-                    arrays.append(_in_one(zip(own, map(rows_in, given), strict=True)))
+                    arrays.append(_in_one(zip(own, map(n_samples_in, given), strict=True)))
                 else:
                     model = plain_copy(fused) if model is fused else model
                     arrays.append(_outputs(model, [resized_inputs(b, parent_runner.parents[0].spec, size) for b in given]))
@@ -209,7 +209,7 @@ def _outputs(model: nn.Module, batches: Batches) -> np.ndarray | None:
         Whatever the network raises.
     """
     with own_draws(device_of(model)), untouched_modules(model):
-        return _in_one((pytree.tree_leaves(model(*cast_inputs(batch, model))), rows_in(batch)) for batch in batches)
+        return _in_one((pytree.tree_leaves(model(*cast_inputs(batch, model))), n_samples_in(batch)) for batch in batches)
 
 
 def _in_one(outputs: Iterable[tuple[list[Any], int]]) -> np.ndarray | None:
