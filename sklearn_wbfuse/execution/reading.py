@@ -85,9 +85,7 @@ def read_as(kind: str, runner: Runner) -> dict[int, Reading]:
 def _read_first(source: Node, runner: Runner) -> Reading | None:
     """Return how the first layer reads an input that is only rearranged, cast or scaled before; None if it determines nothing."""
     value = runner.values[source][0]
-    start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(
-        value.shape
-    )  # padding needs floats
+    start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(value.shape)  # padding needs floats
     positions: dict[Node, Any] = {source: start}
     for node in runner.nodes:
         before = next((a for a in node.all_input_nodes if a in positions), None)

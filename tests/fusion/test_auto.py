@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import sklearn_wbfuse.fusion.correcting as correcting
 import torch
 from conformance.fusers import assert_same, values
 from hypothesis import given
@@ -14,7 +15,6 @@ from networks import CNN, MLP, disguised, randomised
 from torch import nn
 
 import sklearn_wbfuse.execution.sizing as sizing
-import sklearn_wbfuse.fusion.correcting as correcting
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
