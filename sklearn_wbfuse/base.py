@@ -1,4 +1,4 @@
-"""What every estimator of this library adds to scikit-learn's: hints for misspelt names, links, clones that share networks."""
+"""Additions to scikit-learn's estimators: hints at misspelt names, links to the documentation, clones that share networks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .exceptions import did_you_mean
 __all__ = ["ESTIMATORS", "HelpfulMixin", "aligned", "did_you_mean", "label_of", "short_text"]
 
 ESTIMATORS: dict[str, Any] = {}
-"""Estimators by the names that saved files know them by; corrections and what can be saved add themselves."""
+"""Estimators by their names in saved files; corrections and estimators that can be saved register themselves."""
 
-_MOST_ENTRIES = 6  # of a list in a label
-_LONGEST = 40  # characters of other values there
+_MOST_ENTRIES = 6  # entries of a list that a label shows
+_LONGEST = 40  # characters of other values that a label shows
 
 
 def short_text(value: Any) -> str:
-    """A value in one short line, for labels and errors: of tensors, arrays and networks what they are, and no numbers.
+    """Format a value in one short line for labels and errors; tensors, arrays and networks appear without their numbers.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def short_text(value: Any) -> str:
 
 
 def label_of(estimator: Any) -> str:
-    """As scikit-learn's repr, in one line: the class, and parameters that are not at their defaults in short.
+    """Format an estimator in one line: its class, and its parameters with other values than the defaults.
 
     Examples
     --------
@@ -66,15 +66,15 @@ def label_of(estimator: Any) -> str:
     """
     if isinstance(estimator, type):
         return short_text(estimator)
-    own, shown = estimator.get_params(deep=False), []
+    params, shown = estimator.get_params(deep=False), []
     for name, parameter in inspect.signature(type(estimator)).parameters.items():
-        if name in own and own[name] is not parameter.default and repr(own[name]) != repr(parameter.default):
-            shown.append(f"{name}={short_text(own[name])}")
+        if name in params and params[name] is not parameter.default and repr(params[name]) != repr(parameter.default):
+            shown.append(f"{name}={short_text(params[name])}")
     return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Rows of cells, the first of them the heads, in columns; those named in `left` flush left, the others right.
+    """Format rows of cells as a table; the first row holds the headers, and columns in `left` are aligned left, others right.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def _cut(text: str) -> str:
 
 
 class HelpfulMixin:
-    """Goes before ``BaseEstimator``."""
+    """Goes before ``BaseEstimator`` in the bases of a class."""
 
     _doc_link_module = "sklearn_wbfuse"
     _doc_link_template = "https://sklearn-wbfuse.readthedocs.io/en/latest/generated/{page}.html"
@@ -107,27 +107,27 @@ class HelpfulMixin:
         public = hasattr(sys.modules[package], name)
         return {"page": ".".join([package, name] if public else [package, self._documented_in or parts[0], name])}
 
-    _documented_in = ""  # the package whose page it has, if that is not the one that it is defined in
+    _documented_in = ""  # the package under which it is documented, if it is defined in another one
 
     def __sklearn_clone__(self) -> Any:
-        """As scikit-learn clones, but networks among the parameters are shared, not copied."""
-        own = self.get_params(deep=False)  # type: ignore[attr-defined]
-        twin = type(self)(**{k: v if isinstance(v, nn.Module) else clone(v, safe=False) for k, v in own.items()})
-        if hasattr(self, "_metadata_request"):  # what set_..._request has set
-            twin._metadata_request = copy.deepcopy(self._metadata_request)  # type: ignore[attr-defined]
-        return twin
+        """Clone like scikit-learn, but share networks among the parameters instead of copying them."""
+        params = self.get_params(deep=False)  # type: ignore[attr-defined]
+        cloned = type(self)(**{k: v if isinstance(v, nn.Module) else clone(v, safe=False) for k, v in params.items()})
+        if hasattr(self, "_metadata_request"):  # set by set_..._request
+            cloned._metadata_request = copy.deepcopy(self._metadata_request)  # type: ignore[attr-defined]
+        return cloned
 
     def set_params(self, **params: Any) -> Any:
-        """Set parameters by name; ``a__b`` is parameter b of the estimator that is parameter a."""
+        """Set parameters by name; ``a__b`` is the parameter b of the estimator that is the parameter a."""
         valid = self.get_params(deep=True)  # type: ignore[attr-defined]
         for name in params:
-            own, nested, _ = name.partition("__")
-            if own not in valid:
+            prefix, nested, _ = name.partition("__")
+            if prefix not in valid:
                 inner = [v for v in valid if v.endswith(f"__{name}")]
                 hint = f" Did you mean {inner[0]!r}?" if inner else did_you_mean(name, valid)
                 raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(valid)}.{hint}")
-            if nested and not hasattr(params.get(own, valid[own]), "set_params"):
-                shown = f"{own}={short_text(valid[own])}"
+            if nested and not hasattr(params.get(prefix, valid[prefix]), "set_params"):
+                shown = f"{prefix}={short_text(valid[prefix])}"
                 raise ValueError(f"{type(self).__name__} has no parameter {name!r}: {shown} has none of its own.")
         return super().set_params(**params)  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""Errors and warnings. Each message says which model, layer, group or shape is meant, and what to do about it."""
+"""Errors and warnings. Each message says which model, layer, group or shape is concerned, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FusionError(ValueError):
 
 
 class InvalidModelError(FusionError, TypeError):
-    """What was given is not a list of ordinary, copyable ``torch.nn.Module`` objects on one device."""
+    """The argument is not a list of ordinary, copyable ``torch.nn.Module`` objects on one device."""
 
 
 class NonFiniteError(FusionError):
@@ -40,13 +40,13 @@ class ArchitectureMismatchError(FusionError):
 
 
 class WidthError(FusionError):
-    """Sizes were asked for, or are needed, that the architecture can't have."""
+    """The architecture cannot have the requested or required sizes."""
 
 
 class GroupNameError(FusionError, KeyError):
-    """A neuron group was named that the network does not have."""
+    """The network has no neuron group of this name."""
 
-    __str__ = ValueError.__str__  # KeyError would show the repr of the message
+    __str__ = ValueError.__str__  # KeyError shows the repr of the message
 
 
 class DiscoveryError(FusionError):
@@ -54,27 +54,27 @@ class DiscoveryError(FusionError):
 
 
 class SelfCheckError(FusionError):
-    """A neuron group was found, but permuting, scaling or duplicating it changes what the network computes."""
+    """Permuting, scaling or duplicating a discovered neuron group changes the function of the network."""
 
 
 class TransportError(FusionError):
-    """A transport problem has no valid solution: costs that are not finite, or a plan without its mass."""
+    """A transport problem has no valid solution: costs are not finite, or the plan violates its marginals."""
 
 
 class PersistenceError(FusionError):
-    """A saved estimator can't be written or read: a folder, a file in it, or a value that can't be stored."""
+    """An estimator cannot be saved or loaded: because of a folder, a file in it, or a value that cannot be stored."""
 
 
 class FusionWarning(UserWarning):
-    """Something was left out on purpose, and the result is still valid: frozen units, dropped symmetries."""
+    """The result is valid, but something was left out on purpose, such as frozen units or dropped symmetries."""
 
 
 class PoorFusionWarning(FusionWarning):
-    """The fused network agrees less with its parents than they do among themselves; the message says what helps."""
+    """The fused network agrees less with its parents than they do among themselves; the message names remedies."""
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """A hint at the name that is closest to a misspelt one, to be put behind an error message; empty if there is none.
+    """Return a hint at the name closest to a misspelt one, to append to an error message; empty if there is none.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     >>> did_you_mean("conv", ["rnn.l0", "fc"])
     ''
     """
-    given, folded = str(name).casefold(), {n.casefold(): n for n in names}
-    swapped = [n for n in folded if sorted(n) == sorted(given)]
-    near = swapped or difflib.get_close_matches(given, folded, 1)
-    return f" Did you mean {folded[near[0]]!r}?" if near else ""
+    misspelt, folded = str(name).casefold(), {n.casefold(): n for n in names}
+    transposed = [n for n in folded if sorted(n) == sorted(misspelt)]
+    closest = transposed or difflib.get_close_matches(misspelt, folded, 1)
+    return f" Did you mean {folded[closest[0]]!r}?" if closest else ""

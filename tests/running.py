@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sklearn_wbfuse.discovery import discover_all, floating_state, plain_copy
 from sklearn_wbfuse.execution import Runner, program_of
-from sklearn_wbfuse.fusion.making import Making, common_dtype
+from sklearn_wbfuse.fusion.parent_factory import ParentFactory, common_dtype
 
 TRACED = {
     name: dataclasses.replace(f, options={**f.options, **({"depth": 2} if name in ("vit", "bert", "gpt") else {})})
@@ -35,7 +35,7 @@ def steps_of(network, batches, device="cpu", program=None):
 
 def parents_of(networks, inputs):
     """Networks as the parents of a fusion in equal parts."""
-    made = Making(inputs, common_dtype(networks))
+    made = ParentFactory(inputs, common_dtype(networks))
     pairs = zip(map(plain_copy, networks), discover_all(networks, inputs), strict=True)
     return [made.parent(plain, architecture, 1 / len(networks)) for plain, architecture in pairs]
 

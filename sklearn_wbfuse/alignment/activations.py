@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from ..execution import Parent, ParentRunner
 from ..execution.cells import Sequences, levels
-from ..execution.parent_runner import rows_within, units_of
+from ..execution.parent_runner import n_positions_within, n_recorded_units
 from ..execution.recording import Recording
 from ..execution.sites import RegressionSite, read_by, regression_sites
 from ..layers.operations import facts_of
@@ -38,7 +38,7 @@ _SHARE = 1 / 8
 
 def _rows_to_compare(recordings: Sequence[Recording]) -> int:
     """Return at how many positions networks can be compared if their features have to fit into memory."""
-    return rows_within(_SHARE * recordings[0].memory.limit, max(map(units_of, recordings)), _ROWS)
+    return n_positions_within(_SHARE * recordings[0].memory.limit, max(map(n_recorded_units, recordings)), _ROWS)
 
 
 @torch.no_grad()
@@ -89,16 +89,16 @@ def _rows(site: RegressionSite, recording: Recording, *, after: bool) -> Iterato
     With `after` these are the activations after the nonlinearity that follows.
     """
     if site.cells:
-        sequences = Sequences(site.at, recording)
+        sequences = Sequences(site.node, recording)
         for level in levels(site.cells):
             for cell in level:
                 halves = (cell.halves(recording.state, x, h) for x, h in sequences.forced(cell))
                 yield (cell.w_ih, 0), [(x + h).flatten(0, 1) for x, h in halves]
             sequences.advance(level)
     else:
-        layer, position = site.layers[0], recording.position[site.at]
+        layer, position = site.layers[0], recording.position[site.node]
         values = (recording.rows(position, layer.channel, batch) for batch in range(recording.n_batches))
-        yield layer.labelled, (_through(v, site.at) if after else v for v in values)
+        yield layer.labelled, (_through(v, site.node) if after else v for v in values)
 
 
 def _subsample(rows: Tensor, n_rows: int) -> Tensor:

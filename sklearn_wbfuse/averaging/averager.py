@@ -13,22 +13,22 @@ __all__ = ["Averager", "WeightedMean"]
 
 
 class Averager(ABC):
-    """Aligned parents in, the tensors of the fused network out: abstract.
+    """Averages aligned parents into the tensors of the fused network: abstract.
 
-    An averager sees parents whose neurons correspond already, whichever aligner found that out, and may weigh every entry of
-    every tensor by itself. The average of equal states is that state.
+    The neurons of the parents correspond already, whatever the aligner, and an averager may weight every entry of every tensor
+    separately. The average of equal states is that state.
     """
 
     @abstractmethod
     def average(self, parents: AlignedParents, objective: Objective | None = None) -> dict[str, Tensor]:
-        """Average.
+        """Average aligned parents.
 
         Parameters
         ----------
         parents : AlignedParents
-            Those that have a weight: ``parent.tensor(name)`` is in the target's neurons, ``parents.mixture`` takes means.
+            The parents of nonzero weight: ``parent.tensor(name)`` is in the target's neurons, ``parents.mixture`` computes means.
         objective : Objective, optional
-            What the fused network should be good at, where rows and labels are known.
+            Labelled rows, if there are any.
 
         Returns
         -------

@@ -10,7 +10,7 @@ from torch import nn
 from .. import discover, load
 from ..exceptions import FusionError
 from ..fusion.agreement import agreement_text
-from ..fusion.storage import stored_verdict
+from ..fusion.storage import stored_agreement
 from ..model_selection.table import n_parameters
 from .checkpoints import Template, network_of, read
 from .data import example_inputs
@@ -57,7 +57,7 @@ def _parameters(network: nn.Module) -> str:
 def _of_fusion(folder: Path) -> str:
     content = described(folder)
     parents = "\n".join(f"parent {i}: fingerprint {p['fingerprint']}" for i, p in enumerate(content["parents"]))
-    agreement = agreement_text(*stored_verdict(content))
+    agreement = agreement_text(*stored_agreement(content))
     return (
         f"{folder}: {len(content['parents'])} networks fused, {content['values']:,} values; saved by sklearn_wbfuse "
         f"{content['library_version']} with PyTorch {content['torch_version']}\n{content['fusion']}\n"

@@ -1,4 +1,4 @@
-"""What follows the average: layers brought to what the parents compute."""
+"""Corrections of the averaged network, which bring its layers closer to the parents' activations."""
 
 from ..execution import PROBES, Probe
 from .base import Correction
@@ -9,4 +9,4 @@ from .statistics import BatchNorm, Repair
 __all__ = ["CORRECTIONS", "PROBES", "BatchNorm", "Correction", "Probe", "Regression", "Repair", "recompute_batchnorm"]
 
 CORRECTIONS = {"batchnorm": BatchNorm, "repair": Repair, "regression": Regression}
-"""Corrections by the names that fusions know them by."""
+"""Corrections by the names that fusions accept."""

@@ -16,17 +16,17 @@ __all__ = ["Correction"]
 
 
 class Correction(HelpfulMixin, BaseEstimator, ABC):
-    """Brings a fused network closer to what its parents compute: abstract.
+    """Brings the activations of a fused network closer to its parents': abstract.
 
-    Parameters are those of a scikit-learn estimator; saved fusions know a correction by the name of its class. A network that
-    computes what its parents compute is left as it is.
+    Parameters are those of a scikit-learn estimator; saved fusions refer to a correction by the name of its class. A network
+    that computes what its parents compute is unchanged.
 
     Attributes
     ----------
     max_rows : int
-        Positions at which it looks at parents.
+        Number of positions at which the parents are recorded.
     uses_mixtures : bool
-        Whether a few rows of data are made more by mixtures of them.
+        Whether mixed rows are added if there are few rows of data.
     """
 
     max_rows: int = MAX_ROWS
@@ -39,15 +39,15 @@ class Correction(HelpfulMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
-        """Correct.
+        """Correct a fused network.
 
         Parameters
         ----------
-        fused : Steps
-            The fused network at its start, on the inputs of the probe, to be run once; ``fused.state`` holds its tensors, which
-            may be replaced.
+        fused : Runner
+            The fused network on the inputs of the probe, to be run once. ``fused.state`` holds its tensors, which may be
+            replaced.
         parents : AlignedParents
-            They are recorded on the same inputs when `sklearn_wbfuse.execution.run_in_lockstep` asks for it.
+            The parents; `sklearn_wbfuse.execution.run_in_lockstep` records them on the same inputs.
 
         Returns
         -------

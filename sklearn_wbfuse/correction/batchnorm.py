@@ -1,4 +1,4 @@
-"""Recompute the running statistics of batch norms."""
+"""New running statistics for the batch norms of a network."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["recompute_batchnorm"]
 
 @torch.no_grad()
 def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> nn.Module:
-    r"""A copy of a model whose batch norms hold the statistics of its own activations on `X`.
+    r"""Return a copy of a model whose batch norms hold the statistics of its own activations on `X`.
 
-    Averaged networks have weaker activations than their parents, so averaged statistics do not fit them. Each running mean
+    Averaged networks have smaller activations than their parents, so averaged statistics do not fit them. Each running mean
     becomes :math:`\frac{1}{B} \sum_b \mu_b` and each running variance :math:`\frac{1}{B} \sum_b \sigma^2_b` over B batches,
     in one pass.
 
     Parameters
     ----------
     model : Module
-        Not changed.
+        The network; it is not modified.
     X : array-like or Tensor of shape (n_samples, ...), or tuple of them
         Unlabelled inputs.
     batch_size : int
-        At least 2; a last batch that is smaller is left out.
+        At least 2; a smaller last batch is left out.
 
     Returns
     -------
     Module
-        In eval mode.
+        The copy, in eval mode.
 
     Raises
     ------
@@ -48,11 +48,11 @@ def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> n
     >>> fitted[0].running_mean
     tensor([5., 5., 5.])
     """
-    fresh = copy.deepcopy(model).eval()
-    norms = [m for m in fresh.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    recomputed = copy.deepcopy(model).eval()
+    norms = [m for m in recomputed.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
-        raise FusionError(f"{type(model).__name__} has no batch norm with running statistics; there is nothing to recompute.")
-    parameter = next(fresh.parameters(), torch.zeros(()))
+        raise FusionError(f"recompute_batchnorm needs batch norms with running statistics. {type(model).__name__} has none.")
+    parameter = next(recomputed.parameters(), torch.zeros(()))
     arrays = [torch.as_tensor(a) for a in (X if isinstance(X, tuple) else (X,))]
     n_rows = len(arrays[0])
     if n_rows < 2 or batch_size < 2:
@@ -62,14 +62,14 @@ def recompute_batchnorm(model: nn.Module, X: Any, *, batch_size: int = 250) -> n
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over batches
+        norm.momentum = None  # for a plain mean over batches
         norm.train()
     with torch.random.fork_rng(devices=[]):
         for start in range(0, n_rows - batch_size + 1, batch_size):
             batch = [a[start : start + batch_size].to(parameter.device) for a in arrays]
-            fresh(*(b.to(parameter.dtype) if b.is_floating_point() else b for b in batch))
+            recomputed(*(b.to(parameter.dtype) if b.is_floating_point() else b for b in batch))
     for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
         if count is not None and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.copy_(count)
-    return fresh.eval()
+    return recomputed.eval()

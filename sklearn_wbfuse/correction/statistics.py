@@ -1,6 +1,7 @@
-r"""Statistics of every channel brought to the parents': running statistics of batch norms, and REPAIR for n models.
+r"""Corrections that give every channel the parents' statistics: REPAIR for n models, and running statistics of batch norms.
 
-Averaged networks have weaker activations than their parents. With :math:`\mu, \sigma` the mean and deviation of a channel,
+Averaged networks have smaller activations than their parents. With :math:`\mu, \sigma` the mean and standard deviation of a
+channel,
 
 .. math:: y' = \sigma^* \frac{y - \mu(y)}{\sigma(y)} + \mu^*, \qquad
     \mu^* = \sum_i \lambda_i \mu(y^i), \quad \sigma^* = \sum_i \lambda_i \sigma(y^i)
@@ -14,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -25,46 +26,46 @@ from ..alignment import AlignedParents
 from ..exceptions import FusionWarning
 from ..execution import Runner
 from ..execution.affine import AffineLayer, NormLayer
-from ..execution.lockstep import SiteSamples, run_in_lockstep
+from ..execution.lockstep import RecordedParent, SiteSamples, run_in_lockstep
 from ..execution.sites import RegressionSite, batch_norms, regression_sites, running_statistics
 from .base import Correction
 
 __all__ = ["BatchNorm", "Repair"]
 
 _EQUAL = 1e-4
-"""Channels whose statistics differ by less, relative to the deviation, stay as they are."""
+"""Difference of statistics, relative to the standard deviation, up to which channels are unchanged."""
 
 _NONE = 1e-12
-"""Deviations up to this are rounding."""
+"""Standard deviations up to this are rounding errors."""
 
 Statistics = tuple[Tensor, Tensor]
-"""Mean and deviation of every channel."""
+"""Mean and standard deviation of every channel."""
 
 
 class Repair(Correction):
-    r"""REPAIR: mean and deviation of every layer's channels become the weighted mean of the parents'.
+    r"""REPAIR: set mean and standard deviation of every layer's channels to the weighted mean of the parents'.
 
-    A batch norm is part of the layer in front of it, and layers that write into one sum are repaired each. A layer without a
-    bias gets the deviations alone. Recurrent layers stay as they are: their statistics change from step to step.
+    A batch norm is part of the layer before it, and layers of one sum are repaired separately. For a layer without a bias only
+    standard deviations change. Recurrent layers are unchanged, since their statistics vary over steps.
 
     Parameters
     ----------
     method : {"forward", "closed"}, default="forward"
-        Where the mean and deviation of a fused channel come from. "forward" computes them layer by layer, each with what the
-        repaired layers before it compute. "closed" never runs the fused network: it takes what an averaged layer computes for
-        the average of what its parents compute, with the parents' correlations :math:`\rho_{ij}` of matched channels,
+        How the mean and standard deviation of a fused channel are determined. "forward" computes them layer by layer, on the
+        outputs of the repaired layers before. "closed" never runs the fused network: it assumes that an averaged layer computes
+        the average of its parents' outputs, with the parents' correlations :math:`\rho_{ij}` of matched channels,
 
         .. math:: \mu(y) = \sum_i \lambda_i \mu(y^i), \qquad
             \sigma^2(y) = \sum_{ij} \lambda_i \lambda_j \rho_{ij} \sigma(y^i) \sigma(y^j).
 
-        Errors do not add up from layer to layer, and where a batch norm has running statistics these are the parents' means and
-        deviations, so that inputs tell :math:`\rho` alone; norms of other kinds stay as they are. It is about averaged layers: in
-        a tuple of corrections it comes first.
+        Errors do not accumulate over layers. For batch norms with running statistics these provide the parents' means and
+        standard deviations, so that the inputs only determine :math:`\rho`; norms of other kinds are unchanged. It assumes
+        averaged layers, so it has to be the first of a tuple of corrections.
     shift : bool, default=True
-        Whether means are changed too. False leaves them where they are and changes deviations alone (RESCALE [1]_). In closed
-        form both are the same, since the means are the parents' already.
+        Whether to change means as well. False changes standard deviations only (RESCALE [1]_). In closed form both are the
+        same, since the means already are the parents'.
     max_rows : int, default=20000
-        Largest number of rows over which statistics are taken; of convolutions and sequences positions are drawn.
+        Largest number of rows over which statistics are computed; positions of convolutions and sequences are subsampled.
 
     References
     ----------
@@ -91,91 +92,94 @@ class Repair(Correction):
         self.max_rows = max_rows
 
     def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
-        """Bring all layers to the parents' statistics; see `Correction`."""
+        """Give all layers the parents' statistics; see `Correction`."""
         statistics = _measured if self.method == "forward" else _expected
 
         def correct(site: RegressionSite) -> None:
-            rows = SiteSamples(site, fused, parents)
+            samples = SiteSamples(site, fused, parents)
             for layer in site.layers:
-                found = statistics(layer, rows)
-                if found is not None:
-                    _repair(layer, fused.state, *found, shift=self.shift)
+                present_and_target = statistics(layer, samples)
+                if present_and_target is not None:
+                    _repair(layer, fused.state, *present_and_target, shift=self.shift)
 
-        found = {node: e for node, e in regression_sites(fused.nodes, fused.parameters).items() if e.layers}
+        sites = {node: site for node, site in regression_sites(fused.nodes, fused.parameters).items() if site.layers}
         forward = self.method == "forward"
-        run_in_lockstep(fused, parents, found, correct, reads=_ends if forward else _ends_and_before, runs_fused=forward)
+        reads = _outputs_of_layers if forward else _outputs_around_norms
+        run_in_lockstep(fused, parents, sites, correct, reads=reads, runs_fused=forward)
         return fused.state
 
 
-def _measured(layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics]:
-    """What a layer has, on what the fused network computes, and what it should have."""
-    matrix, offset = layer.affine(rows.fused.state)
-    outputs = ((rows.inputs(layer, batch) @ matrix.mT).transpose(0, 1).flatten(1) for batch in range(rows.fused.n_batches))
-    own = _moments(outputs)
-    return (own.mean + offset.flatten(), own.deviation), _wanted(layer, rows)
+def _measured(layer: AffineLayer, samples: SiteSamples) -> tuple[Statistics, Statistics]:
+    """Return the statistics of a layer on the fused network's activations, and its target statistics."""
+    matrix, offset = layer.affine(samples.fused.state)
+    n_batches = samples.fused.n_batches
+    outputs = ((samples.inputs(layer, batch) @ matrix.mT).transpose(0, 1).flatten(1) for batch in range(n_batches))
+    present = _moments(outputs)
+    return (present.mean + offset.flatten(), present.standard_deviation), _target_statistics(layer, samples)
 
 
-def _expected(layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics] | None:
-    """The same in closed form: what a layer computes is the mean of what the parents compute."""
-    names = running_statistics(layer, rows.fused.parameters)
+def _expected(layer: AffineLayer, samples: SiteSamples) -> tuple[Statistics, Statistics] | None:
+    """Return the same statistics in closed form, for a layer that computes the mean of its parents' outputs."""
+    names = running_statistics(layer, samples.fused.parameters)
     if names:
-        return _expected_behind(names, layer, rows)
+        return _expected_after_norm(names, layer, samples)
     if isinstance(layer, NormLayer):
         return None
-    own = _moments_of_mean(rows, layer.end, layer.labelled, [torch.ones(())] * len(rows.parents))
-    return (own.mean, own.deviation), _wanted(layer, rows)
+    present = _moments_of_mean(samples, layer.end, layer.labelled, [torch.ones(())] * len(samples.parents))
+    return (present.mean, present.standard_deviation), _target_statistics(layer, samples)
 
 
-def _expected_behind(names: Mapping[str, str], layer: AffineLayer, rows: SiteSamples) -> tuple[Statistics, Statistics]:
-    """Behind a batch norm, which knows the deviations of what it reads, and means without a look.
+def _expected_after_norm(names: Mapping[str, str], layer: AffineLayer, samples: SiteSamples) -> tuple[Statistics, Statistics]:
+    """Return the statistics after a batch norm, whose running statistics are those of its inputs.
 
-    It reads the mean of what the parents' layers compute, or without a layer in front of it what others compute, repaired.
+    The norm reads the mean of the outputs of the parents' layers or, if no layer precedes it, outputs that are repaired.
     """
-    parents, read = rows.parents, (names["mean"], 0)
-    known = [t["var"].sqrt() for t in _norms(names, rows)]
-    wanted = _described(layer, rows)
-    inputs = parents.mean_rows(known, read, magnitude=True)
+    parents, axis = samples.parents, (names["mean"], 0)
+    running = [tensors["var"].sqrt() for tensors in _norm_tensors(names, samples)]
+    target = _fitted_statistics(layer, samples)
+    inputs = parents.mean_rows(running, axis, magnitude=True)
     if layer.norm is not None:
-        seen = [_moments_of(rows, p, layer.node).deviation for p in parents]
-        joint = _moments_of_mean(rows, layer.node, read, [_ratio(k, s) for k, s in zip(known, seen, strict=True)])
-        blind = [((k > _NONE) & (s <= _NONE)).double() for k, s in zip(known, seen, strict=True)]
-        # nothing tells how channels go together of which one is constant on these inputs
-        inputs = torch.where(parents.mean_rows(blind, read, magnitude=True) > 0, inputs, joint.deviation)
-    own = {key: rows.fused.state[name].double() for key, name in names.items()}
-    return (wanted[0], inputs * _gain(own, layer.eps)), wanted
+        measured = [_moments_of(samples, p, layer.node).standard_deviation for p in parents]
+        factors = [_ratio(r, m) for r, m in zip(running, measured, strict=True)]
+        of_mean = _moments_of_mean(samples, layer.node, axis, factors)
+        # Channels that are constant on these inputs have unknown correlations.
+        unknown = [((r > _NONE) & (m <= _NONE)).double() for r, m in zip(running, measured, strict=True)]
+        inputs = torch.where(parents.mean_rows(unknown, axis, magnitude=True) > 0, inputs, of_mean.standard_deviation)
+    norm = {key: samples.fused.state[name].double() for key, name in names.items()}
+    return (target[0], inputs * _gain(norm, layer.eps)), target
 
 
 def _gain(norm: Mapping[str, Tensor], eps: float) -> Tensor:
-    """What a batch norm multiplies deviations by."""
+    """Return the factor by which a batch norm multiplies standard deviations."""
     return norm.get("weight", torch.ones_like(norm["var"])).abs() / (norm["var"] + eps).sqrt()
 
 
-def _repair(layer: AffineLayer, state: dict[str, Tensor], own: Statistics, wanted: Statistics, *, shift: bool) -> None:
-    """Fold the statistics that a layer should have into its tensors."""
+def _repair(layer: AffineLayer, state: dict[str, Tensor], present: Statistics, target: Statistics, *, shift: bool) -> None:
+    """Fold the change from present to target statistics into a layer's tensors."""
     matrix, offset = layer.affine(state)
-    ratio, mean = _ratio(wanted[1], own[1]), wanted[0] if shift else own[0]
-    if bool(((ratio - 1).abs() < _EQUAL).all() and ((mean - own[0]).abs() <= _EQUAL * wanted[1]).all()):
+    ratio, mean = _ratio(target[1], present[1]), target[0] if shift else present[0]
+    if bool(((ratio - 1).abs() < _EQUAL).all() and ((mean - present[0]).abs() <= _EQUAL * target[1]).all()):
         return
-    before = own[0] - offset.flatten()  # of what the matrix alone gives
-    scaled, moved = matrix * ratio.view(*offset.shape, 1), mean - before * ratio
-    moments = before * ratio, (own[1] * ratio).square()
-    layer.write(state, scaled.to(matrix), *(t.view(offset.shape).to(matrix) for t in (moved, *moments)))
+    without_offset = present[0] - offset.flatten()
+    new_matrix, new_offset = matrix * ratio.view(*offset.shape, 1), mean - without_offset * ratio
+    moments = without_offset * ratio, (present[1] * ratio).square()
+    layer.write(state, new_matrix.to(matrix), *(t.view(offset.shape).to(matrix) for t in (new_offset, *moments)))
 
 
 class BatchNorm(Correction):
-    r"""Running statistics of batch norms such that what they compute has the parents' statistics.
+    r"""Set the running statistics of batch norms such that their outputs have the parents' statistics.
 
-    On rows of data these are what the parents' own norms were fitted to, means :math:`\beta` and deviations
-    :math:`|\gamma|`, and only the fused network runs; on other inputs the parents run and are measured.
+    On rows of data these are the statistics that the parents' own norms were fitted to, means :math:`\beta` and standard
+    deviations :math:`|\gamma|`, and only the fused network runs; on other inputs the parents are run and measured.
 
     The running variance becomes :math:`(\gamma \sigma(x) / \sigma^*)^2` and the running mean
-    :math:`\mu(x) - (\mu^* - \beta) \sqrt{\sigma^2} / \gamma`. On data that is close to the statistics of the fused network's own
-    activations (`recompute_batchnorm`).
+    :math:`\mu(x) - (\mu^* - \beta) \sqrt{\sigma^2} / \gamma`. On data these are close to the statistics of the fused network's
+    own activations (`recompute_batchnorm`).
 
     Parameters
     ----------
     max_rows : int, default=20000
-        As in `Repair`.
+        See `Repair`.
 
     Examples
     --------
@@ -192,116 +196,121 @@ class BatchNorm(Correction):
         self.max_rows = max_rows
 
     def correct(self, fused: Runner, parents: AlignedParents) -> dict[str, Tensor]:
-        """Choose the running statistics of all batch norms; see `Correction`."""
-        found = batch_norms(fused.nodes, fused.parameters)
-        if not found:
+        """Set the running statistics of all batch norms; see `Correction`."""
+        sites = batch_norms(fused.nodes, fused.parameters)
+        if not sites:
             warnings.warn(
-                "correction='batchnorm' does nothing: the network has no batch norm with running statistics. Use 'repair' or "
-                "'regression'.",
+                "correction='batchnorm' has no effect, since the network has no batch norm with running statistics. Use 'repair' "
+                "or 'regression'.",
                 FusionWarning,
                 stacklevel=2,
             )
 
         def correct(site: RegressionSite) -> None:
-            _recompute(site.layers[0], SiteSamples(site, fused, parents), wanted)
+            _set_running_statistics(site.layers[0], SiteSamples(site, fused, parents), target_statistics)
 
-        known = all(p.on_data for p in parents)
-        wanted = _described if known else _wanted
-        run_in_lockstep(fused, parents, found, correct, reads=None if known else _ends, runs_parents=not known)
+        on_data = all(p.on_data for p in parents)
+        target_statistics = _fitted_statistics if on_data else _target_statistics
+        reads = None if on_data else _outputs_of_layers
+        run_in_lockstep(fused, parents, sites, correct, reads=reads, runs_parents=not on_data)
         return fused.state
 
 
-def _recompute(layer: AffineLayer, rows: SiteSamples, wanted: Callable[[AffineLayer, SiteSamples], Statistics]) -> None:
-    """Choose the running statistics of one batch norm."""
-    state, names = rows.fused.state, layer.norm_names
-    own = _moments(rows.of(layer.node.args[0], batch) for batch in range(rows.fused.n_batches))  # type: ignore[arg-type]
-    mean, deviation = wanted(layer, rows)
+def _set_running_statistics(
+    layer: AffineLayer, samples: SiteSamples, target_statistics: Callable[[AffineLayer, SiteSamples], Statistics]
+) -> None:
+    """Set the running statistics of one batch norm."""
+    state, names = samples.fused.state, layer.norm_names
+    n_batches = samples.fused.n_batches
+    inputs = _moments(samples.of(layer.node.args[0], batch) for batch in range(n_batches))  # type: ignore[arg-type]
+    mean, standard_deviation = target_statistics(layer, samples)
     gain = state[names["weight"]].double() if "weight" in names else torch.ones_like(mean)
     bias = state[names["bias"]].double() if "bias" in names else torch.zeros_like(mean)
     old_mean, old_var = (state[names[name]].double() for name in ("mean", "var"))
-    spread = (old_var + layer.eps).sqrt()
-    ratio = _ratio(deviation, own.deviation / spread * gain.abs())
-    shift = mean - (own.mean - old_mean) / spread * gain - bias
-    differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | (shift.abs() > _EQUAL * deviation))
-    new_mean = own.mean - (mean - bias) * (spread / ratio) / torch.where(gain == 0, 1.0, gain)
-    new_var = ((spread / ratio).square() - layer.eps).clamp_min(0.0)
+    old_deviation = (old_var + layer.eps).sqrt()
+    ratio = _ratio(standard_deviation, inputs.standard_deviation / old_deviation * gain.abs())
+    shift = mean - (inputs.mean - old_mean) / old_deviation * gain - bias
+    differs = (gain != 0) & (((ratio - 1).abs() >= _EQUAL) | (shift.abs() > _EQUAL * standard_deviation))
+    new_mean = inputs.mean - (mean - bias) * (old_deviation / ratio) / torch.where(gain == 0, 1.0, gain)
+    new_var = ((old_deviation / ratio).square() - layer.eps).clamp_min(0.0)
     for name, old, new in (("mean", old_mean, new_mean), ("var", old_var, new_var)):
         state[names[name]] = torch.where(differs, new, old).to(state[names[name]])
 
 
-def _wanted(layer: AffineLayer, rows: SiteSamples) -> Statistics:
-    """Mean and deviation of every channel: the weighted means of the parents', in the target's neurons."""
-    found = [_moments_of(rows, p, layer.end) for p in rows.parents]
-    mean = rows.parents.mean_rows([f.mean for f in found], layer.labelled)
-    return mean, rows.parents.mean_rows([f.deviation for f in found], layer.labelled, magnitude=True)
+def _target_statistics(layer: AffineLayer, samples: SiteSamples) -> Statistics:
+    """Return the weighted means of the parents' measured statistics, in the target's neurons."""
+    moments = [_moments_of(samples, p, layer.end) for p in samples.parents]
+    mean = samples.parents.mean_rows([m.mean for m in moments], layer.labelled)
+    return mean, samples.parents.mean_rows([m.standard_deviation for m in moments], layer.labelled, magnitude=True)
 
 
-def _described(layer: AffineLayer, rows: SiteSamples) -> Statistics:
-    """The same by what the parents' batch norms say of the data that they were fitted to."""
-    tensors = _norms(running_statistics(layer, rows.fused.parameters), rows)
-    mean = rows.parents.mean_rows([t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], layer.labelled)
-    return mean, rows.parents.mean_rows([t["var"].sqrt() * _gain(t, layer.eps) for t in tensors], layer.labelled, magnitude=True)
+def _fitted_statistics(layer: AffineLayer, samples: SiteSamples) -> Statistics:
+    """Return the weighted means of the statistics that the parents' batch norms were fitted to, in the target's neurons."""
+    tensors = _norm_tensors(running_statistics(layer, samples.fused.parameters), samples)
+    mean = samples.parents.mean_rows([t.get("bias", torch.zeros_like(t["mean"])) for t in tensors], layer.labelled)
+    deviations = [t["var"].sqrt() * _gain(t, layer.eps) for t in tensors]
+    return mean, samples.parents.mean_rows(deviations, layer.labelled, magnitude=True)
 
 
-def _norms(names: Mapping[str, str], rows: SiteSamples) -> list[dict[str, Tensor]]:
-    """The tensors of every parent's batch norm, by what they are."""
-    return [{key: p.recording.state[name].double() for key, name in names.items()} for p in rows.parents]
+def _norm_tensors(names: Mapping[str, str], samples: SiteSamples) -> list[dict[str, Tensor]]:
+    """Return the tensors of every parent's batch norm, by their roles."""
+    return [{key: p.recording.state[name].double() for key, name in names.items()} for p in samples.parents]
 
 
-def _ends(site: RegressionSite) -> list[Node]:
-    """What layers compute."""
-    return [w.end for w in site.layers]
+def _outputs_of_layers(site: RegressionSite) -> list[Node]:
+    """Return the outputs of the layers of a site."""
+    return [layer.end for layer in site.layers]
 
 
-def _ends_and_before(site: RegressionSite) -> list[Node]:
-    """What layers compute, and before their norms."""
-    return [n for w in site.layers for n in (w.node, w.end)]
+def _outputs_around_norms(site: RegressionSite) -> list[Node]:
+    """Return the outputs of the layers of a site, before and after their norms."""
+    return [node for layer in site.layers for node in (layer.node, layer.end)]
 
 
 class _Moments:
-    """Mean and deviation of channels, over rows that come batch by batch."""
+    """Mean and standard deviation of channels, accumulated over batches of rows."""
 
     def __init__(self) -> None:
         self.n, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, rows: Tensor) -> None:
-        """Rows of shape (positions, channels)."""
+        """Add rows of shape (positions, channels)."""
         rows = rows.double()
         n, mean = self.n + len(rows), rows.mean(0)
-        between = (mean - self.mean.to(mean)).square() * (self.n * len(rows) / n)
-        self.squares = self.squares.to(mean) + (rows - mean).square().sum(0) + between
+        between_means = (mean - self.mean.to(mean)).square() * (self.n * len(rows) / n)
+        self.squares = self.squares.to(mean) + (rows - mean).square().sum(0) + between_means
         self.mean = self.mean.to(mean) + (mean - self.mean.to(mean)) * (len(rows) / n)
         self.n = n
 
     @property
-    def deviation(self) -> Tensor:
-        """Square root of the mean squared difference from the mean."""
+    def standard_deviation(self) -> Tensor:
+        """The square root of the mean squared difference from the mean."""
         return (self.squares / self.n).sqrt()
 
 
 def _moments(batches: Iterable[Tensor]) -> _Moments:
-    found = _Moments()
+    moments = _Moments()
     for rows in batches:
-        found.add(rows)
-    return found
+        moments.add(rows)
+    return moments
 
 
-def _moments_of(rows: SiteSamples, parent: Any, node: Node) -> _Moments:
-    """Of a parent's value, in its own neurons."""
-    return _moments(rows.of_parent(parent, node, batch) for batch in range(rows.fused.n_batches))
+def _moments_of(samples: SiteSamples, parent: RecordedParent, node: Node) -> _Moments:
+    """Return the moments of a parent's value, in its own neurons."""
+    return _moments(samples.of_parent(parent, node, batch) for batch in range(samples.fused.n_batches))
 
 
-def _moments_of_mean(rows: SiteSamples, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
-    """Of the weighted mean of the parents' values times factors, in the target's neurons."""
+def _moments_of_mean(samples: SiteSamples, node: Node, labelled: tuple[str, int], factors: Sequence[Tensor]) -> _Moments:
+    """Return the moments of the weighted mean of the parents' values times factors, in the target's neurons."""
 
     def mean(batch: int) -> Tensor:
-        given = zip(rows.parents, factors, strict=True)
-        return rows.parents.mean_rows([(rows.of_parent(p, node, batch) * f).double() for p, f in given], labelled)
+        pairs = zip(samples.parents, factors, strict=True)
+        return samples.parents.mean_rows([(samples.of_parent(p, node, batch) * f).double() for p, f in pairs], labelled)
 
-    return _moments(mean(batch) for batch in range(rows.fused.n_batches))
+    return _moments(mean(batch) for batch in range(samples.fused.n_batches))
 
 
-def _ratio(wanted: Tensor, own: Tensor) -> Tensor:
-    """What to multiply deviations by; 1 where there is none, or none is wanted."""
-    usable = (own > _NONE) & (wanted > _NONE)
-    return torch.where(usable, wanted / torch.where(usable, own, 1.0), 1.0)
+def _ratio(target: Tensor, present: Tensor) -> Tensor:
+    """Return the factor from present to target standard deviations; 1 if either of them is 0."""
+    is_usable = (present > _NONE) & (target > _NONE)
+    return torch.where(is_usable, target / torch.where(is_usable, present, 1.0), 1.0)

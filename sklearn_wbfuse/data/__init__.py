@@ -1,4 +1,4 @@
-"""Rows that travel with models, and what networks say of them: inputs, outputs, scores."""
+"""Rows of data that travel with models, and the outputs and scores of networks on them."""
 
 from .fusion_input import FusionInput, noise_like, rows_of
 from .objective import Objective

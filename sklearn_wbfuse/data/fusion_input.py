@@ -1,4 +1,4 @@
-"""Models together with rows of data, in one object that scikit-learn splits; noise in place of rows."""
+"""Models together with rows of data, in one object that scikit-learn can split; and noise that resembles rows."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from ..exceptions import FusionError, InvalidModelError
 __all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
-"""In a worker process: the caches of the last few FusionInputs that it was sent."""
+"""In a worker process, the caches of the last few FusionInputs that it received."""
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 _N_CACHES = 4
 _N_TRIED = 4
-"""Inputs of whole numbers of which each combination is tried as floats."""
+"""Number of integer inputs up to which every combination is tried as floats."""
 _N_RESULTS = 16
-"""How many results one cache holds."""
+"""Number of results that one cache holds."""
 _LOCK = threading.RLock()
-"""Held while a result is computed: threads of a search wait for it, and networks are traced one at a time."""
+"""Held while a result is computed, so that threads of a search share it and networks are traced one at a time."""
 
 
 class FusionInput:
-    """Models to be fused, carried along with rows of data, so that scikit-learn can split the rows.
+    """Models to fuse together with rows of data, so that scikit-learn can split the rows.
 
-    Behaves as an array over the rows of `X`: it has a length and a shape and can be indexed by rows, which leaves the models
-    alone. Slices share one cache of discoveries, and so do the copies that one worker process is sent. It can't become an array:
-    transformers, also those of a pipeline, take `X` before it is put beside the models.
+    Behaves like an array over the rows of `X`: it has a length and a shape and can be indexed by rows; the models stay the same.
+    Slices share one cache of discoveries, and so do the copies within one worker process. It cannot be converted to an array:
+    apply transformers, including those of a pipeline, to `X` first.
 
     Parameters
     ----------
     models : list of Module
     X : array-like or Tensor of shape (n_samples, ...), or tuple of them
-        Inputs of the networks; a tuple for networks with several inputs. Floating ones are cast to the networks' floating type,
-        and so are whole numbers and truth values where a network does not run on them as they are (tokens it does run on).
+        Inputs of the networks; a tuple for networks with several inputs. Floating-point inputs are cast to the networks'
+        floating-point dtype, and so are integers and booleans if a network does not run on them as they are (it does on tokens).
 
     Raises
     ------
@@ -57,7 +57,7 @@ class FusionInput:
     FusionError
         If `X` does not hold real numbers, or `models` is no list.
     TypeError
-        If `X` is a stream of batches, for which there is `from_batches`.
+        If `X` is a stream of batches; use `from_batches`.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class FusionInput:
         if isinstance(models, (nn.Module, str, bytes, Mapping)) or not isinstance(models, Iterable) or is_rows(models):
             hint = hint_for_list(models)
             swapped = is_rows(models) and isinstance(X, (list, tuple)) and bool(X) and isinstance(X[0], nn.Module)
-            raise InvalidModelError(f"models must be a list. {'Models come first: FusionInput(models, X).' if swapped else hint}")
+            raise InvalidModelError(f"models must be a list. {'Put models first: FusionInput(models, X).' if swapped else hint}")
         self.models = list(models)
         arrays = X if isinstance(X, tuple) else (X,)
         if any(hasattr(a, "__next__") or isinstance(a, DataLoader) for a in arrays):
@@ -92,15 +92,15 @@ class FusionInput:
     def from_batches(
         cls, models: Sequence[nn.Module], batches: Iterable[Any], n_samples: int = 2000, *, random_state: Any = None
     ) -> FusionInput:
-        """Rows drawn uniformly from batches of a stream, such as a ``DataLoader``, in memory that does not grow with it.
+        """Draw rows uniformly from a stream of batches, such as a ``DataLoader``, in memory that does not grow with it.
 
         Parameters
         ----------
         models : list of Module
         batches : iterable of Tensor, ndarray or tuple of them
-            Inputs of the networks, seen once: for ``(X, y)`` give ``(X for X, y in loader)``.
+            Inputs of the networks, read once: for ``(X, y)`` give ``(X for X, y in loader)``.
         n_samples : int
-            Number of rows to keep; all of them where there are fewer.
+            Number of rows to draw; all rows if there are fewer.
         random_state : int, RandomState or None
 
         Raises
@@ -116,27 +116,27 @@ class FusionInput:
         FusionInput(1 models, rows of shape (50, 4))
         """
         if isinstance(batches, (Tensor, np.ndarray)):
-            raise TypeError("from_batches takes a stream of batches. Got one array of rows; FusionInput(models, X) holds these.")
+            raise TypeError("batches must be a stream of batches. Got one array of rows; use FusionInput(models, X).")
         if n_samples < 1:
             raise FusionError(f"n_samples must be at least 1. Got {n_samples}.")
-        rng, kept, seen = check_random_state(random_state), list[Any](), 0
+        rng, sample, n_read = check_random_state(random_state), list[Any](), 0
         for batch in batches:
             arrays = cls([], tuple(batch) if isinstance(batch, (tuple, list)) else batch).arrays
             for row in zip(*arrays, strict=True):  # reservoir sampling
-                seen += 1
-                at = seen - 1 if seen <= n_samples else rng.randint(seen)
-                if at < n_samples:
-                    kept[at : at + 1] = [[r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]]
-        if not kept:
-            raise FusionError("The batches hold no rows; a generator can be read only once.")
-        columns = list(zip(*kept, strict=True))
+                n_read += 1
+                position = n_read - 1 if n_read <= n_samples else rng.randint(n_read)
+                if position < n_samples:
+                    sample[position : position + 1] = [[r.clone() if isinstance(r, Tensor) else np.array(r) for r in row]]
+        if not sample:
+            raise FusionError("batches must hold rows. Got none; a generator can only be read once.")
+        columns = list(zip(*sample, strict=True))
         if any(c.shape != column[0].shape for column in columns for c in column):
-            raise FusionError("The batches hold rows of several shapes; pad them to one.")
+            raise FusionError("All rows must have one shape. Got several; pad them.")
         return cls(models, tuple(torch.stack(c) if isinstance(c[0], Tensor) else np.stack(c) for c in columns))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the (first) input."""
+        """The shape of the (first) input."""
         return tuple(self.arrays[0].shape)
 
     def __len__(self) -> int:
@@ -145,16 +145,16 @@ class FusionInput:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         raise FusionError(
             "A FusionInput can't become an array, which has no place for its models: transformers, and estimators other than "
-            "fusions, take rows alone. Transform the rows first, rows = scaler.fit_transform(X); then fit, or search, "
-            "fitted = FusionClassifier().fit(FusionInput(models, rows), y). Together, make_pipeline(scaler, fitted), they "
-            "predict for rows as they were."
+            "fusions, take rows alone. Transform the rows first, rows = scaler.fit_transform(X), then fit or search, "
+            "fitted = FusionClassifier().fit(FusionInput(models, rows), y). To predict for untransformed rows, use "
+            "make_pipeline(scaler, fitted)."
         )
 
     def __getitem__(self, key: Any) -> FusionInput:
         rows = key[0] if isinstance(key, tuple) else key
         if isinstance(rows, (int, np.integer)):
-            raise TypeError("A FusionInput is indexed by slices, masks or arrays of rows, not by a single row.")
-        if isinstance(rows, slice) and (rows.step or 1) < 0:  # torch has no negative strides
+            raise TypeError("A FusionInput must be indexed by a slice, a mask or an array of rows. Got a single row.")
+        if isinstance(rows, slice) and (rows.step or 1) < 0:  # torch does not support negative strides
             rows = np.arange(len(self))[rows].copy()
         part = object.__new__(FusionInput)
         part.models = self.models
@@ -183,43 +183,43 @@ class FusionInput:
         return f"FusionInput({len(self.models)} models, rows of shape {self.shape})"
 
     def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """What was computed for these models and a key, nested and with tensors as it may be, once for all slices."""
+        """Return the result of `compute` for these models and a key (any tree of values and tensors), shared by all slices."""
         leaves, structure = pytree.tree_flatten(key)
         values = [(str(v.dtype), v.detach().cpu().double().numpy()) if isinstance(v, Tensor) else v for v in leaves]
         shapes = [(tuple(a.shape[1:]), str(a.dtype)) for a in self.arrays]
-        structures = repr((shapes, list(map(_structure, self.models))))  # joblib takes ten times as long for lists as for text
+        structures = repr((shapes, list(map(_structure, self.models))))  # joblib hashes text ten times as fast as lists
         key = (joblib.hash((values, structures)), str(structure), *self._named(self.models))
         with _LOCK:
             if key not in self.cache:
-                self.cache[key] = (compute(), list(self.models))  # held, so that the names stay theirs
-            found = self.cache[key] = self.cache.pop(key)  # the last one used comes last
+                self.cache[key] = (compute(), list(self.models))  # holds the models, so that their ids stay valid
+            result = self.cache[key] = self.cache.pop(key)  # the most recently used is the last
             while len(self.cache) > _N_RESULTS:
                 del self.cache[next(iter(self.cache))]
-        return found[0]
+        return result[0]
 
     def _named(self, models: Iterable[nn.Module]) -> list[int]:
-        """Names of models that survive the way into another process."""
+        """Return identifiers of models that stay the same in another process."""
         return [self._names.get(id(m), id(m)) for m in models]
 
     def taken_by(self, model: nn.Module) -> FusionInput:
-        """The same rows, of which `tensors` makes whole numbers and truth values floats where a model runs on these alone."""
+        """Return the same rows; `tensors` casts their integers and booleans to floats if a model only runs on these."""
         if all(map(floats, self.arrays)) or not len(self):
             return self
         key = ("whole numbers as floats", repr(_structure(model)))
         return self._with_floats(self.cached(key, lambda: self.with_floats_for(plain_copy(model))._as_floats))
 
     def with_floats_for(self, model: nn.Module) -> FusionInput:
-        """As `taken_by`, for a model in eval mode that may be run itself."""
-        whole = [k for k, a in enumerate(self.arrays) if not floats(a)]
-        if not whole or self._as_floats:
+        """Do the same as `taken_by` for a model in eval mode that may be run without copying it."""
+        integers = [k for k, a in enumerate(self.arrays) if not floats(a)]
+        if not integers or self._as_floats:
             return self
-        few = range(len(whole) + 1) if len(whole) <= _N_TRIED else (0, len(whole))
-        for chosen in itertools.chain.from_iterable(itertools.combinations(whole, n) for n in few):
-            trial = self[:2]._with_floats(frozenset(chosen))
+        counts = range(len(integers) + 1) if len(integers) <= _N_TRIED else (0, len(integers))
+        for as_floats in itertools.chain.from_iterable(itertools.combinations(integers, n) for n in counts):
+            trial = self[:2]._with_floats(frozenset(as_floats))
             with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(*trial.tensors(model))
                 return self._with_floats(trial._as_floats)
-        return self  # what is wrong is said where the network is run
+        return self  # running the network on these rows will raise the error
 
     def _with_floats(self, positions: frozenset[int]) -> FusionInput:
         part = self[:]
@@ -227,20 +227,20 @@ class FusionInput:
         return part
 
     def tensors(self, like: nn.Module, rows: slice = slice(None)) -> tuple[Tensor, ...]:
-        """The rows as tensors in the floating dtype and on the device of a model."""
+        """Return the rows as tensors in the floating-point dtype and on the device of a model."""
         parameter = next((p for p in like.parameters() if p.is_floating_point()), torch.zeros(()))
         parts = [a[rows] for a in self.arrays]
-        # a map of a file can't be written to, and torch warns about sharing such memory
+        # torch warns about sharing memory that is read-only, such as that of a mapped file
         tensors = [torch.as_tensor(p if isinstance(p, Tensor) or p.flags.writeable else p.copy()) for p in parts]
         dtypes = [parameter.dtype if floats(t) or k in self._as_floats else t.dtype for k, t in enumerate(tensors)]
         return tuple(t.to(parameter.device, dtype) for t, dtype in zip(tensors, dtypes, strict=True))
 
 
 def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
-    """Two rows of noise for each array, in its shape and dtype and uniform between its least and its largest value.
+    """Return two rows of noise for each array, in its shape and dtype and uniform between its smallest and largest value.
 
-    Whole numbers and truth values that fall or rise along the last axis do so in the noise, from the same one if all begin with
-    one: lengths of sequences to be packed, masks of padding.
+    Integers and booleans that are sorted along the last axis are sorted in the noise as well, and start with the same value if
+    all rows do: lengths of packed sequences, padding masks.
     """
     rng = np.random.default_rng(0)
 
@@ -260,9 +260,9 @@ def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _ordered_as(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Noise that falls or rises along the last axis where the values do."""
-    here, there = values[..., :-1], values[..., 1:]
-    falls, rises = (here >= there).all(), (here <= there).all()
+    """Sort noise along the last axis if the values are sorted."""
+    left, right = values[..., :-1], values[..., 1:]
+    falls, rises = (left >= right).all(), (left <= right).all()
     if not (falls or rises) or not values.size:
         return drawn
     drawn = np.sort(drawn, -1)[..., :: -1 if falls else 1].copy()
@@ -272,12 +272,12 @@ def _ordered_as(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def rows_of(X: Any) -> FusionInput:
-    """Rows as a FusionInput.
+    """Return rows as a FusionInput.
 
     Raises
     ------
     TypeError
-        If given models.
+        If X is a model or a list of models.
     """
     if isinstance(X, nn.Module) or (isinstance(X, (list, tuple)) and X and isinstance(X[0], nn.Module)):
         raise TypeError("Rows of data are needed, not models: give FusionInput(models, X), or X.")
@@ -285,7 +285,7 @@ def rows_of(X: Any) -> FusionInput:
 
 
 def _checked(array: Any) -> Tensor | np.ndarray:
-    """Rows as torch takes them: dense real numbers of a type that it knows, without negative strides."""
+    """Return rows that torch accepts: dense real numbers of a supported dtype, without negative strides."""
     if isinstance(array, Tensor):
         if array.is_complex() or array.is_quantized or array.layout != torch.strided:
             raise FusionError(f"X must be a dense tensor of real numbers. Got one of {array.dtype} and {array.layout}.")
@@ -298,27 +298,27 @@ def _checked(array: Any) -> Tensor | np.ndarray:
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """Numbers of 8 bytes at most, in the byte order of this machine."""
+    """Return numbers of at most 8 bytes in native byte order."""
     return array.astype(np.float64) if array.dtype.itemsize > 8 else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def floats(array: Any) -> bool:
-    """Whether an array or tensor holds floating numbers."""
+    """Return whether an array or tensor holds floating-point numbers."""
     return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
 
 
 def _structure(model: nn.Module) -> list[Any]:
-    """What a network is but for the values of its tensors, as far as its attributes tell."""
+    """Return a description of a network without the values of its tensors, from its attributes."""
     plain = (type(None), str, int, float, tuple, torch.dtype)
     parts: list[Any] = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if isinstance(t, Tensor)]
     for path, module in model.named_modules():
         attributes = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
-        told = [(k, repr(v) if isinstance(v, plain) else getattr(v, "__qualname__", "")) for k, v in attributes.items()]
-        parts.append((path, type(module).__qualname__, told))
+        described = [(k, repr(v) if isinstance(v, plain) else getattr(v, "__qualname__", "")) for k, v in attributes.items()]
+        parts.append((path, type(module).__qualname__, described))
     return parts
 
 
 def _mappable(array: Any) -> Any:
-    """The same rows as an array of NumPy where there is one: joblib maps these into other processes instead of copying."""
+    """Return the rows as a NumPy array if possible: joblib maps these into other processes instead of copying them."""
     in_numpy = isinstance(array, Tensor) and array.device.type == "cpu" and array.dtype != torch.bfloat16
     return array.detach().numpy() if in_numpy else array

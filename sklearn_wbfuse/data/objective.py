@@ -1,4 +1,4 @@
-"""What a network should be good at: rows and labels as a loss and a score."""
+"""An objective: labelled rows as a differentiable loss and a score."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Objective"]
 
 
 class Objective:
-    r"""Rows and labels as a differentiable loss and a score.
+    r"""Labelled rows as a differentiable loss and a score.
 
-    The loss is the mean over rows, of classes :math:`-\log p_y` with the softmax, or the logistic function of a single output, as
-    p, of targets the squared error. The score is accuracy or R2, as that of the fusions.
+    For classes the loss is the mean of :math:`-\log p_y`, where p is the softmax of the outputs or the logistic function of a
+    single one; for targets it is the mean squared error. The score is accuracy or R2, like that of the fusions.
 
     Parameters
     ----------
     rows : FusionInput
-        Its models are not looked at.
+        Its models are ignored.
     y : array-like of shape (n_samples, ...)
         Classes (class k is output k) or continuous targets.
     probabilities : bool, default=False
@@ -59,14 +59,14 @@ class Objective:
         return len(self.rows)
 
     def loss(self, network: nn.Module, state: Mapping[str, Tensor] | None = None, rows: slice = slice(None)) -> Tensor:
-        """The mean loss of a network over some rows, differentiable in the tensors of `state`.
+        """Return the mean loss of a network over rows, differentiable in the tensors of `state`.
 
         Parameters
         ----------
         network : Module
-            It is run in the mode that it is in, and not changed.
+            It runs in its present mode and is not modified.
         state : mapping of str to Tensor, optional
-            Tensors that stand for the network's own of these names.
+            Tensors that replace the network's own of these names.
         rows : slice
         """
         inputs = self.rows.taken_by(network).tensors(network, rows)
@@ -74,7 +74,7 @@ class Objective:
         return self.loss_of(returned, self.y[rows])
 
     def loss_of(self, returned: Tensor, y: np.ndarray) -> Tensor:
-        """The mean loss of outputs."""
+        """Return the mean loss of outputs."""
         if self.tells_values:
             return F.mse_loss(returned, torch.as_tensor(y).to(returned).reshape(returned.shape))
         classes = torch.as_tensor(y).to(returned.device)
@@ -86,14 +86,14 @@ class Objective:
         return F.nll_loss(logs, classes.long())
 
     def score(self, network: nn.Module, state: Mapping[str, Tensor] | None = None) -> float:
-        """Accuracy of classes, R2 of targets; of the network with the tensors of `state`, if these are given."""
+        """Return the accuracy for classes or R2 for targets, with the tensors of `state` if they are given."""
         called = network if state is None else _With(network, state)
         predicted = outputs(called, self.rows, self.batch_size)
         return score_outputs(predicted, self.y, probabilities=self.probabilities, is_continuous=self.tells_values)
 
 
 class _With(nn.Module):
-    """A network with other tensors."""
+    """A network with replaced tensors."""
 
     def __init__(self, network: nn.Module, state: Mapping[str, Tensor]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What networks say of rows, how that is read, and how good it is."""
+"""The outputs of networks on rows, their interpretation, and their scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 @torch.no_grad()
 def outputs_for(model: nn.Module, inputs: Sequence[Any]) -> np.ndarray:
-    """Outputs of a network in eval mode for one batch of positional arguments, which need not be tensors."""
+    """Return the outputs of a network in eval mode on one batch of positional arguments, which need not be tensors."""
     with _eval_mode(model):
         return _one_array([model(*cast_inputs(inputs, model))])
 
@@ -50,7 +50,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.ndarray:
-    """Outputs of a network in eval mode, batch by batch, shape (n_samples, ...); the mode is put back.
+    """Return the outputs of a network in eval mode on rows, of shape (n_samples, ...); its mode is restored.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
         If there are no rows, or the network returns several tensors.
     """
     if not len(data):
-        raise FusionError("There are no rows to score on; give a FusionInput with at least one.")
+        raise FusionError("X must have at least one row. Got none.")
     try:
         with _eval_mode(model):
             data = data.with_floats_for(model)
@@ -73,22 +73,22 @@ def outputs(model: nn.Module, data: FusionInput, batch_size: int = 200) -> np.nd
 def _one_array(pieces: list[Any]) -> np.ndarray:
     if not isinstance(pieces[0], Tensor):
         raise FusionError(
-            f"score needs a network that returns one tensor. Got {type(pieces[0]).__name__}; "
-            "wrap it so that it returns the logits."
+            f"The network must return one tensor to be scored. Got {type(pieces[0]).__name__}; wrap it so that it returns the "
+            "logits."
         )
     predicted = torch.cat(pieces).cpu()
     return (predicted if predicted.dtype == torch.float64 else predicted.float()).numpy()
 
 
 def _on_dtypes(data: FusionInput) -> str:
-    """What was done about the types of rows that a network does not run on."""
+    """Return a hint at the dtypes of rows on which a network does not run."""
     if all(map(floats, data.arrays)):
         return "Give rows of the shape that it takes; floats are not made whole numbers, which tokens must be."
     return "Give rows of the shape that it takes; whole numbers were tried as they are and as floats."
 
 
 def as_array(y: Any) -> np.ndarray:
-    """Labels or targets, also of tensors on other devices or with gradients, as an array."""
+    """Return labels or targets as an array; they may be tensors on other devices or with gradients."""
     return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 
@@ -99,7 +99,7 @@ def check_labels(data: FusionInput, y: Any) -> None:
 
 
 def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarray:
-    """Outputs of a classifier as one column per class; a single logit z becomes the columns 0 and z, a probability p 1 - p and p.
+    """Return outputs with one column per class: a single logit z becomes 0 and z, a probability p becomes 1 - p and p.
 
     Raises
     ------
@@ -119,19 +119,19 @@ def class_scores(predicted: np.ndarray, probabilities: bool = False) -> np.ndarr
     return np.column_stack([1 - columns if probabilities else np.zeros_like(columns), columns])
 
 
-def are_probabilities(said: str, spec: NetworkSpec | None) -> bool:
-    """Whether outputs are probabilities: as it is said, for "auto" as its operations tell."""
-    return spec is not None and spec.ends_in_probabilities if said == "auto" else said == "probabilities"
+def are_probabilities(kind: str, spec: NetworkSpec | None) -> bool:
+    """Return whether outputs are probabilities: by their `kind`, or for "auto" by the network's operations."""
+    return spec is not None and spec.ends_in_probabilities if kind == "auto" else kind == "probabilities"
 
 
 def sum_to_one(predicted: np.ndarray) -> bool:
-    """Whether outputs look like probabilities of several classes, whatever the operations tell."""
-    within = predicted.ndim == 2 and predicted.shape[1] > 1 and predicted.min() >= 0
-    return bool(within and np.allclose(predicted.sum(1), 1, atol=1e-3))
+    """Return whether outputs look like probabilities of several classes, judging by their values."""
+    is_possible = predicted.ndim == 2 and predicted.shape[1] > 1 and predicted.min() >= 0
+    return bool(is_possible and np.allclose(predicted.sum(1), 1, atol=1e-3))
 
 
 def holds_targets(y: np.ndarray) -> bool:
-    """Whether labels are continuous targets."""
+    """Return whether labels are continuous targets."""
     return type_of_target(y).startswith("continuous") or (y.ndim > 2 and y.dtype.kind == "f")
 
 
@@ -144,7 +144,7 @@ def score_outputs(
     is_continuous: bool | None = None,
     whose: str = "the network",
 ) -> float:
-    """Accuracy where `y` holds classes, R2 where it is continuous.
+    """Return the accuracy if `y` holds classes, R2 if it is continuous.
 
     Parameters
     ----------
@@ -152,9 +152,9 @@ def score_outputs(
     y : array-like
         Class k is output k.
     is_continuous : bool, optional
-        Whether `y` holds targets. By default its values tell.
+        Whether `y` holds targets; by default this is inferred from its values.
     whose : str
-        What errors call the network.
+        The name of the network in errors.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def score_outputs(
     ValueError
         If lengths differ.
     """
-    from sklearn.metrics import accuracy_score, r2_score  # local: not needed for a fit
+    from sklearn.metrics import accuracy_score, r2_score  # imported here: a fit does not need it
 
     y = as_array(y)
     check_consistent_length(predicted, y)

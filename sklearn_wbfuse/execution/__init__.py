@@ -1,4 +1,4 @@
-"""Traced networks run operation by operation: one alone, several in lockstep, and what they compute of a probe's inputs."""
+"""Traced networks that run operation by operation, alone or in lockstep, and their activations on the inputs of a probe."""
 
 from .lockstep import SiteSamples, run_in_lockstep
 from .memory import Held, Memory

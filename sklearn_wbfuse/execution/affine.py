@@ -1,8 +1,8 @@
-"""Layers as affine maps of rows: what a correction may change.
+"""Layers as affine maps of rows, which corrections read and write.
 
 At every position of its output a layer computes ``y = W x + b`` of a row x: the features of a linear layer, the patch under a
-kernel, a normalised channel. In groups, every group of outputs has rows of its own. A batch norm behind the layer is part of the
-map, so that corrections speak of what comes after it.
+kernel, a normalised channel. A layer in groups has different rows for every group of outputs. A batch norm after the layer is
+part of the map, so that corrections deal with its output.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["AffineLayer", "ConvLayer", "LinearLayer", "NormLayer", "affine_layer
 
 
 def rows_at(y: Tensor, channel: int, chosen: Tensor) -> Tensor:
-    """Activations at positions among samples and space or time, shape (positions, channels)."""
+    """Return activations at positions among samples and space or time, of shape (positions, channels)."""
     channel %= y.dim()
-    whole = y.reshape(math.prod(y.shape[:channel]), y.shape[channel], -1)  # no copy of what no position asks for
+    whole = y.reshape(math.prod(y.shape[:channel]), y.shape[channel], -1)  # a view: only the positions are copied
     inner = whole.shape[2]
     return whole[chosen // inner, :, chosen % inner]
 
 
 @dataclass(eq=False)
 class AffineLayer:
-    """An operation that computes neurons as an affine map of what it reads.
+    """An operation that computes neurons as an affine map of its input: abstract.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class AffineLayer:
     weight : str
     bias : str or None
     norm : Node or None
-        A batch norm that nothing else comes before.
+        A batch norm that directly follows.
     norm_names : dict of str to str
-        Its tensors, by "weight", "bias", "mean" and "var".
+        The tensors of the norm, by "weight", "bias", "mean" and "var".
     """
 
     node: Node
@@ -61,7 +61,7 @@ class AffineLayer:
 
     @property
     def labelled(self) -> tuple[str, int]:
-        """The tensor and its axis along which the neurons computed are labelled."""
+        """The tensor and the axis that label the neurons of the output."""
         name = self.norm_names.get("weight", self.norm_names.get("mean"))
         return (self.weight, self.out_axis) if name is None else (name, 0)
 
@@ -71,33 +71,33 @@ class AffineLayer:
         return facts_of(self.node).channel
 
     def read(self, runner: Runner, batch: int) -> Tensor:
-        """What the operation reads on a batch."""
+        """Return the input of the operation on a batch."""
         return runner.read(self.node.args[0], batch)
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """What some positions of the output are computed from, shape (groups, positions, inputs)."""
+        """Return the inputs of some positions of the output, of shape (groups, positions, inputs)."""
         raise NotImplementedError
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as matrices of shape (groups, outputs, inputs)."""
+        """Return the weight as matrices of shape (groups, outputs, inputs)."""
         raise NotImplementedError
 
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """Back from `matrix` to the shape of the weight."""
+        """Return matrices in the shape of the weight, the inverse of `matrix`."""
         raise NotImplementedError
 
     @property
     def has_offset(self) -> bool:
-        """Whether an offset of its own can be written back."""
+        """Whether the layer or its norm can hold an offset."""
         return self.bias is not None or self.norm is not None
 
     @property
     def eps(self) -> float:
-        """Of the batch norm."""
+        """The epsilon of the batch norm."""
         return float(self.end.args[7])  # type: ignore[arg-type]
 
     def _gain(self, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
-        """What the norm multiplies the output by, and what it adds."""
+        """Return the factor and the summand that the norm applies to the output."""
         names = self.norm_names
         if self.norm is None:
             return 1.0, 0.0
@@ -108,7 +108,7 @@ class AffineLayer:
         return gain, shift + state[names["bias"]] if "bias" in names else shift
 
     def affine(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Matrices of shape (groups, outputs, inputs) and offsets of shape (groups, outputs), the norm included."""
+        """Return matrices of shape (groups, outputs, inputs) and offsets of shape (groups, outputs), the norm included."""
         matrix = self.matrix(state[self.weight])
         gain, offset = self._gain(state)
         if self.bias is not None:
@@ -119,16 +119,16 @@ class AffineLayer:
         return matrix, offset
 
     def write(self, state: dict[str, Tensor], matrix: Tensor, offset: Tensor, *moments: Tensor) -> None:
-        """Put a changed map into the tensors.
+        """Write a changed map into the state.
 
         Parameters
         ----------
         state : dict of str to Tensor
-            Changed; its tensors are not.
+            Modified; its tensors are not modified but replaced.
         matrix, offset : Tensor
-            As from `affine`; the offset counts only if `has_offset`.
+            As returned by `affine`; without `has_offset` the offset is ignored.
         moments : two Tensors of shape (groups, outputs)
-            Mean and variance of ``matrix @ x`` over the rows; only a norm needs them.
+            Mean and variance of ``matrix @ x`` over the rows; only needed with a norm.
         """
         names = self.norm_names
         if self.norm is None:
@@ -138,11 +138,11 @@ class AffineLayer:
             return
         bias = state[self.bias] if self.bias is not None else 0.0
         mean, var = (m.flatten() for m in moments)
-        var, offset = var.clamp_min(0.0), offset.flatten()  # rounding may make one negative
-        if "weight" in names:  # the norm sees the layer's own statistics, its weight undoes their deviation
+        var, offset = var.clamp_min(0.0), offset.flatten()  # rounding can make a variance negative
+        if "weight" in names:  # the norm takes the layer's new statistics, and its weight cancels the new standard deviation
             gain = self._gain(state)[0].abs()
             gain = torch.maximum(gain, 1e-3 * gain.mean())
-            scale = torch.where(gain > 0, gain, 1.0).reciprocal()  # weights keep the size that they had
+            scale = torch.where(gain > 0, gain, 1.0).reciprocal()  # the layer's weights keep their size
             state[names["var"]] = var * scale.square()
             state[names["weight"]] = (state[names["var"]] + self.eps).sqrt() / scale
         else:
@@ -150,7 +150,7 @@ class AffineLayer:
         state[self.weight] = self.tensor(matrix * scale.view(len(matrix), -1, 1), state[self.weight])
         if "bias" in names:
             state[names["mean"]], state[names["bias"]] = mean * scale + bias, offset + mean
-        else:  # the mean bears the offset
+        else:  # the mean holds the offset
             state[names["mean"]] = bias - offset * scale
 
 
@@ -171,16 +171,16 @@ class LinearLayer(AffineLayer):
 
 
 class ConvLayer(AffineLayer):
-    """``aten::conv1d`` to ``conv3d``, in groups or transposed, which is one of its input with zeros between."""
+    """``aten::conv1d`` to ``conv3d``, also in groups; transposed ones are convolutions of their input with zeros inserted."""
 
     @property
     def transposed(self) -> bool:
-        """Whether inputs are spread rather than outputs."""
+        """Whether the convolution is transposed."""
         return facts_of(self.node).transposed
 
     @property
     def space(self) -> int:
-        """Number of dimensions of space."""
+        """The number of spatial dimensions."""
         return facts_of(self.node).space
 
     @property
@@ -195,62 +195,63 @@ class ConvLayer(AffineLayer):
 
     @property
     def labelled(self) -> tuple[str, int]:
-        """See `AffineLayer`. A depthwise weight may undo the scales of its inputs; what is added to the outputs has theirs."""
-        found = super().labelled
-        return (self.bias, 0) if found[0] == self.weight and self.bias is not None and self._is_depthwise else found
+        """See `AffineLayer`. The scales of a depthwise weight also depend on its inputs; those of its bias do not."""
+        labelled = super().labelled
+        return (self.bias, 0) if labelled[0] == self.weight and self.bias is not None and self._is_depthwise else labelled
 
     def _options(self, kernel: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int], int, list[int]]:
-        """Stride, padding at both ends, dilation, groups, and zeros to put between the inputs."""
+        """Return stride, padding at both ends, dilation, groups, and the stride of the inputs among inserted zeros."""
         space, names = self.space, ["input", "weight", "bias", "stride", "padding"]
         names += ["output_padding", "groups", "dilation"] if self.transposed else ["dilation", "groups"]
-        given: dict[str, Any] = {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+        options: dict[str, Any] = {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
 
-        def each(name: str, default: int) -> list[int]:
-            value = given.get(name, default)
+        def per_dimension(name: str, default: int) -> list[int]:
+            value = options.get(name, default)
             value = list(value) if isinstance(value, (list, tuple)) else [value]
             return [int(v) for v in (value * space if len(value) == 1 else value)]
 
-        stride, dilation, groups = each("stride", 1), each("dilation", 1), int(given.get("groups", 1))
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if given.get("padding") == "same":
-            ends = [(r // 2, r - r // 2) for r in reach]
+        stride, dilation = per_dimension("stride", 1), per_dimension("dilation", 1)
+        groups = int(options.get("groups", 1))
+        extent = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if options.get("padding") == "same":
+            padding = [(e // 2, e - e // 2) for e in extent]
         else:
-            ends = [(p, p) for p in (each("padding", 0) if given.get("padding") != "valid" else [0] * space)]
+            padding = [(p, p) for p in (per_dimension("padding", 0) if options.get("padding") != "valid" else [0] * space)]
         if not self.transposed:
-            return stride, ends, dilation, groups, [1] * space
-        extra = each("output_padding", 0)
-        ends = [(r - p, r - p + e) for r, (p, _), e in zip(reach, ends, extra, strict=True)]
-        return [1] * space, ends, dilation, groups, stride
+            return stride, padding, dilation, groups, [1] * space
+        extra = per_dimension("output_padding", 0)
+        padding = [(e - p, e - p + o) for e, (p, _), o in zip(extent, padding, extra, strict=True)]
+        return [1] * space, padding, dilation, groups, stride
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
         """See `AffineLayer`."""
         space, kernel = self.space, self.node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
-        stride, ends, dilation, groups, spread = self._options(kernel)
+        stride, padding, dilation, groups, in_stride = self._options(kernel)
         x = x.reshape(-1, x.shape[-space - 1], *x.shape[-space:])
-        whole = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], spread, strict=True)]  # with the zeros that lie between
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        out = [(n + a + b - r - 1) // s + 1 for n, (a, b), r, s in zip(whole, ends, reach, stride, strict=True)]
-        rest, corner = chosen, list[Tensor]()
-        for n in reversed(out):
-            corner.insert(0, rest % n)
-            rest = rest // n
-        index, inside = torch.zeros_like(chosen)[:, None], torch.ones_like(chosen, dtype=torch.bool)[:, None]
-        for k, c in enumerate(corner):  # of every tap, first dimension slowest
+        in_size = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], in_stride, strict=True)]  # inserted zeros included
+        extent = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        out_size = [(n + a + b - e - 1) // s + 1 for n, (a, b), e, s in zip(in_size, padding, extent, stride, strict=True)]
+        samples, corners = chosen, list[Tensor]()
+        for n in reversed(out_size):
+            corners.insert(0, samples % n)
+            samples = samples // n
+        index, is_inside = torch.zeros_like(chosen)[:, None], torch.ones_like(chosen, dtype=torch.bool)[:, None]
+        for k, corner in enumerate(corners):  # taps in order, the first dimension slowest
             tap = torch.arange(kernel[k], device=chosen.device) * dilation[k]
-            at = (c * stride[k] - ends[k][0])[:, None] + tap
-            within = (at >= 0) & (at < whole[k]) & (at % spread[k] == 0)
-            at = (at // spread[k]).clamp(0, x.shape[2 + k] - 1)
-            index = (index[:, :, None] * x.shape[2 + k] + at[:, None]).flatten(1)
-            inside = (inside[:, :, None] & within[:, None]).flatten(1)
-        taps = x.flatten(2)[rest[:, None], :, index]  # positions, taps, channels
-        if not inside.all():
-            taps = taps.masked_fill_(~inside[..., None], 0.0)
+            position = (corner * stride[k] - padding[k][0])[:, None] + tap
+            is_input = (position >= 0) & (position < in_size[k]) & (position % in_stride[k] == 0)
+            position = (position // in_stride[k]).clamp(0, x.shape[2 + k] - 1)
+            index = (index[:, :, None] * x.shape[2 + k] + position[:, None]).flatten(1)
+            is_inside = (is_inside[:, :, None] & is_input[:, None]).flatten(1)
+        taps = x.flatten(2)[samples[:, None], :, index]  # positions, taps, channels
+        if not is_inside.all():
+            taps = taps.masked_fill_(~is_inside[..., None], 0.0)
         return taps.unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """See `AffineLayer`."""
         _, _, _, groups, _ = self._options(weight.shape[2:])
-        if self.transposed:  # (in, out / groups, *kernel) of each group, seen from the output
+        if self.transposed:  # from (in, out / groups, *kernel) of each group to outputs first
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flip(list(range(3, weight.dim() + 1)))
         else:
             weight = weight.unflatten(0, (groups, -1))
@@ -259,22 +260,22 @@ class ConvLayer(AffineLayer):
     def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
         """See `AffineLayer`."""
         kernel = like.shape[2:]
-        each = matrix.shape[2] // math.prod(kernel)
-        weight = matrix.reshape(*matrix.shape[:2], *kernel, each).movedim(-1, 2)
+        n_channels = matrix.shape[2] // math.prod(kernel)
+        weight = matrix.reshape(*matrix.shape[:2], *kernel, n_channels).movedim(-1, 2)
         if self.transposed:
             weight = weight.flip(list(range(3, weight.dim()))).transpose(1, 2)
         return weight.flatten(0, 1).contiguous()
 
 
 class NormLayer(AffineLayer):
-    """The weight and bias behind a normalisation: one number per channel."""
+    """The weight and bias of a normalisation, one number per channel."""
 
     def read(self, runner: Runner, batch: int) -> Tensor:
-        """What is normalised, without weight and bias."""
+        """Return the normalised values, before weight and bias."""
         arguments, facts = list(self.node.args), facts_of(self.node)
-        for at in (facts.weight, facts.bias):
-            if at is not None and at < len(arguments):
-                arguments[at] = None
+        for position in (facts.weight, facts.bias):
+            if position is not None and position < len(arguments):
+                arguments[position] = None
         return runner.compute(self.node, batch, tuple(arguments))
 
     def rows(self, x: Tensor, chosen: Tensor) -> Tensor:
@@ -291,15 +292,15 @@ class NormLayer(AffineLayer):
 
 
 def affine_layer_of(node: Node, parameters: Mapping[Node, str]) -> AffineLayer | None:
-    """The map that a node computes with parameters of its own, if it is one."""
+    """Return the affine map of a node if it is one and has parameters of its own."""
     facts = facts_of(node)
     if facts.weight is None:
         return None
     build: type[AffineLayer] = {"normalises": NormLayer, "convolves": ConvLayer, "contracts": LinearLayer}[facts.kind]
-    given = [node.args[k] if k is not None and k < len(node.args) else None for k in (facts.weight, facts.bias)]
-    if given[0] not in parameters or (given[1] is not None and given[1] not in parameters):
+    arguments = [node.args[k] if k is not None and k < len(node.args) else None for k in (facts.weight, facts.bias)]
+    if arguments[0] not in parameters or (arguments[1] is not None and arguments[1] not in parameters):
         return None
-    weight, bias = (None if g is None else parameters[g] for g in given)  # type: ignore[index]
-    if (build is NormLayer) != (given[0].meta["val"].dim() == 1):  # type: ignore[union-attr]
+    weight, bias = (None if argument is None else parameters[argument] for argument in arguments)  # type: ignore[index]
+    if (build is NormLayer) != (arguments[0].meta["val"].dim() == 1):  # type: ignore[union-attr]
         return None
     return build(node, str(weight), bias)

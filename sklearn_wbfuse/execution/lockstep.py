@@ -1,4 +1,4 @@
-"""A fused network and its parents run side by side: at every layer, what the fused one reads and what it should compute."""
+"""A fused network and its parents run in lockstep: the inputs of every fused layer, and the outputs that it should have."""
 
 from __future__ import annotations
 
@@ -15,112 +15,112 @@ from .recording import Recording
 from .runner import Runner
 from .sites import RegressionSite, read_by
 
-__all__ = ["Beside", "Companions", "SiteSamples", "run_in_lockstep"]
+__all__ = ["RecordedParent", "RecordedParents", "SiteSamples", "run_in_lockstep"]
 
 _FEW = 10
-"""A first dimension of fewer entries over all batches holds no samples (an unbatched network, steps before the batch)."""
+"""First dimensions with fewer entries over all batches do not count samples (unbatched networks, steps before the batch)."""
 
 Labelled = tuple[str, int]
-"""An axis of a tensor, for the neurons that stand on it."""
+"""A tensor and an axis of it, for the neurons on this axis."""
 
 
-class Beside(Protocol):
-    """What is asked of a parent that runs beside the fused network."""
+class RecordedParent(Protocol):
+    """A parent that runs in lockstep with the fused network."""
 
     recording: Recording
 
     def position(self, target: int) -> int:
-        """The operation that stands for one of the fused network's."""
+        """Return the position of the operation that corresponds to one of the fused network's."""
 
 
-class Companions(Protocol):
-    """What is asked of the parents together."""
+class RecordedParents(Protocol):
+    """The parents that run in lockstep with the fused network."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
     def __getitem__(self, position: int, /) -> Any: ...
 
     def mean_rows(self, values: Sequence[Tensor], labelled: Labelled, *, magnitude: bool = False) -> Tensor:
-        """The mean of activations, each in its parent's neurons, in the target's."""
+        """Average activations, each in its parent's neurons, in the target's neurons."""
 
 
 class SiteSamples:
-    """The rows of one equation, batch by batch: what its writers read, and what they leave to be explained.
+    """The samples of one site, batch by batch: the inputs of its layers, and their regression targets.
 
     Parameters
     ----------
-    equation : Equation
-    fused : Steps
+    site : RegressionSite
+    fused : Runner
     parents : AlignedParents
 
     Attributes
     ----------
-    chosen : list of Tensor
-        For each batch the positions taken, among samples and space or time: those that the parents are recorded at.
+    positions : list of Tensor
+        The positions of each batch among samples and space or time, at which the parents are recorded.
     sample : list of Tensor
-        The sample that each belongs to, counted over all batches; where the first dimension of the value holds but a few, each
-        row is one.
+        The sample of each position, counted over all batches; if the first dimension of the value is small, each position is a
+        sample.
     """
 
-    def __init__(self, site: RegressionSite, fused: Runner, parents: Companions):
+    def __init__(self, site: RegressionSite, fused: Runner, parents: RecordedParents):
         self.site, self.fused, self.parents = site, fused, parents
         self.channel = site.layers[0].channel
-        self.others = [n for n in _terms(site) if n not in site.between]
-        value = site.at.meta["val"]
+        self.others = [n for n in _terms(site) if n not in site.path]
+        value = site.node.meta["val"]
         n, size = value.numel() // value.shape[self.channel], len(value)
-        chosen = parents[0].recording.positions.of(value, self.channel, fused.n_batches)
+        positions = parents[0].recording.positions.of(value, self.channel, fused.n_batches)
         device = next(iter(fused.state.values())).device
-        self.chosen = [c.to(device) for c in chosen]
-        self.sample = [c * size // n + batch * size for batch, c in enumerate(self.chosen)]
+        self.positions = [c.to(device) for c in positions]
+        self.sample = [c * size // n + batch * size for batch, c in enumerate(self.positions)]
         if size * fused.n_batches < _FEW:
-            self.sample = list(torch.arange(sum(map(len, chosen)), device=device).split([len(c) for c in chosen]))
+            self.sample = list(torch.arange(sum(map(len, positions)), device=device).split([len(c) for c in positions]))
 
-    def of(self, node: Node, batch: int, taken: Any = ...) -> Tensor:
-        """The fused network's value at the positions taken, shape (positions, channels)."""
-        return rows_at(self.fused.read(node, batch), self.channel, self.chosen[batch][taken])
+    def of(self, node: Node, batch: int, subset: Any = ...) -> Tensor:
+        """Return a value of the fused network at the positions, or a subset of them, of shape (positions, channels)."""
+        return rows_at(self.fused.read(node, batch), self.channel, self.positions[batch][subset])
 
-    def of_parent(self, parent: Beside, node: Node, batch: int, taken: Any = ...) -> Tensor:
-        """A parent's; `node` is the fused network's."""
-        return parent.recording.rows(parent.position(self.fused.position[node]), self.channel, batch)[taken]
+    def of_parent(self, parent: RecordedParent, node: Node, batch: int, subset: Any = ...) -> Tensor:
+        """Return the value of a parent that corresponds to a node of the fused network, as in `of`."""
+        return parent.recording.rows(parent.position(self.fused.position[node]), self.channel, batch)[subset]
 
     @property
     def rectified(self) -> bool:
-        """Whether nothing but ReLUs reads the value."""
-        users = self.site.at.users
+        """Whether only ReLUs read the value."""
+        users = self.site.node.users
         return bool(users) and all(operation(u) == "relu" for u in users)
 
-    def target(self, batch: int, taken: Any = ...) -> tuple[Tensor, Tensor | float]:
-        """What the writers should compute, and what comes into the sum from elsewhere, shape (positions, channels).
+    def target(self, batch: int, subset: Any = ...) -> tuple[Tensor, Tensor | float]:
+        """Return what the layers should compute, and the other terms of the sum, each of shape (positions, channels).
 
-        Together they are the weighted mean of the parents' aligned values; `taken` are some of the positions.
+        Together they are the weighted mean of the parents' aligned values.
         """
         labelled, rest = self.site.layers[0].labelled, 0.0
-        total = self.parents.mean_rows([self.of_parent(p, self.site.at, batch, taken) for p in self.parents], labelled)
+        total = self.parents.mean_rows([self.of_parent(p, self.site.node, batch, subset) for p in self.parents], labelled)
         for node in self.others:
-            rest = rest + self.of(node, batch, taken)  # type: ignore[assignment]
+            rest = rest + self.of(node, batch, subset)  # type: ignore[assignment]
         return total - rest, rest
 
-    def inputs(self, layer: AffineLayer, batch: int, taken: Any = ...) -> Tensor:
-        """What a writer reads, shape (groups, positions, inputs)."""
-        return layer.rows(layer.read(self.fused, batch), self.chosen[batch][taken])
+    def inputs(self, layer: AffineLayer, batch: int, subset: Any = ...) -> Tensor:
+        """Return the inputs of a layer, of shape (groups, positions, inputs)."""
+        return layer.rows(layer.read(self.fused, batch), self.positions[batch][subset])
 
 
 def _terms(site: RegressionSite) -> list[Node]:
-    """The terms of the sum that an equation is about, or its value."""
-    found, inside = [], [site.at]
+    """Return the terms of the sum at a site, or its value if it is no sum."""
+    terms, inside = [], [site.node]
     while inside:
         node = inside.pop()
-        if node in site.between and operation(node) == "add":
+        if node in site.path and operation(node) == "add":
             inside += [a for a in node.args[:2] if isinstance(a, Node)]
         else:
-            found.append(node)
-    return found
+            terms.append(node)
+    return terms
 
 
 def run_in_lockstep(
     fused: Runner,
-    parents: Companions,
-    found: Mapping[Node, RegressionSite],
+    parents: RecordedParents,
+    sites: Mapping[Node, RegressionSite],
     correct: Callable[[RegressionSite], None],
     *,
     reads: Callable[[RegressionSite], Iterable[Node]] | None = None,
@@ -129,26 +129,26 @@ def run_in_lockstep(
 ) -> None:
     """Record the parents, then run the fused network operation by operation.
 
-    `correct` may change the fused network's tensors before it computes the operations of a site. `reads` are the values of a
-    site that it wants of the parents; see `read_by`.
+    `correct` may change the fused network's tensors before it computes the operations of a site. `reads` returns the values of
+    a site that it needs of the parents; see `read_by`.
     """
     for parent in parents if runs_parents else ():
-        position = {node: parent.position(k) for node, k in fused.position.items()}
-        parent.recording.record(*read_by(found.values(), position, reads))
+        positions = {node: parent.position(position) for node, position in fused.position.items()}
+        parent.recording.record(*read_by(sites.values(), positions, reads))
     if not runs_fused:
-        for node in sorted(found, key=fused.position.__getitem__):
-            correct(found[node])
+        for node in sorted(sites, key=fused.position.__getitem__):
+            correct(sites[node])
         return
-    waiting = {node for e in found.values() for node in e.between}
-    for site in found.values():
-        at = fused.position[site.at]
-        fused.keep((r for n in site.between for r in n.all_input_nodes), at)
-        fused.keep((w.end for w in site.layers), at)
-    for k, node in enumerate(fused.nodes):
-        if node in found:
-            correct(found[node])
-            for n in found[node].between:
-                fused.run(n)
+    waiting = {node for site in sites.values() for node in site.path}
+    for site in sites.values():
+        position = fused.position[site.node]
+        fused.keep((operand for node in site.path for operand in node.all_input_nodes), position)
+        fused.keep((layer.end for layer in site.layers), position)
+    for position, node in enumerate(fused.nodes):
+        if node in sites:
+            correct(sites[node])
+            for path_node in sites[node].path:
+                fused.run(path_node)
         elif node not in waiting:
             fused.run(node)
-        fused.forget(k)
+        fused.forget(position)

@@ -1,4 +1,4 @@
-"""Values of many batches under a budget of memory: what is over it waits in files."""
+"""Values of many batches under a memory limit; those beyond it are kept in temporary files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["Held", "Memory"]
 
 
 class Memory:
-    """A budget for values that several networks hold together.
+    """A limit for the values that several networks hold together.
 
     Parameters
     ----------
     limit : float
-        Bytes.
+        In bytes.
 
     Attributes
     ----------
     used : int
-        Bytes of the values that are in memory; views count like tensors of their own.
+        Bytes of the values in memory; views count as separate tensors.
     n_filed : int
-        How many values have gone into files so far.
+        Number of values that have been written to files.
     """
 
     def __init__(self, limit: float = float("inf")):
@@ -35,7 +35,7 @@ class Memory:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def path(self) -> Path:
-        """A new file, which goes when the budget goes."""
+        """Return the path of a new file, which is deleted with this object."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="wbfuse-", ignore_cleanup_errors=True)
         self.n_filed += 1
@@ -43,13 +43,13 @@ class Memory:
 
 
 class Held(Sequence[Any]):
-    """A value for each batch, read as it was written.
+    """One value for each batch, in memory or in a file.
 
     Parameters
     ----------
     memory : Memory
     values : iterable, default=()
-        Tensors, or tuples and lists of them. Each is computed when those before it are held.
+        Tensors, or tuples and lists of them. A generator is advanced after the previous value has been stored.
     """
 
     def __init__(self, memory: Memory, values: Iterable[Any] = ()):
@@ -59,11 +59,13 @@ class Held(Sequence[Any]):
             self.append(value)
 
     def append(self, value: Any) -> None:
-        """Hold the value of one more batch."""
+        """Store the value of one more batch."""
         size = _bytes(value)
         if size and self.memory.used + size > self.memory.limit:
             path = self.memory.path()
-            torch.save(pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value), path)  # no whole storages
+            torch.save(
+                pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value), path
+            )  # clones, since the whole storage of a view would be saved
             self.values.append(path)
         else:
             self.values.append(value)
@@ -84,7 +86,7 @@ class Held(Sequence[Any]):
         return len(self.values)
 
     def release(self) -> None:
-        """Give the memory back; the values are gone."""
+        """Delete the values and release their memory."""
         for value in self.values:
             if isinstance(value, Path):
                 value.unlink()

@@ -17,24 +17,24 @@ __all__ = ["Parent"]
 
 @dataclass(eq=False)
 class Parent:
-    """A trained network as every role sees it; nothing of it is changed.
+    """A trained network with everything that roles need of it. None of its tensors is modified.
 
     Attributes
     ----------
     model : Module
-        As it was given.
+        The network of the user.
     architecture : Architecture
         The same object for all parents of equal widths.
     state : dict of str to Tensor
         Its tensors in the dtype and on the device of computation.
     compared : dict of str to Tensor
-        The same as neurons are compared by: masks may count more than they are.
+        The tensors by which neurons are compared: those of `state`, in which masks may have a larger weight.
     weight : float
-        Its share of the mixture.
+        Its weight in the mixture.
     correspondence : Correspondence
-        Which of its parts stand for which of the target's.
+        Maps the groups, tensors and operations of the target to its own.
     copied : callable
-        Makes its plain copy, or gives the one that there is.
+        Makes the plain copy, or returns an existing one.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Parent:
 
     @functools.cached_property
     def plain(self) -> nn.Module:
-        """Its only copy, in eval mode and without parametrizations, from when something runs it."""
+        """Its only copy, in eval mode and without parametrizations; made when something runs it."""
         return self.copied(self.model)
 
     @property

@@ -1,4 +1,4 @@
-"""The parents of one fusion together."""
+"""The parents of one fusion, and what they share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Member = TypeVar("Member")
 
 
 class Members(Sequence[Member]):
-    """A sequence of parents of some kind, which may know more than they do."""
+    """A sequence of parents of some kind, the base of sequences with further attributes."""
 
     def __init__(self, members: Sequence[Member]):
         self._members = tuple(members)
@@ -40,12 +40,12 @@ class Parents(Members[Parent]):
     Parameters
     ----------
     parents : sequence of Parent
-    runs : Probing, optional
-        The parents on the inputs of the probe, where anything is computed from activations.
+    runs : ParentRunner, optional
+        The parents on the inputs of the probe, if anything is computed from activations.
     further : callable, optional
-        Makes a `Parent` of one further network that the user gives.
+        Makes a `Parent` of a further network of the user.
     cached : callable, optional
-        ``cached(key, compute)`` is what `compute` returned for that key and the same networks in any fit that shares their rows.
+        ``cached(key, compute)`` returns the result of `compute` for a key and these networks, in all fits that share their rows.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Parents(Members[Parent]):
         return Mixture([p.weight for p in self])
 
     def with_runs(self, runs: ParentRunner | None) -> Parents:
-        """The same, run on other inputs, or on none."""
+        """Return the same parents on other inputs, or on none."""
         return Parents(self, runs=runs, further=self._further, cached=self._cached)
 
     def further(self, model: nn.Module) -> Parent:
-        """One further network, such as a start that the user gives, as data."""
+        """Make a `Parent` of a further network, such as the user's `init`."""
         if self._further is None:
-            raise ValueError("These parents were made by hand; there is nothing that makes further ones.")
+            raise ValueError("A further network needs Parents(..., further=callable). Got None.")
         return self._further(model)
 
     def remember(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns for these networks, computed once for all fits that share their rows; the key names it."""
+        """Return the result of `compute` for these networks, computed once per key for all fits that share their rows."""
         return compute() if self._cached is None else self._cached(key, compute)

@@ -1,8 +1,8 @@
-r"""The inputs that activations are computed on: rows of data, what procedures draw, or noise that knows what parents look at.
+r"""The inputs on which activations are computed: rows of data, procedurally drawn inputs, or noise shaped by the parents.
 
-Noise has the mean and deviation of the example inputs. Its covariance is that of :math:`W_1^\top z` for white z, summed over the
-parents' first layers :math:`W_1`: directions that no parent looks at do not occur. It is computed as a vector-Jacobian product,
-so that it is filtered noise for a convolution; for a recurrent layer z is correlated from step to step.
+Noise has the mean and standard deviation of the example inputs. Its covariance is that of :math:`W_1^\top z` for white z, summed
+over the parents' first layers :math:`W_1`: directions that no parent reads do not occur. It is computed as a vector-Jacobian
+product, which for a convolution is filtered noise; for a recurrent layer z is correlated over steps.
 """
 
 from __future__ import annotations
@@ -26,50 +26,60 @@ from .cells import cells_of
 from .reading import Reading, vocabularies
 from .runner import Runner
 
-__all__ = ["PROBES", "Probe", "between", "coloured", "is_drawn", "mixed", "procedural", "repeated", "shares", "with_tokens"]
+__all__ = [
+    "PROBES",
+    "Probe",
+    "coloured_noise",
+    "interpolated",
+    "is_drawn",
+    "mixed_rows",
+    "mixing_shares",
+    "white_noise",
+    "with_procedural",
+    "with_tokens",
+]
 
 PROBES = ("images", "signals", "sequences", "tokens")
-"""Kinds of inputs that are drawn from a procedure."""
+"""Kinds of inputs that are drawn procedurally."""
 
 _MEMORY = 0.9
-"""Correlation of the noise of a sequence from step to step."""
+"""Correlation between successive steps of noise sequences."""
 
 _WHITE = 0.1
 """Share of the noise's variance that is white."""
 
 
 class Probe(HelpfulMixin, BaseEstimator):
-    """Which inputs, and how many, costs of activations and corrections are computed on.
+    """The kind and number of the inputs on which costs of activations and corrections are computed.
 
     Parameters
     ----------
     kind : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"}, default="auto"
-        "auto" takes rows of the data if `fit` was given some. Else the layer that reads an input decides what is drawn for it:
+        "auto" uses the rows of data if `fit` receives any. Otherwise the layer that reads an input determines what is drawn:
 
-        - a two-dimensional convolution: "images", dead leaves, which are ellipses and rectangles that occlude each other, with
+        - a two-dimensional convolution: "images", dead leaves, that is ellipses and rectangles that occlude each other, with
           the contrast between neighbours, the correlation of channels and the spectrum of photographs;
-        - a one-dimensional convolution: "signals", occluding steps, ramps and bursts with 1/f noise, channels correlated;
-        - a recurrent layer: "sequences", half of them the same with steps in the place of positions, half of them noise;
-        - an embedding: "tokens", strings of a Markov chain with frequencies as by Zipf's law;
-        - anything else, such as a linear layer: "noise" that knows what the parents' first layers look at.
+        - a one-dimensional convolution: "signals", occluding steps, ramps and bursts with 1/f noise and correlated channels;
+        - a recurrent layer: "sequences", half of them like signals, half of them noise;
+        - an embedding: "tokens", strings of a Markov chain with the frequencies of Zipf's law;
+        - any other layer, such as a linear one: "noise" in the directions that the parents' first layers read.
 
-        They have the mean, deviation and range of the example inputs. A kind that is named is drawn whatever layer reads the
-        input, if its dimensions allow it: (n, channels, height, width), (n, channels, length) or (n, length, features). With
-        "data" `fit` raises unless it was given rows.
+        Drawn inputs have the mean, standard deviation and range of the example inputs. Any other kind is drawn whatever layer
+        reads the input, if its shape allows it: (n, channels, height, width), (n, channels, length) or (n, length, features).
+        "data" requires rows.
     n_samples : int, default=2000
-        Number of samples that are drawn, and largest number of rows of data; of more rows so many are drawn. Memory grows with
-        this number, not with that of the rows: of every network the activations of a layer are held for all samples at once, so
-        large images want fewer.
+        Number of samples to draw, and largest number of rows of data; more rows are subsampled. Memory grows with this number,
+        not with the number of rows: the activations of a layer are held for all samples at once, so use fewer for large images.
     n_mixed : int, default=2000
-        Largest number of mixtures that make up for rows where a regression has fewer than `n_samples` and all inputs are
-        floating: of a row and drawn dead leaves where images are read, else of two rows.
+        Largest number of mixed rows to add if a regression has fewer than `n_samples` rows and all inputs are floating-point:
+        mixtures of a row and drawn dead leaves for images, of two rows otherwise.
     n_steps : int, default=0
-        Every other image takes so many gradient steps towards an output of the parents that is drawn at random, since random
-        images leave deep neurons silent. The networks stay as they are. More than 5 were worse than none where tried.
+        Number of gradient steps of every other image towards a random class of the parents, since random images leave deep
+        neurons inactive. The networks are not modified. In our trials more than 5 steps were worse than none.
     batch_size : int, default=500
-        Largest number of samples that a network sees at once.
+        Largest number of samples that a network processes at once.
     working_memory : float, optional
-        Mebibytes that activations may take; what is over that waits in temporary files. By default that of
+        Memory limit of activations in mebibytes; activations beyond it are kept in temporary files. The default is that of
         `sklearn.set_config`, 1024 unless it was changed.
 
     Examples
@@ -108,51 +118,51 @@ class Probe(HelpfulMixin, BaseEstimator):
 
     @property
     def budget(self) -> float:
-        """Bytes that activations may take."""
+        """The memory limit of activations in bytes."""
         return 2**20 * float(get_config()["working_memory"] if self.working_memory is None else self.working_memory)
 
 
-def repeated(examples: Sequence[Any], size: int, generator: torch.Generator) -> tuple[Any, ...]:
-    """White noise in the place of floating inputs and copies of all others, for a batch of a size.
+def white_noise(examples: Sequence[Any], size: int, generator: torch.Generator) -> tuple[Any, ...]:
+    """Return a batch of white noise in place of floating-point inputs and repeated rows of all others.
 
-    The first dimension of the first tensor is the batch, and of all tensors that share its size.
+    The batch is the first dimension of the first tensor, and of all tensors whose first dimension has the same size.
     """
     leaves, tree = pytree.tree_flatten(tuple(examples))
     batch = next((t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim()), 0)
-    found = []
+    noise = []
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch and batch:
             leaf = leaf[torch.arange(size) % batch]
         if is_drawn(leaf):
             leaf = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
-        found.append(leaf)
-    return pytree.tree_unflatten(found, tree)
+        noise.append(leaf)
+    return pytree.tree_unflatten(noise, tree)
 
 
-def mixed(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A number of convex combinations of two rows."""
+def mixed_rows(rows: Sequence[Tensor], number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return `number` convex combinations of two rows."""
     n = len(rows[0])
     first, second = (torch.randint(n, (number,), generator=generator) for _ in range(2))
-    share = shares(number, generator)
-    return tuple(between(t[first], t[second], share) for t in rows)
+    shares = mixing_shares(number, generator)
+    return tuple(interpolated(t[first], t[second], shares) for t in rows)
 
 
-def shares(number: int, generator: torch.Generator) -> Tensor:
-    """The shares of second samples in mixtures, at most a half."""
+def mixing_shares(number: int, generator: torch.Generator) -> Tensor:
+    """Draw the shares of the second samples of mixtures, at most a half."""
     return 0.5 * torch.rand(number, generator=generator)
 
 
-def between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """Mixtures of samples with these shares of the second ones."""
-    return torch.lerp(first, second.to(first), share.to(first).view(-1, *[1] * (first.dim() - 1)))
+def interpolated(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
+    """Mix samples with the given shares of the second ones."""
+    return torch.lerp(first, second.to(first), shares.to(first).view(-1, *[1] * (first.dim() - 1)))
 
 
 def with_tokens(
     runner: Runner, inputs: Sequence[Any], generator: torch.Generator, strings: Callable[..., Tensor] | None = None
 ) -> tuple[Any, ...]:
-    """The inputs with random strings in the place of tokens, the integers that an embedding reads.
+    """Replace tokens, the integers that an embedding reads, by random strings.
 
-    ``strings(n_samples, length, vocabulary, generator)`` draws them; by default every token is as frequent.
+    ``strings(n_samples, length, vocabulary, generator)`` draws them; by default all tokens have the same frequency.
     """
     leaves, tree = pytree.tree_flatten(tuple(inputs))
     for leaf, node in enumerate(runner.inputs):
@@ -167,22 +177,23 @@ def with_tokens(
     return pytree.tree_unflatten(leaves, tree)
 
 
-def procedural(
-    found: Mapping[int, Reading], batches: Sequence[tuple[Any, ...]], examples: Sequence[Any], generator: torch.Generator
+def with_procedural(
+    readings: Mapping[int, Reading], batches: Sequence[tuple[Any, ...]], examples: Sequence[Any], generator: torch.Generator
 ) -> list[tuple[Any, ...]]:
-    """Inputs as images, signals or sequences where `found` says that they are read so, in mean, deviation and range like the
-    examples; others stay, and so does every other sequence: noise that the first layer sees tells of its features.
+    """Replace inputs that are read as images, signals or sequences by drawn ones with the moments and range of the examples.
+
+    Every other sequence is unchanged, since noise that the first layer reads shows its features.
     """
-    shown = pytree.tree_leaves(tuple(examples))
+    example_leaves = pytree.tree_leaves(tuple(examples))
     drawn = []
     for batch in batches:
         leaves, tree = pytree.tree_flatten(batch)
-        for leaf, reading in found.items():
-            example = shown[leaf].double()
-            deviation = float(example.std(correction=0))
-            content = _content(reading, generator) * (deviation or 1.0) + float(example.mean())
+        for leaf, reading in readings.items():
+            example = example_leaves[leaf].double()
+            standard_deviation = float(example.std(correction=0))
+            content = _content(reading, generator) * (standard_deviation or 1.0) + float(example.mean())
             value = reading.placed(content, leaves[leaf], every=2 if reading.kind == "sequences" else 1)
-            leaves[leaf] = value.clamp(float(example.min()), float(example.max())) if deviation else value
+            leaves[leaf] = value.clamp(float(example.min()), float(example.max())) if standard_deviation else value
         drawn.append(pytree.tree_unflatten(leaves, tree))
     return drawn
 
@@ -198,71 +209,71 @@ def _content(reading: Reading, generator: torch.Generator) -> Tensor:
     return occluding_steps(n, features, length, generator).mT
 
 
-def coloured(
+def coloured_noise(
     networks: Sequence[Runner], weights: Sequence[float], examples: Sequence[Any], generator: torch.Generator
 ) -> list[tuple[Any, ...]]:
-    """The noise for each batch that networks hold.
+    """Return noise in the directions that the first layers of networks read, for each of their batches.
 
     Parameters
     ----------
     networks : list of Runner
-        Parents on white noise, at their start; they are consumed.
+        Runners of the parents on white noise; they are consumed.
     weights : list of float
-        Their proportions.
+        The weights of the parents.
     examples : tuple
-        Floating ones give mean and deviation.
+        Inputs whose mean and standard deviation the noise takes.
     generator : Generator
     """
     first, batches = networks[0], []
     leaves, tree = pytree.tree_flatten(tuple(examples))
     white = [first.values[node] for node in first.inputs]
-    seen = [_seen(runner, generator) for runner in networks]
+    read = [_noise_read_by(runner, generator) for runner in networks]
     for batch in range(first.n_batches):
-        found = list(leaves)
+        noise = list(leaves)
         for leaf, values in enumerate(white):
-            found[leaf] = value = values[batch]
+            noise[leaf] = value = values[batch]
             if not is_drawn(value):
                 continue
-            parts = [(w, own[leaf][batch]) for w, own in zip(weights, seen, strict=True) if w and leaf in own]
-            if parts:
-                mixed = sum((w**0.5 * part / part.std() for w, part in parts), torch.zeros_like(value))
-                value = (1 - _WHITE) ** 0.5 * mixed / mixed.std() + _WHITE**0.5 * value
-            deviation = float(leaves[leaf].double().std(correction=0))
-            found[leaf] = float(leaves[leaf].double().mean()) + (deviation or 1.0) * value
-        batches.append(pytree.tree_unflatten(found, tree))
+            terms = [(w, by_leaf[leaf][batch]) for w, by_leaf in zip(weights, read, strict=True) if w and leaf in by_leaf]
+            if terms:
+                total = sum((w**0.5 * term / term.std() for w, term in terms), torch.zeros_like(value))
+                value = (1 - _WHITE) ** 0.5 * total / total.std() + _WHITE**0.5 * value
+            standard_deviation = float(leaves[leaf].double().std(correction=0))
+            noise[leaf] = float(leaves[leaf].double().mean()) + (standard_deviation or 1.0) * value
+        batches.append(pytree.tree_unflatten(noise, tree))
     return batches
 
 
-def _seen(runner: Runner, generator: torch.Generator) -> dict[int, list[Tensor]]:
-    """For each floating input that a first layer reads, noise in the directions that the layer sees."""
-    waiting = {leaf: node for leaf, node in enumerate(runner.inputs) if is_drawn(runner.values[node][0])}
-    variables = {leaf: [v.detach().clone().requires_grad_() for v in runner.values[node]] for leaf, node in waiting.items()}
-    runner.values.update({node: variables[leaf] for leaf, node in waiting.items()})
-    found: dict[int, list[Tensor]] = {}
+def _noise_read_by(runner: Runner, generator: torch.Generator) -> dict[int, list[Tensor]]:
+    """Return, for each floating-point input of a first layer, noise in the directions that the layer reads."""
+    inputs = {leaf: node for leaf, node in enumerate(runner.inputs) if is_drawn(runner.values[node][0])}
+    variables = {leaf: [v.detach().clone().requires_grad_() for v in runner.values[node]] for leaf, node in inputs.items()}
+    runner.values.update({node: variables[leaf] for leaf, node in inputs.items()})
+    noise: dict[int, list[Tensor]] = {}
     with torch.enable_grad():
         for k, node in enumerate(runner.nodes):
-            if len(found) == len(waiting):
+            if len(noise) == len(inputs):
                 break
             runner.run(node)
-            read = _first_layer(node, runner)
-            if read is not None:
-                for batch, (value, memory) in enumerate(read):
+            outputs = _layer_outputs(node, runner)
+            if outputs is not None:
+                for batch, (value, memory) in enumerate(outputs):
                     if not value.requires_grad:
                         continue
                     z = _white(value, memory, generator)
-                    own = [variables[leaf][batch] for leaf in waiting]
-                    for leaf, g in zip(waiting, torch.autograd.grad(value, own, z, allow_unused=True), strict=True):
+                    of_batch = [variables[leaf][batch] for leaf in inputs]
+                    for leaf, g in zip(inputs, torch.autograd.grad(value, of_batch, z, allow_unused=True), strict=True):
                         if g is not None and float(g.std()) > 0:
-                            found.setdefault(leaf, []).append(g)
-            if read is not None and node in runner.values:
+                            noise.setdefault(leaf, []).append(g)
+            if outputs is not None and node in runner.values:
                 values = list(runner.values[node])
                 runner.values[node] = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, values)
             runner.forget(k)
-    return {leaf: parts for leaf, parts in found.items() if len(parts) == runner.n_batches}
+    return {leaf: of_batches for leaf, of_batches in noise.items() if len(of_batches) == runner.n_batches}
 
 
-def _first_layer(node: Node, runner: Runner) -> list[tuple[Tensor, int | None]] | None:
-    """What a layer with weights computes of its input, batch by batch, and the dimension that holds steps."""
+def _layer_outputs(node: Node, runner: Runner) -> list[tuple[Tensor, int | None]] | None:
+    """Return the outputs of a layer with weights, batch by batch, and the dimension of steps; None for other operations."""
     layer, cells = affine_layer_of(node, runner.parameters), cells_of(node, runner.parameters)
     if layer is not None and not isinstance(layer, NormLayer):
         return [(value, None) for value in runner.values[node]]
@@ -273,16 +284,16 @@ def _first_layer(node: Node, runner: Runner) -> list[tuple[Tensor, int | None]] 
 
 
 def _white(value: Tensor, memory: int | None, generator: torch.Generator) -> Tensor:
-    """Noise like a value, correlated along a dimension if one is given."""
+    """Return noise of the shape of a value, correlated along the dimension `memory` if it is given."""
     z = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
     if memory is None:
         return z
-    runner = list(z.unbind(memory))
-    for t in range(1, len(runner)):
-        runner[t] = _MEMORY * runner[t - 1] + (1 - _MEMORY**2) ** 0.5 * runner[t]
-    return torch.stack(runner, memory)
+    steps = list(z.unbind(memory))
+    for t in range(1, len(steps)):
+        steps[t] = _MEMORY * steps[t - 1] + (1 - _MEMORY**2) ** 0.5 * steps[t]
+    return torch.stack(steps, memory)
 
 
 def is_drawn(value: Any) -> bool:
-    """Whether an input is noise unless something says more: a floating tensor; a single number stays."""
+    """Return whether an input is drawn: floating-point tensors are, unless they are a single number."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0

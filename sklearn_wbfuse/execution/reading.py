@@ -1,4 +1,4 @@
-"""How a network reads its inputs: as images, signals, sequences or tokens, and where the values of these stand."""
+"""The kinds of a network's inputs, images, signals, sequences or tokens, by the layers that read them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Reading", "read_as", "vocabularies"]
 
 @dataclass(eq=False)
 class Reading:
-    """What the first layer that reads an input takes it for.
+    """The kind of an input, by the first layer that reads it.
 
     Attributes
     ----------
     kind : {"images", "signals", "sequences"}
     index : Tensor
-        For all that the layer reads of one batch, of shape (n, channels, height, width), (n, channels, length) or (n, length,
-        features), the position in the flattened input, counted from 1; 0 for what is padded.
+        For each value of one batch that the layer reads, of shape (n, channels, height, width), (n, channels, length) or
+        (n, length, features), the position in the flattened input, counted from 1; 0 for padding.
     """
 
     kind: str
@@ -36,30 +36,31 @@ class Reading:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what the layer reads of one batch."""
+        """The shape in which the layer reads one batch."""
         return tuple(self.index.shape)
 
-    def placed(self, content: Tensor, around: Tensor, every: int = 1) -> Tensor:
-        """An input of which the layer reads `content` in every so many samples; all other values are those of `around`."""
-        flat, index = around.reshape(-1).clone(), self.index[::every].reshape(-1)
-        content, read = content[::every], index > 0
-        flat[index[read] - 1] = content.reshape(-1)[read].to(flat)
-        return flat.view(around.shape)
+    def placed(self, content: Tensor, background: Tensor, every: int = 1) -> Tensor:
+        """Return an input with `content` where the layer reads every `every`-th sample, and `background` elsewhere."""
+        flat, index = background.reshape(-1).clone(), self.index[::every].reshape(-1)
+        content, is_read = content[::every], index > 0
+        flat[index[is_read] - 1] = content.reshape(-1)[is_read].to(flat)
+        return flat.view(background.shape)
 
 
 def read_as(kind: str, runner: Runner) -> dict[int, Reading]:
-    """How each floating input is read, where it is images, signals or sequences.
+    """Return how each floating-point input is read, if it is images, signals or sequences.
 
-    "auto" looks at the first layer that reads it, a convolution of two or one dimensions or a recurrent layer; it may be moved,
-    cast and scaled on the way. Other layers, such as linear ones, tell nothing. A kind that is named goes for all floating
-    inputs, as they are read or else as they stand: (n, channels, height, width), (n, channels, length), (n, length, features).
+    "auto" follows the input to the first layer that reads it, a convolution of two or one dimensions or a recurrent layer; the
+    input may be rearranged, cast and scaled on the way. Other layers, such as linear ones, determine nothing. Any other kind
+    applies to all floating-point inputs, in the layout in which they are read or else as they are: (n, channels, height, width),
+    (n, channels, length), (n, length, features).
 
     Raises
     ------
     FusionError
-        If a kind is named for which no input has the dimensions.
+        If no input has the dimensions of the kind.
     """
-    found = {}
+    readings = {}
     for leaf, node in enumerate(runner.inputs):
         value = runner.values[node][0]
         if isinstance(value, Tensor) and value.is_floating_point() and kind != "tokens":
@@ -68,23 +69,23 @@ def read_as(kind: str, runner: Runner) -> dict[int, Reading]:
                 index, dims = torch.arange(1, value.numel() + 1).view(value.shape), 4 if kind == "images" else 3
                 reading = Reading(kind, index) if value.dim() == dims else None
             if reading is not None:
-                found[leaf] = reading
-    if kind in ("images", "signals", "sequences") and not found:
+                readings[leaf] = reading
+    if kind in ("images", "signals", "sequences") and not readings:
         shapes = [tuple(runner.values[node][0].shape) for node in runner.inputs if isinstance(runner.values[node][0], Tensor)]
         needed = {"images": "(n, channels, height, width)", "signals": "(n, channels, length)"}.get(kind, "(n, length, features)")
         raise FusionError(
-            f"probe={kind!r} needs a floating input of shape {needed}. Got inputs of shapes {shapes}; use probe='auto' or "
+            f"probe={kind!r} needs a floating-point input of shape {needed}. Got inputs of shapes {shapes}; use probe='auto' or "
             "'noise'."
         )
     if kind == "tokens" and not any(vocabularies(node, runner) for node in runner.inputs):
-        raise FusionError("probe='tokens' needs an input of whole numbers that an embedding reads; use probe='auto' or 'noise'.")
-    return found
+        raise FusionError("probe='tokens' needs an input that an embedding reads. Got none; use probe='auto' or 'noise'.")
+    return readings
 
 
 def _read_first(source: Node, runner: Runner) -> Reading | None:
-    """How the first layer reads an input that tells what it is; what is not only moved, cast or scaled is not followed."""
+    """Return how the first layer reads an input that is only rearranged, cast or scaled before; None if it determines nothing."""
     value = runner.values[source][0]
-    start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(value.shape)  # paddings take no whole numbers
+    start = torch.arange(1, value.numel() + 1, dtype=torch.float64).view(value.shape)  # padding needs floats
     positions: dict[Node, Any] = {source: start}
     for node in runner.nodes:
         before = next((a for a in node.all_input_nodes if a in positions), None)
@@ -110,42 +111,42 @@ def _read_first(source: Node, runner: Runner) -> Reading | None:
 
 
 def _is_norm(facts: Facts) -> bool:
-    """Whether an operation changes values where they stand, as what works point by point does: they stay images or signals."""
+    """Return whether an operation normalises values without rearranging them, so that images stay images."""
     return facts.kind == "normalises" and facts.weight is not None
 
 
 def _is_followed(facts: Facts) -> bool:
-    """Whether positions can be moved as an operation moves values; what it writes are those of other tensors."""
+    """Return whether an operation only rearranges values, so that it can be applied to their positions."""
     return facts.moves and facts.kind != "writes"
 
 
 def _moved(node: Node, positions: dict[Node, Any], runner: Runner) -> Any:
-    """Where the values stand after an operation that moves them; 0 for those of other tensors."""
+    """Return the positions of the values after an operation that rearranges them; 0 for values of other tensors."""
 
-    def given(other: Node) -> Any:
-        if other in positions:
-            return positions[other]
-        example = other.meta["val"]
+    def positions_or_value(operand: Node) -> Any:
+        if operand in positions:
+            return positions[operand]
+        example = operand.meta["val"]
         if example.is_floating_point():
             return torch.zeros(example.shape, dtype=torch.float64)
-        return runner.values[other][0].cpu() if other in runner.values else torch.zeros(example.shape, dtype=example.dtype)
+        return runner.values[operand][0].cpu() if operand in runner.values else torch.zeros(example.shape, dtype=example.dtype)
 
-    arguments: Any = list(map_arg(node.args, given))
+    arguments: Any = list(map_arg(node.args, positions_or_value))
     if operation(node) == "constant_pad_nd":
         arguments[2:] = [0]
     elif operation(node) == "pad":
         arguments[3:] = []
-    options: Any = {name: value for name, value in map_arg(node.kwargs, given).items() if name != "value"}
+    options: Any = {name: value for name, value in map_arg(node.kwargs, positions_or_value).items() if name != "value"}
     return node.target(*arguments, **options)  # type: ignore[operator]
 
 
 def vocabularies(node: Node, runner: Runner) -> list[int]:
-    """How many rows the embeddings have that an input goes into, through views and casts."""
-    found = []
+    """Return the numbers of rows of the embeddings that read an input, perhaps through views and casts."""
+    sizes = []
     for user in node.users:
         facts = facts_of(user)
         if facts.kind == "embeds" and user.args[0] in runner.parameters and user.args[1] is node:
-            found.append(len(runner.state[runner.parameters[user.args[0]]]))  # type: ignore[index]
+            sizes.append(len(runner.state[runner.parameters[user.args[0]]]))  # type: ignore[index]
         elif facts.kind == "identity" or _is_followed(facts):
-            found += vocabularies(user, runner)
-    return found
+            sizes += vocabularies(user, runner)
+    return sizes

@@ -1,4 +1,4 @@
-"""What a network computes on many inputs, kept at some positions: it runs batch by batch, once for all that look at it."""
+"""The activations of a network on many inputs at some positions; it runs batch by batch, once for everything that reads them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .runner import Runner
 __all__ = ["Positions", "Recording"]
 
 _Key = tuple[int, int | None]
-"""A value by its position in the network, and the dimension of channels where it is wanted at some positions alone."""
+"""The position of a value in the network, and the dimension of its channels if it is only recorded at some positions."""
 
 
 class Positions:
-    """Which positions of values are looked at, the same of every network and of all values that have equally many.
+    """The recorded positions of values, the same for all networks and for all values of the same number of positions.
 
     Parameters
     ----------
     cap : int
-        Largest number over all batches; positions are drawn at random where there are more.
+        Largest number over all batches; of more positions a random selection is recorded.
     seed : int
     """
 
@@ -34,25 +34,25 @@ class Positions:
         self.drawn: dict[tuple[int, int], list[Tensor]] = {}
 
     def of(self, value: Tensor, channel: int, n_batches: int) -> list[Tensor]:
-        """For each batch, positions among samples and space or time; of the value of one batch the shape counts alone."""
+        """Return the positions among samples and space or time for each batch; only the shape of `value` matters."""
         n = value.numel() // value.shape[channel]
         key = n, n_batches
         if key not in self.drawn:
             chosen = [torch.arange(n)] * n_batches
             if n * n_batches > self.cap:
-                generator, each = torch.Generator().manual_seed(self.seed + n), -(-self.cap // n_batches)
-                chosen = [torch.randperm(n, generator=generator)[:each].sort().values for _ in range(n_batches)]
+                generator, n_per_batch = torch.Generator().manual_seed(self.seed + n), -(-self.cap // n_batches)
+                chosen = [torch.randperm(n, generator=generator)[:n_per_batch].sort().values for _ in range(n_batches)]
             self.drawn[key] = chosen
         return self.drawn[key]
 
 
 class Recording:
-    """What a parent computes, at the positions that are looked at, or in whole.
+    """The activations of a network, at some positions or entire.
 
     Parameters
     ----------
-    steps : callable
-        ``steps(batch)`` is the network at its start on one batch.
+    runner : callable
+        ``runner(batch)`` returns a `Runner` of the network on one batch.
     n_batches : int
     positions : Positions
     memory : Memory
@@ -62,9 +62,9 @@ class Recording:
     nodes : list of Node
     state : dict of str to Tensor
     outputs : sequence
-        What the network returns for each batch, flat; empty before it has run.
+        The flat outputs of the network for each batch; empty before it has run.
     n_runs : int
-        How many times it has run over all batches.
+        The number of runs over all batches.
     """
 
     def __init__(self, runner: Callable[[int], Runner], n_batches: int, positions: Positions, memory: Memory):
@@ -72,54 +72,54 @@ class Recording:
         first = runner(0)
         self.nodes, self.state, self.parameters, self.position = first.nodes, first.state, first.parameters, first.position
         self.device = next((t.device for t in pytree.tree_leaves(list(first.values.values())) if isinstance(t, Tensor)), None)
-        self.kept: dict[_Key, Held] = {}
+        self.values: dict[_Key, Held] = {}
         self.outputs: Sequence[Any] = []
         self.n_runs = 0
 
-    def chosen(self, at: int, channel: int, batch: int) -> Tensor:
-        """The positions of a value that are recorded of a batch."""
-        return self.positions.of(self.nodes[at].meta["val"], channel, self.n_batches)[batch].to(self.device)
+    def chosen(self, position: int, channel: int, batch: int) -> Tensor:
+        """Return the positions at which a value is recorded on a batch."""
+        return self.positions.of(self.nodes[position].meta["val"], channel, self.n_batches)[batch].to(self.device)
 
     def record(self, rows: Mapping[int, int], whole: Collection[int] = ()) -> None:
-        """Run the network, unless everything is there already.
+        """Run the network, unless all values are recorded already.
 
         Parameters
         ----------
         rows : mapping of int to int
-            From values that are wanted at some positions to their dimension of channels.
+            Values to record at some positions, and the dimension of their channels.
         whole : collection of int
-            Values that are wanted in whole, by their position in the network.
+            Values to record entirely, by their position in the network.
         """
-        keys = [self._key(at, channel) for at, channel in rows.items()] + [(at, None) for at in whole]
-        wanted: dict[int, list[_Key]] = {}
+        keys = [self._key(position, channel) for position, channel in rows.items()] + [(position, None) for position in whole]
+        missing: dict[int, list[_Key]] = {}
         for key in keys:
-            if key not in self.kept and self.nodes[key[0]] not in self.parameters:
-                wanted.setdefault(key[0], []).append(key)
-        if not wanted and self.outputs:
+            if key not in self.values and self.nodes[key[0]] not in self.parameters:
+                missing.setdefault(key[0], []).append(key)
+        if not missing and self.outputs:
             return
         self.n_runs += 1
         outputs = Held(self.memory)
-        found = {key: Held(self.memory) for keys in wanted.values() for key in keys}
+        recorded = {key: Held(self.memory) for keys in missing.values() for key in keys}
         for batch in range(self.n_batches):
             runner = self.runner(batch)
             for k, node in enumerate(runner.nodes):
                 runner.run(node)
-                for key in wanted.get(k, ()):
+                for key in missing.get(k, ()):
                     value = runner.values[node][0]
-                    found[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1], batch)))
+                    recorded[key].append(value if key[1] is None else rows_at(value, key[1], self.chosen(k, key[1], batch)))
                 runner.forget(k)
             outputs.append(runner.outputs(0))
         self.outputs = outputs
-        self.kept.update(found)
+        self.values.update(recorded)
 
     def read(self, node: Any, batch: int) -> Any:
-        """A value that was recorded in whole, or a parameter."""
+        """Return a value that was recorded entirely, or a parameter."""
         name = self.parameters.get(node)
-        return self.kept[self.position[node], None][batch] if name is None else self.state[name]
+        return self.values[self.position[node], None][batch] if name is None else self.state[name]
 
-    def rows(self, at: int, channel: int, batch: int) -> Tensor:
-        """A value at its positions, shape (positions, channels)."""
-        return self.kept[self._key(at, channel)][batch]
+    def rows(self, position: int, channel: int, batch: int) -> Tensor:
+        """Return a value at its recorded positions, of shape (positions, channels)."""
+        return self.values[self._key(position, channel)][batch]
 
-    def _key(self, at: int, channel: int) -> _Key:
-        return at, channel % self.nodes[at].meta["val"].dim()
+    def _key(self, position: int, channel: int) -> _Key:
+        return position, channel % self.nodes[position].meta["val"].dim()

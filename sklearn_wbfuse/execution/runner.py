@@ -1,4 +1,4 @@
-"""A network run one operation at a time, on several batches side by side."""
+"""A network that runs one operation at a time, each on all batches."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Runner", "program_of"]
 
 aten = torch.ops.aten
 _ANY_STRIDES: dict[Any, Any] = {getattr(aten, name).default: aten.reshape.default for name in named(same_as="reshape")}
-"""Networks are traced on the CPU; on another device attention and convolutions may lay their results out in another order."""
+"""Replacements of views: networks are traced on the CPU, and other devices may return results in other strides."""
 
 
 def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.export.ExportedProgram:
-    """The trace of a plain network on inputs of one batch, for the dtype and device of a tensor.
+    """Trace a plain network on the inputs of one batch, for the dtype and device of a tensor.
 
     Raises
     ------
@@ -44,14 +44,14 @@ def program_of(plain: nn.Module, inputs: Sequence[Any], like: Tensor) -> torch.e
 
 
 def _tidy(graph: Graph) -> None:
-    """Leave out what nothing reads, and give batch norms the one name that they lose where a graph had to be made functional."""
+    """Remove operations that nothing reads, and restore the batch norms that making a graph functional replaces."""
     for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users:
             graph.erase_node(node)
     for node in graph.nodes:
         arguments: list[Any] = list(node.args)
         if facts_of(node).same_as != "batch_norm" or len(arguments) == 8 or any(user.args[1] != 0 for user in node.users):
-            continue  # of 8 arguments, it changes running statistics
+            continue  # with 8 arguments it changes running statistics
         if len(arguments) == 7:  # input, weight, bias, mean, var, momentum, eps
             arguments.insert(5, False)
         else:  # input, weight, bias, training, momentum, eps
@@ -66,35 +66,36 @@ def _tidy(graph: Graph) -> None:
 
 
 class Runner:
-    """The operations of a network in order, their values on every batch held until nothing reads them any more.
+    """Runs the operations of a network in order, and holds their values on all batches as long as something reads them.
 
-    Networks of one architecture have operations at the same positions, so that they can be run side by side.
+    Networks of one architecture have the same operations at the same positions, so that they can run in lockstep. A runner runs
+    once.
 
     Parameters
     ----------
     program : ExportedProgram
-        Of this network, or of another of the same architecture and widths.
+        The trace of this network, or of another one of the same architecture and widths.
     plain : Module
-        The network, a plain copy.
+        A plain copy of the network.
     state : mapping of str to Tensor
-        Its floating tensors, in the dtype and on the device of computation.
+        Its floating-point tensors, in the dtype and on the device of computation.
     batches : sequence of tuple
         Inputs, all of the shapes of the program.
     memory : Memory, optional
-        What values may take; by default they all stay in memory.
+        The budget for values; by default all values stay in memory.
 
     Attributes
     ----------
     nodes : list of Node
     position : dict of Node to int
     parameters : dict of Node to str
-        The name of each floating tensor.
+        The name of each floating-point tensor.
     inputs, returned : list of Node
-        What the network is given and returns; among the latter may be constants.
+        The inputs and outputs of the network; outputs may include constants.
     state : dict of str to Tensor
-        May be changed between operations.
+        The tensors; they may be replaced between operations.
     values : dict of Node to sequence
-        What is held, a value for each batch.
+        The values that are held, one for each batch.
     """
 
     def __init__(
@@ -114,50 +115,50 @@ class Runner:
         self.inputs: list[Node] = []
         self.values: dict[Node, Sequence[Any]] = {}
         self.n_batches = len(batches)
-        self.last = {read: self.position[node] for node in self.nodes for read in node.all_input_nodes}
+        self.last = {operand: self.position[node] for node in self.nodes for operand in node.all_input_nodes}
         self.keep(self.nodes[-1].all_input_nodes, len(self.nodes))
         outputs: Any = zip(program.graph_signature.output_specs, self.nodes[-1].args[0], strict=True)  # type: ignore[arg-type]
         self.returned = [node for spec, node in outputs if spec.kind == OutputKind.USER_OUTPUT]
         names, specs, leaves = aliases(plain), program.graph_signature.input_specs, itertools.count()
-        given = [pytree.tree_leaves(tuple(batch)) for batch in batches]
+        inputs = [pytree.tree_leaves(tuple(batch)) for batch in batches]
         for node, spec in zip(program.graph.find_nodes(op="placeholder"), specs, strict=True):
             name = names.get(spec.target, spec.target)
             if name in self.state:
                 self.parameters[node] = name
             elif spec.kind == InputKind.USER_INPUT:
-                at = next(leaves)
+                leaf = next(leaves)
                 self.inputs.append(node)
-                self.values[node] = [_like(batch[at], like) for batch in given]
+                self.values[node] = [_like(batch[leaf], like) for batch in inputs]
             else:
                 self.values[node] = [_like(_constant(spec.target, plain, program), like)] * self.n_batches
 
     def read(self, node: Any, batch: int) -> Any:
-        """The value of a node on one batch."""
+        """Return the value of a node on one batch."""
         name = self.parameters.get(node)
         return self.values[node][batch] if name is None else self.state[name]
 
     def outputs(self, batch: int) -> list[Any]:
-        """What the network returns for a batch, flat."""
+        """Return the flat outputs of the network on one batch."""
         return [self.read(node, batch) if isinstance(node, Node) else node for node in self.returned]
 
     def run(self, node: Node) -> None:
-        """Compute one operation on all batches; what it reads must have been computed."""
+        """Compute one operation on all batches; its operands must have been computed."""
         if node.op == "call_function":
             self.values[node] = Held(self.memory, (self.compute(node, batch) for batch in range(self.n_batches)))
 
     def compute(self, node: Node, batch: int, arguments: Any = None) -> Any:
-        """The value of an operation on one batch, of other arguments if given."""
-        given = node.args if arguments is None else arguments
-        read: Any = map_arg((given, node.kwargs), lambda n: self.read(n, batch))
-        return _ANY_STRIDES.get(node.target, node.target)(*read[0], **read[1])
+        """Return the value of an operation on one batch, optionally with other arguments."""
+        nodes = (node.args if arguments is None else arguments), node.kwargs
+        args, kwargs = map_arg(nodes, lambda n: self.read(n, batch))
+        return _ANY_STRIDES.get(node.target, node.target)(*args, **kwargs)
 
     def keep(self, nodes: Iterable[Node], position: int) -> None:
-        """Hold the values of nodes until a position."""
+        """Hold the values of nodes up to a position."""
         for node in nodes:
             self.last[node] = max(self.last.get(node, position), position)
 
     def forget(self, position: int) -> None:
-        """Let go of all that nothing after a position reads; outputs stay."""
+        """Release all values that nothing after a position reads; outputs stay."""
         for node in [n for n in self.values if self.last.get(n, -1) <= position]:
             held = self.values.pop(node)
             if isinstance(held, Held):
@@ -165,7 +166,7 @@ class Runner:
 
 
 def _constant(name: str, plain: nn.Module, program: Any) -> Any:
-    """What a network holds beside its state; the program has what stands in the code."""
+    """Return a constant of the network, or of the program if it is written in the code."""
     try:
         return operator.attrgetter(name)(plain)
     except AttributeError:

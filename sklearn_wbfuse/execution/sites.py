@@ -1,4 +1,4 @@
-"""Which layers of a network are corrected together, and where."""
+"""Regression sites, the values of a network at which one or several layers are corrected together."""
 
 from __future__ import annotations
 
@@ -20,96 +20,98 @@ __all__ = ["RegressionSite", "batch_norms", "read_by", "regression_sites", "runn
 
 @dataclass(eq=False)
 class RegressionSite:
-    """A value of the network that one or several layers write, alone or into a sum.
+    """A value that one or several layers compute, alone or as a sum.
 
     Attributes
     ----------
-    at : Node
+    node : Node
         The value.
-    writers : list of AffineLayer
-        Layers whose outputs go nowhere else.
-    between : list of Node
-        The operations from the writers to the value, in order, both included.
+    layers : list of AffineLayer
+        Layers whose outputs only contribute to this value.
+    path : list of Node
+        The operations from the layers to the value, in order, both included.
     cells : list of Cell
-        Instead of writers: those of a recurrent layer.
+        The cells of a recurrent layer, instead of `layers`.
     """
 
-    at: Node
+    node: Node
     layers: list[AffineLayer]
-    between: list[Node]
+    path: list[Node]
     cells: list[Cell] = field(default_factory=list)
 
 
 def regression_sites(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, RegressionSite]:
-    """The equations of a network by their value.
+    """Return the regression sites of a network by their value.
 
-    A layer whose output goes through nothing but a batch norm into a sum is regressed with all others that write into the sum:
-    the branches of a residual network, projections of its shortcuts. Weights that several operations share are left out.
+    A layer whose output, perhaps after a batch norm, is only used in a sum shares a site with all other layers of that sum, such
+    as the branches of a residual network and the projections of its shortcuts. Weights that several operations share have no
+    site.
     """
     uses = _uses(nodes, parameters)
-    found: dict[Node, RegressionSite] = {}
-    taken: set[Node] = set()
+    sites: dict[Node, RegressionSite] = {}
+    assigned: set[Node] = set()
     for node in nodes:
         cells = cells_of(node, parameters)
         if cells and all(uses[name] == 1 for cell in cells for name in cell.names):
-            found[node] = RegressionSite(node, [], [node], cells)
+            sites[node] = RegressionSite(node, [], [node], cells)
         layer = affine_layer_of(node, parameters)
-        if layer is None or node in taken or uses[layer.weight] > 1 or (layer.bias and uses[layer.bias] > 1):
+        if layer is None or node in assigned or uses[layer.weight] > 1 or (layer.bias and uses[layer.bias] > 1):
             continue
         chain = _follow(layer, parameters, uses)
-        taken.update(chain)
+        assigned.update(chain)
         sums = [] if isinstance(layer, NormLayer) and operation(node) == "batch_norm" else _sums(chain[-1])
-        if sums and sums[-1] in found and _channel(found[sums[-1]].layers[0]) != _channel(layer):
+        if sums and sums[-1] in sites and _channel(sites[sums[-1]].layers[0]) != _channel(layer):
             sums = []
         chain += sums
-        if chain[-1] in found:
-            site = found[chain[-1]]
+        if chain[-1] in sites:
+            site = sites[chain[-1]]
             site.layers.append(layer)
-            site.between += [n for n in chain if n not in site.between]
+            site.path += [n for n in chain if n not in site.path]
         else:
-            found[chain[-1]] = RegressionSite(chain[-1], [layer], chain)
+            sites[chain[-1]] = RegressionSite(chain[-1], [layer], chain)
     order = {node: k for k, node in enumerate(nodes)}
-    for site in found.values():
-        site.between.sort(key=order.__getitem__)
-    return found
+    for site in sites.values():
+        site.path.sort(key=order.__getitem__)
+    return sites
 
 
 def batch_norms(nodes: list[Node], parameters: Mapping[Node, str]) -> dict[Node, RegressionSite]:
-    """Every batch norm with running statistics of its own, alone."""
-    found, uses = {}, _uses(nodes, parameters)
+    """Return a site for every batch norm that does not share its running statistics."""
+    sites, uses = {}, _uses(nodes, parameters)
     for node in nodes:
         names = _norm_names(node, parameters, uses) if operation(node) == "batch_norm" else {}
         if names:
             layer = NormLayer(node, names.get("weight", names["mean"]), names.get("bias"), norm_names=names)
-            found[node] = RegressionSite(node, [layer], [node])
-    return found
+            sites[node] = RegressionSite(node, [layer], [node])
+    return sites
 
 
 def _uses(nodes: list[Node], parameters: Mapping[Node, str]) -> Counter[str]:
-    """How often operations read each tensor."""
+    """Count how often operations read each tensor."""
     uses: Counter[str] = Counter()
     for node in nodes:
-        map_arg((node.args, node.kwargs), lambda n: uses.update([parameters[n]] if n in parameters else []))
+        map_arg((node.args, node.kwargs), lambda operand: uses.update([parameters[operand]] if operand in parameters else []))
     return uses
 
 
 def _norm_names(node: Node, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> dict[str, str]:
-    """The tensors that a batch norm has; none if it uses no running statistics, or if a tensor is shared or computed."""
-    given = dict(zip(("weight", "bias", "mean", "var"), node.args[1:5], strict=True))
-    if given["mean"] is None or node.args[5]:
+    """Return the tensors of a batch norm; none if it has no running statistics, or if a tensor is shared or computed."""
+    arguments: dict[str, Any] = dict(zip(("weight", "bias", "mean", "var"), node.args[1:5], strict=True))
+    if arguments["mean"] is None or node.args[5]:
         return {}
-    if any(g is not None and (g not in parameters or uses[parameters[g]] > 1) for g in given.values()):  # type: ignore[index]
+    operands = {key: operand for key, operand in arguments.items() if operand is not None}
+    if any(operand not in parameters or uses[parameters[operand]] > 1 for operand in operands.values()):
         return {}
-    return {key: parameters[g] for key, g in given.items() if g is not None}  # type: ignore[index]
+    return {key: parameters[operand] for key, operand in operands.items()}
 
 
 def running_statistics(layer: AffineLayer, parameters: Mapping[Node, str]) -> Mapping[str, str]:
-    """The tensors of the batch norm that a writer is or ends with, where it has running statistics; else none."""
+    """Return the tensors of the batch norm with running statistics that a layer is or ends with; none if there is none."""
     return layer.norm_names or (_norm_names(layer.node, parameters, Counter()) if operation(layer.node) == "batch_norm" else {})
 
 
 def _channel(layer: AffineLayer) -> int:
-    """The dimension of the output that holds neurons, from the front."""
+    """Return the dimension of the output that holds neurons, counted from the front."""
     return int(layer.channel % layer.node.meta["val"].dim())
 
 
@@ -118,7 +120,7 @@ def _only_user(node: Node) -> Node | None:
 
 
 def _follow(layer: AffineLayer, parameters: Mapping[Node, str], uses: Mapping[str, int]) -> list[Node]:
-    """What only the writer's output goes through; a batch norm of its neurons on the way becomes a part of the writer."""
+    """Return the operations that only pass on a layer's output; a batch norm of its neurons becomes part of the layer."""
     chain = [layer.node]
     while (user := _only_user(chain[-1])) is not None:
         names: dict[str, str] = {}
@@ -132,9 +134,9 @@ def _follow(layer: AffineLayer, parameters: Mapping[Node, str], uses: Mapping[st
     return chain
 
 
-def _is_identity(node: Node, of: Node) -> bool:
-    """Whether an operation hands a value on as it is."""
-    return passes_on(node) and node.args[0] is of and node.meta["val"].dtype == of.meta["val"].dtype
+def _is_identity(node: Node, operand: Node) -> bool:
+    """Return whether an operation returns a value unchanged."""
+    return passes_on(node) and node.args[0] is operand and node.meta["val"].dtype == operand.meta["val"].dtype
 
 
 def _is_sum(node: Any) -> bool:
@@ -146,24 +148,26 @@ def _is_sum(node: Any) -> bool:
 
 
 def _sums(node: Node) -> list[Node]:
-    """The sums that a value goes into one after the other, and nothing else."""
-    found: list[Node] = []
-    while (user := _only_user(found[-1] if found else node)) is not None and _is_sum(user):
-        found.append(user)
-    return found
+    """Return the chain of sums that a value is added to, as long as nothing else reads it."""
+    sums: list[Node] = []
+    while (user := _only_user(sums[-1] if sums else node)) is not None and _is_sum(user):
+        sums.append(user)
+    return sums
 
 
 def read_by(
-    found: Iterable[RegressionSite], position: Mapping[Node, int], reads: Callable[[RegressionSite], Iterable[Node]] | None = None
+    sites: Iterable[RegressionSite], position: Mapping[Node, int], reads: Callable[[RegressionSite], Iterable[Node]] | None = None
 ) -> tuple[dict[int, int], list[int]]:
-    """The values that equations want of a network, the layers' at some positions, with the dimension of channels, those that
-    recurrent cells read in whole; by default the values that the equations are about.
+    """Return the values to record of a network for some sites; see `Recording.record`.
+
+    These are the values that `reads` returns for a site, by default its own value, with the dimension of their channels, and all
+    inputs of recurrent cells.
     """
     rows, whole = {}, []
-    for site in found:
+    for site in sites:
         if site.cells:
-            whole += [position[n] for n in pytree.tree_leaves(site.at.args[:2]) if isinstance(n, Node)]
+            whole += [position[n] for n in pytree.tree_leaves(site.node.args[:2]) if isinstance(n, Node)]
         else:
-            nodes = [site.at] if reads is None else reads(site)
+            nodes = [site.node] if reads is None else reads(site)
             rows.update({position[n]: site.layers[0].channel for n in nodes})
     return rows, whole

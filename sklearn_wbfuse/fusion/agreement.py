@@ -1,7 +1,7 @@
-r"""How often networks predict alike, from their outputs.
+r"""The agreement of networks, by their outputs.
 
-Of classes it is the share of positions at which both have their largest output in the same place. Of values a, b, over all
-positions and columns c, it is Lin's concordance correlation [1]_, at least 0,
+For classes it is the share of positions at which both networks predict the same class. For values a, b, over all positions and
+columns c, it is Lin's concordance correlation [1]_, at least 0,
 
 .. math:: 1 - \frac{\sum_c E(a_c - b_c)^2}{\sum_c \bigl(\operatorname{var} a_c + \operatorname{var} b_c + (E a_c - E b_c)^2\bigr)}
 
@@ -21,30 +21,30 @@ import numpy as np
 from ..base import aligned
 from ..data.scores import as_array, holds_targets
 
-__all__ = ["Agreement", "agreement_of", "agreement_text", "kind_of", "tell_values"]
+__all__ = ["Agreement", "agreement_of", "agreement_text", "compares_values", "label_kind"]
 
 _POOR = 0.1
-"""A fusion is poor that agrees less with its parents than they do among themselves, by more than this."""
+"""A fusion is poor if it agrees less with its parents than they do among themselves, by more than this."""
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How much a fused network and its parents predict alike: 1 always, 0 never.
+    """The agreement of a fused network with its parents, from 0 (never) to 1 (always).
 
     Attributes
     ----------
     with_parents : ndarray of shape (n_models,)
-        The fused network with each parent, in their order.
+        The agreement of the fused network with each parent, in their order.
     among_parents : float
-        Mean over all pairs of parents whose weight is not 0; NaN if there is one such parent.
+        The mean over all pairs of parents of nonzero weight; NaN if there is only one.
     source : str
-        What the networks were run on: "rows" of the data, "noise" and so on.
+        The kind of the inputs, such as "rows" of the data or "noise".
     n_samples : int
-        How many of these there were.
+        The number of inputs.
     measure : {"predictions", "values"}
-        The share of equal predictions where outputs tell classes, the concordance of values where they do not.
+        The share of equal predictions if outputs are classes, otherwise the concordance of their values.
     counted : tuple of bool
-        Which parents have a weight; the others have a share all the same.
+        Whether each parent has a nonzero weight.
     """
 
     with_parents: np.ndarray
@@ -60,29 +60,29 @@ class Agreement:
 
     @property
     def mean(self) -> float:
-        """Mean of `with_parents` over parents that have a weight."""
+        """The mean of `with_parents` over parents of nonzero weight."""
         return float(self.with_parents[list(self.counted)].mean())
 
     @property
     def is_poor(self) -> bool:
-        """Whether `mean` is over 0.1 below `among_parents`, or below 1 for one parent, whose function can be kept in full."""
-        wanted = 1.0 if np.isnan(self.among_parents) else self.among_parents
-        return self.mean < wanted - _POOR
+        """Whether `mean` is more than 0.1 below `among_parents`, or below 1 for a single parent."""
+        expected = 1.0 if np.isnan(self.among_parents) else self.among_parents
+        return self.mean < expected - _POOR
 
     @property
     def inputs(self) -> str:
-        """Number and kind of the inputs, in words."""
+        """The number and kind of the inputs, in words."""
         if self.source.endswith("s"):
             return f"{self.n_samples:,} {self.source}"
         return f"{self.n_samples:,} samples of {self.source}"
 
     def shown(self, value: float) -> str:
-        """One of the numbers as text: a percentage of predictions, a concordance of values."""
+        """Format one of the numbers: a percentage of predictions, a concordance of values."""
         return f"{value:.1%}" if self.measure == "predictions" else f"{value:.3f}"
 
     @property
     def stored(self) -> dict[str, Any]:
-        """The arguments that make it again, of plain types."""
+        """The arguments that make this object again, of plain types."""
         return {**vars(self), "with_parents": self.with_parents.tolist(), "counted": list(self.counted)}
 
     def __str__(self) -> str:
@@ -98,16 +98,16 @@ class Agreement:
 
 
 def agreement_text(agreement: Agreement | None, reason: str | None) -> str:
-    """An agreement as a table, or why there is none."""
+    """Return an agreement as a table, or the reason why there is none."""
     return f"Agreement with the parents was not measured: {reason}" if agreement is None else str(agreement)
 
 
-def kind_of(y: Any) -> str | None:
-    """What labels or targets say of outputs: "targets", "classes", "binary" for at most two of these; None if nothing."""
+def label_kind(y: Any) -> str | None:
+    """Return the kind of outputs that labels imply: "targets", "classes", "binary" for at most two classes, or None."""
     if y is None:
         return None
     try:
-        with warnings.catch_warnings(action="ignore"):  # many classes for so few labels
+        with warnings.catch_warnings(action="ignore"):  # of many classes for few labels
             return "targets" if holds_targets(as_array(y)) else "binary" if len(np.unique(as_array(y))) < 3 else "classes"
     except (TypeError, ValueError):  # labels of several types
         return None
@@ -122,64 +122,63 @@ def agreement_of(
     kind: str | None = None,
     probabilities: bool = False,
 ) -> Agreement:
-    """How much a fused network and its parents agree.
+    """Compute the agreement of a fused network with its parents.
 
     Parameters
     ----------
     fused : ndarray of shape (n_samples, ...)
-        Outputs without NaN. Columns stand on the last axis of two or three dimensions and on the second of more.
+        Outputs without NaN. Columns are the last axis of two or three dimensions, and the second of more.
     parents : list of ndarray
-        Of the same shape.
+        Outputs of the parents, of the same shape.
     weights : list of float
     source : str
-        What the outputs are of.
+        The kind of the inputs.
     kind : {None, "targets", "classes", "binary"}
-        What is known of the outputs. A single column tells values unless it is known to tell two classes; several columns
-        tell classes unless there are targets.
+        The kind of the outputs if it is known. By default a single column holds values, and several columns hold classes.
     probabilities : bool
         Whether outputs are probabilities: a single one is compared with 0.5, not with 0.
     """
-    arrays, values = [_columns(a) for a in (fused, *parents)], tell_values(fused, kind, probabilities)
-    said = arrays if values else [_classes(a, probabilities) for a in arrays]
-    alike = _concordance if values else _share_alike
+    arrays, are_values = [_columns(a) for a in (fused, *parents)], compares_values(fused, kind, probabilities)
+    predictions = arrays if are_values else [_classes(a, probabilities) for a in arrays]
+    measure = _concordance if are_values else _share_equal
     counted = tuple(w > 0 for w in weights)
-    pairs = itertools.combinations([a for a, counts in zip(said[1:], counted, strict=True) if counts], 2)
-    among = [alike(a, b) for a, b in pairs]
+    pairs = itertools.combinations([p for p, is_counted in zip(predictions[1:], counted, strict=True) if is_counted], 2)
+    among = [measure(a, b) for a, b in pairs]
     return Agreement(
-        np.array([alike(said[0], own) for own in said[1:]]),
+        np.array([measure(predictions[0], parent) for parent in predictions[1:]]),
         float(np.mean(among)) if among else float("nan"),
         source,
         len(fused),
-        "values" if values else "predictions",
+        "values" if are_values else "predictions",
         counted,
     )
 
 
-def tell_values(outputs: np.ndarray, kind: str | None, probabilities: bool) -> bool:
-    """Whether outputs are compared as values; see `agreement_of`."""
+def compares_values(outputs: np.ndarray, kind: str | None, probabilities: bool) -> bool:
+    """Return whether outputs are compared as values; see `agreement_of`."""
     single = _columns(outputs).shape[1] == 1
     return kind == "targets" or (single and not probabilities and kind != "binary")
 
 
-def _share_alike(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of equal entries."""
+def _share_equal(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the share of equal entries."""
     return float(np.mean(a == b))
 
 
 def _concordance(a: np.ndarray, b: np.ndarray) -> float:
-    """Lin's concordance correlation of values of shape (positions, columns), at least 0; 1 for equal ones."""
+    """Return Lin's concordance correlation of values of shape (positions, columns), at least 0; 1 for equal values."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     largest = max(np.abs(a).max(), np.abs(b).max()) or 1.0  # squares of large values would not be finite
     a, b = a / largest, b / largest
-    apart = np.square(a - b).mean(0).sum()
-    if apart == 0:
+    difference = np.square(a - b).mean(0).sum()
+    if difference == 0:
         return 1.0
-    possible = (a.var(0) + b.var(0) + np.square(a.mean(0) - b.mean(0))).sum()
-    return float(np.clip(1 - apart / possible, 0.0, 1.0))
+    uncorrelated = (a.var(0) + b.var(0) + np.square(a.mean(0) - b.mean(0))).sum()
+    return float(np.clip(1 - difference / uncorrelated, 0.0, 1.0))
 
 
 def _columns(outputs: np.ndarray) -> np.ndarray:
-    """Outputs with one position per row."""
+    """Reshape outputs to one position per row."""
     if outputs.ndim == 1:
         return outputs[:, None]
     outputs = np.moveaxis(outputs, 1, -1) if outputs.ndim > 3 else outputs
@@ -187,5 +186,5 @@ def _columns(outputs: np.ndarray) -> np.ndarray:
 
 
 def _classes(columns: np.ndarray, probabilities: bool) -> np.ndarray:
-    """The class that each row tells; of a single column the sign of the logit, or whether the probability is over one half."""
+    """Return the class of each row; for a single column, whether the logit is positive or the probability above one half."""
     return columns[:, 0] > (0.5 if probabilities else 0.0) if columns.shape[1] == 1 else columns.argmax(1)

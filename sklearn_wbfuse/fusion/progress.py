@@ -1,4 +1,4 @@
-"""Progress of fits, by the package's logger."""
+"""Progress of fits in the package's log."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["log", "tells_progress"]
+__all__ = ["log", "logs_progress"]
 
 log = logging.getLogger("sklearn_wbfuse")
 
 _LOCK = threading.Lock()
 _RUNNING: list[Callable[[], None]] = []
-"""For each fit that tells its progress now, in any thread; the first of them holds what undoes the logger's settings."""
+"""One entry for each fit in any thread that logs its progress: the function that restores the logger's settings."""
 
 
 @contextlib.contextmanager
 def _shown() -> Iterator[None]:
-    """The logger lets progress through while fits last that tell it; then it is as it was before the first of them."""
+    """Show progress in the log while any fit with `verbose` runs, then restore the logger's settings."""
     with _LOCK:
-        _RUNNING.append(_let_through() if not _RUNNING else _RUNNING[-1])
+        _RUNNING.append(_show() if not _RUNNING else _RUNNING[-1])
     try:
         yield
     finally:
@@ -32,7 +32,8 @@ def _shown() -> Iterator[None]:
                 undo()
 
 
-def _let_through() -> Callable[[], None]:
+def _show() -> Callable[[], None]:
+    """Make the logger show progress; return a function that restores its settings."""
     level, handler = log.level, None if log.hasHandlers() else logging.StreamHandler()
     if log.getEffectiveLevel() > logging.INFO:
         log.setLevel(logging.INFO)
@@ -47,12 +48,12 @@ def _let_through() -> Callable[[], None]:
     return undo
 
 
-def tells_progress(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a method `fit` of an estimator with a parameter `verbose`."""
+def logs_progress(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate the method `fit` of an estimator with a parameter `verbose`."""
 
     @functools.wraps(fit)
-    def telling(self: Any, *arguments: Any, **options: Any) -> Any:
+    def wrapper(self: Any, *arguments: Any, **options: Any) -> Any:
         with _shown() if self.verbose else contextlib.nullcontext():
             return fit(self, *arguments, **options)
 
-    return telling
+    return wrapper

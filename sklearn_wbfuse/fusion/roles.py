@@ -1,4 +1,4 @@
-"""What a fusion is made of."""
+"""The roles of which a fusion is composed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Roles"]
 
 @dataclass(frozen=True)
 class Roles:
-    """A fusion as a composition; what corrects it is the parameter `correction` of every estimator.
+    """A fusion as a composition of an aligner and an averager; corrections are a parameter of every estimator.
 
     Attributes
     ----------
     aligner : Aligner
-        Which neurons of the parents belong together, and how many the target has.
+        Determines the sizes of the target and couples the neurons of the parents with it.
     averager : Averager
-        What is made of parents that are aligned.
+        Averages the aligned parents.
     """
 
     aligner: Aligner

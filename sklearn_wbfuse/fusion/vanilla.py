@@ -1,4 +1,4 @@
-"""Plain averaging of parameters: the floor that every fusion must beat."""
+"""Plain averaging of parameters, the baseline that every fusion must beat."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ __all__ = ["VanillaAveraging"]
 
 
 class VanillaAveraging(BaseFusion):
-    r"""Average parameters as they stand, :math:`T_p = \sum_i \lambda_i T^i_p` (FedAvg without alignment).
+    r"""Average parameters without alignment, :math:`T_p = \sum_i \lambda_i T^i_p` (FedAvg).
 
     Parameters
     ----------
     weights : list of float, optional
-        The proportions :math:`\lambda_i`; equal by default.
+        The weights :math:`\lambda_i` of the models; equal by default.
     correction : None, str, correction or tuple of them, default=None
-        As in `WassersteinFusion`: what a correction does without alignment.
+        As in `WassersteinFusion`. It shows the effect of a correction without alignment.
     probe : {"auto", "noise", "data"} or Probe, default="auto"
         Inputs for the correction.
     example_inputs : tuple of Tensor, Tensor or mapping, optional
         Inputs for the discovery, as in `WassersteinFusion`.
     device : str or torch.device, optional
-        Where to compute; the models' own by default.
+        The device of computation; the models' own by default.
     random_state : int, RandomState or None, default=None
-        Draws the probe.
+        Random state of the probe.
     verbose : int
 
     Attributes
     ----------
     agreement_ : Agreement or None
-        How often the fused network and its parents predict alike, on held-out samples of the probe. It prints as a table of
-        `with_parents`, one number for each, and `among_parents`. Without a correction it is measured when it is first asked for.
+        How often the fused network and its parents predict the same, on held-out samples of the probe. Prints as a table of
+        `with_parents`, one number for each, and `among_parents`. Without a correction it is measured on first access.
     agreement_reason_ : str or None
-        Why there is no `agreement_`.
+        The reason why there is no `agreement_`.
     fused_model_ : Module
     couplings_ : list of Couplings
         Identities.
-    graph_ : Graph
+    graph_ : NetworkSpec
     energy_ : float
-        The energy of the models as they stand, comparable with that of ``WassersteinFusion(symmetry="permutation")``.
+        The energy of the unaligned models, comparable with that of ``WassersteinFusion(symmetry="permutation")``.
 
     Examples
     --------
@@ -52,5 +52,5 @@ class VanillaAveraging(BaseFusion):
     """
 
     def roles(self) -> Roles:
-        """Neurons as they stand, and the weighted mean."""
+        """Compose the identity and the weighted mean."""
         return Roles(Identity())

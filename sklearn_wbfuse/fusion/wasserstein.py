@@ -1,4 +1,4 @@
-"""Wasserstein barycenter fusion."""
+"""Fusion by Wasserstein barycenters of neurons."""
 
 from __future__ import annotations
 
@@ -20,96 +20,98 @@ __all__ = ["WassersteinFusion"]
 class WassersteinFusion(BaseFusion):
     r"""Fuse trained networks into one by Wasserstein barycenters of their neurons.
 
-    Every group of neurons g of model i is coupled with the target's by :math:`\Pi^i_g \in \Gamma(1/n_g, 1/n^i_g)`. Couplings
-    and target minimise one energy over all labelled tensors,
+    Every neuron group g of model i is coupled with the target's by :math:`\Pi^i_g \in \Gamma(1/n_g, 1/n^i_g)`. Couplings and
+    target minimise one energy over all labelled tensors,
 
     .. math:: E = \sum_i \lambda_i \sum_p \alpha_p \|T_p - \Pi^i(T^i_p)\|^2
 
     (written for equal widths; eqs. 8 and 10 of [1]_, summed over all tensors). The fused network is the barycenter T, corrected
-    layer by layer to what the parents compute. No data is needed and nothing is trained.
+    layer by layer towards the parents' activations. No data is needed and nothing is trained.
 
     Parameters
     ----------
     target_widths : None, float, "sum", dict or list, default=None
         Sizes of the target's groups: the widest parent's, a factor of them, the sum of the parents', a dict by group name
-        (others as in the widest parent), or a list in the order of `graph_`. Targets of several models that are wider than
-        every one need ``merge="all"``.
+        (others as in the widest parent), or a list in the order of `graph_`. Several models can only be fused into a target
+        wider than all of them with ``merge="all"``.
     reg : float, default=0.0
-        Entropic regularisation :math:`\varepsilon` relative to the largest cost, the means of rows and columns subtracted; 0 is
-        exact. In the joint schedule one entropic step follows the exact sweeps, in which the reference keeps its couplings.
+        Entropic regularisation :math:`\varepsilon` relative to the largest cost after the means of rows and columns are
+        subtracted; 0 is exact. In the joint schedule the exact sweeps are followed by one entropic step, in which the reference
+        keeps its couplings.
     alpha_h : float, default=1.0
         Weight of recurrent tensors (W_hh) in the energy; the paper's :math:`\alpha_H` is this times the layer's hidden units
-        over its inputs. 0 leaves them out, the paper's WB variant.
+        over its inputs. 0 ignores them, which is the paper's WB variant.
     weights : list of float, optional
-        The proportions :math:`\lambda_i` of the models; equal by default.
+        The weights :math:`\lambda_i` of the models; equal by default.
     schedule : {"joint", "layerwise"}, default="joint"
-        Sweeps over incoming and outgoing weights after a layerwise start, or the paper's Algorithms 1 and 2 alone.
+        Sweeps over incoming and outgoing weights after a layerwise start, or only the paper's Algorithms 1 and 2.
     cost : {"auto", "weight", "activation"} or float, default="auto"
-        What is compared: the tensors in which neurons stand; their activations on the inputs of `probe` [2]_; or a mix with this
-        share of activations, brought to the tensors' scale. "auto" is 0.5 where a correction runs on rows, images, signals or
-        sequences, else (noise, tokens, no correction) "weight".
+        The features by which neurons are compared: their tensors; their activations on the inputs of `probe` [2]_; or a mix with
+        this share of activations, scaled to the tensors. "auto" is 0.5 if a correction runs on rows, images, signals or
+        sequences, otherwise (noise, tokens, no correction) "weight".
     measure : {"correlation", "distance"}, default="correlation"
-        How activations are compared: correlations after the nonlinearity [3]_, squared distances before it [2]_.
+        How activations are compared: correlations after the nonlinearity [3]_, or squared distances before it [2]_.
     symmetry : {"auto", "permutation"}, default="auto"
-        Whether networks are brought to balanced scales before matching, and neurons may be coupled with their negatives, where
-        activations allow it (ReLU; tanh, LSTM and GRU).
+        With "auto" networks are brought to balanced scales before matching, and neurons may be coupled with their negatives,
+        if the activations allow it (ReLU; tanh, LSTM and GRU).
     merge : {"auto", "all"}, default="auto"
         For targets wider than every parent: "all" is the paper's barycenter.
     correction : None, {"auto", "batchnorm", "repair", "regression"}, a correction or a tuple of them, default="auto"
-        What follows the alignment, in order: `BatchNorm`, `Repair` or `Regression` of `sklearn_wbfuse.correction`, by name with
-        their defaults or as instances, ``Regression(ridge=0.1)``. "auto" is the regression, on fewer samples of large networks;
-        where inputs can't be drawn, or there are fewer than 5 rows, it warns and does nothing. None is the pure barycenter:
-        `fused_model_` is then the mean of what `transform` gives. `couplings_` and `energy_` are those of the alignment.
+        Corrections after the alignment, in order: `BatchNorm`, `Repair` or `Regression` of `sklearn_wbfuse.correction`, by name
+        with their defaults or as instances, ``Regression(ridge=0.1)``. "auto" is the regression, on fewer samples for large
+        networks; if inputs cannot be drawn, or there are fewer than 5 rows, it warns and does nothing. None is the pure
+        barycenter: `fused_model_` is then the weighted mean of the results of `transform`. `couplings_` and `energy_` are those
+        of the alignment.
     probe : {"auto", "images", "signals", "sequences", "tokens", "noise", "data"} or Probe, default="auto"
-        Inputs for activations and corrections: rows of the data that `fit` is given, without labels, else what is drawn for the
-        layer that reads the input; see `sklearn_wbfuse.correction.Probe`.
+        Inputs for activations and corrections: the unlabelled rows of `fit` if there are any, otherwise inputs drawn for the
+        layer that reads them; see `sklearn_wbfuse.correction.Probe`.
     init : "auto", int, "random" or Module, default="auto"
-        The start: the neuron order of the parent closest in size, of the parent of an index, random couplings, or a network to
-        match to first.
+        The start: the neuron order of the parent closest in size, or of the parent with an index, random couplings, or a
+        network to match to first.
     n_init : int, default=1
-        Number of starts. Kept is the one whose corrected network agrees best with the parents, else that of lowest energy;
-        `history_` holds all. Further starts take the other parents' orders, then random couplings; where a recurrent group is
-        coupled: its linear term, the same propagated through the recurrent weights, the uniform plan, then perturbed plans.
+        Number of starts. The start whose corrected network agrees best with the parents is chosen, without a correction that of
+        lowest energy; `history_` holds all. Further starts are the other parents' orders, then random couplings. For recurrent
+        groups they are the linear costs, these propagated through the recurrent weights, the uniform plan, then perturbed plans.
     max_iter : int, default=100
         Largest number of sweeps.
     tol : float, default=1e-6
         Sweeps stop when the energy falls by less than this fraction.
     example_inputs : tuple of Tensor, Tensor or mapping, optional
-        Arguments of ``model(*example_inputs)`` for the discovery, or keyword arguments by name, such as a tokenizer returns; by
-        default the data's first rows or a guess from the first layer.
+        Arguments of ``model(*example_inputs)`` for the discovery, or keyword arguments by name, such as a tokenizer returns. The
+        default is the first rows of the data, or a guess from the first layer.
     device : str or torch.device, optional
-        Where to compute; the models' own by default. Assignments run on the host.
+        The device of computation; the models' own by default. Assignments run on the host.
     random_state : int, RandomState or None, default=None
-        Draws starts, noise, rows and positions.
+        Random state of starts, noise, rows and positions.
     n_jobs : int, optional
-        Starts that run side by side; models of a layer where there is one start.
+        Number of starts that run in parallel, or of models of a layer if there is one start.
     verbose : int, default=0
         Log progress with the logger ``sklearn_wbfuse``.
 
     Attributes
     ----------
     agreement_ : Agreement or None
-        How often the fused network and its parents predict alike, on held-out samples of the probe. It prints as a table of
-        `with_parents`, one number for each, and `among_parents`. Without a correction it is measured when it is first asked for.
+        How often the fused network and its parents predict the same, on held-out samples of the probe. Prints as a table of
+        `with_parents`, one number for each, and `among_parents`. Without a correction it is measured on first access.
     agreement_reason_ : str or None
-        Why there is no `agreement_`.
+        The reason why there is no `agreement_`.
     fused_model_ : Module
         A network of the first parent's class, in eval mode.
     couplings_ : list of Couplings
-        For each model, a read-only mapping from group name to plan, an array of shape (n_target, n_source); its entries are
-        masses that sum to 1, negative where a neuron is coupled with the negative of another (at `reg` > 0 both may cancel).
+        For each model, a read-only mapping from group name to plan, an array of shape (n_target, n_source). Its entries are
+        masses of total 1, negative if a neuron is coupled with the negative of another (with `reg` > 0 both may cancel).
     graph_ : Graph
         The target's neuron groups; prints as a table.
     energy_ : float
-        The full energy E of the chosen `cost`, whatever the schedule.
+        The energy E with the chosen `cost`, for any schedule.
     n_iter_ : int
-        Sweeps of the start that was kept.
+        The number of sweeps of the chosen start.
     history_ : list of list of float
-        The energies of each start, sweep by sweep.
+        The energies of each start after each sweep.
 
     See Also
     --------
-    VanillaAveraging : The floor.
+    VanillaAveraging : The baseline without alignment.
 
     References
     ----------
@@ -202,6 +204,6 @@ class WassersteinFusion(BaseFusion):
         self.n_jobs = n_jobs
 
     def roles(self) -> Roles:
-        """The aligner that finds the couplings, and the weighted mean."""
-        own = self.get_params(deep=False)
-        return Roles(WassersteinAligner(**{f.name: own[f.name] for f in dataclasses.fields(WassersteinAligner)}))
+        """Compose the Wasserstein aligner and the weighted mean."""
+        params = self.get_params(deep=False)
+        return Roles(WassersteinAligner(**{field.name: params[field.name] for field in dataclasses.fields(WassersteinAligner)}))

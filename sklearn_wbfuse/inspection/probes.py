@@ -18,8 +18,8 @@ from ..discovery import plain_copy, validate_models
 from ..execution import PROBES, Probe
 from ..execution.parent_runner import ParentRunner
 from ..execution.reading import read_as
-from ..fusion.correcting import probe_of
-from ..fusion.making import Making, discovered, normalised
+from ..fusion.parent_factory import ParentFactory, architectures_of, normalised_weights
+from ..fusion.pipeline import probe_of
 from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]
@@ -83,8 +83,8 @@ class ProbeDisplay:
         few = clone(probe_of(probe)).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
         few._validate_params()
         copied = functools.cache(plain_copy)
-        architectures, weights = discovered(parents, data, example_inputs, copied), normalised(None, len(parents))
-        making = Making(architectures[0].inputs, torch.float32)
+        architectures, weights = architectures_of(parents, data, example_inputs, copied), normalised_weights(None, len(parents))
+        making = ParentFactory(architectures[0].inputs, torch.float32)
         made = [making.parent(*each, copied) for each in zip(parents, architectures, weights, strict=True)]
         parent_runner = ParentRunner(made, data, few, check_random_state(random_state))
         found = read_as(few.kind if few.kind in PROBES else "auto", parent_runner.runner(0))

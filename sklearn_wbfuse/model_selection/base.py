@@ -18,7 +18,7 @@ from ..data.scores import check_labels, outputs, outputs_for
 from ..discovery import guess_inputs, validate_models
 from ..exceptions import FusionError, InvalidModelError
 from ..fusion import WassersteinFusion
-from ..fusion.judging import outputs_are
+from ..fusion.measurement import outputs_are
 from ..persistence import PersistenceMixin
 
 __all__ = ["Predictor"]

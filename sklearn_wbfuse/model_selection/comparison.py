@@ -22,8 +22,8 @@ from ..discovery import validate_models
 from ..exceptions import FusionError, PoorFusionWarning
 from ..fusion import VanillaAveraging, WassersteinFusion
 from ..fusion.base import BaseFusion
-from ..fusion.judging import outputs_are
-from ..fusion.making import discovered
+from ..fusion.measurement import outputs_are
+from ..fusion.parent_factory import architectures_of
 from ..network.spec import NetworkSpec
 from .predictors import FusionClassifier, FusionRegressor
 from .table import Comparison, counted, n_parameters
@@ -128,7 +128,7 @@ def compare(
     rows, y = _labelled(X, y)
     shared = FusionInput(parents, (rows[:2] if X_fit is None else _other_rows(X_fit, rows)).arrays)
     start = time.perf_counter()
-    architectures = discovered(parents, shared)  # kept in shared.cache
+    architectures = architectures_of(parents, shared)  # kept in shared.cache
     seconds = time.perf_counter() - start
     kept = dict(shared.cache)
     score = _Score(y, given, architectures[0].spec)

@@ -1,4 +1,4 @@
-"""Procedural inputs that look like the world: images, signals and strings of tokens, from a generator alone."""
+"""Procedurally drawn inputs: images, signals and strings of tokens with the statistics of natural ones."""
 
 from .images import dead_leaves
 from .signals import occluding_steps

@@ -1,4 +1,4 @@
-"""Dead leaves: images of shapes that cover one another, whose edges, scales and colours are those of photographs."""
+"""Dead leaves: images of shapes that occlude one another, with the edges, scales and colours of photographs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .parts import blurred, fractal_noise, power_law, standardized
 __all__ = ["dead_leaves"]
 
 _COLOUR = 0.1
-"""Deviation of a channel about the luminance, so that channels correlate by 0.9 as in photographs."""
+"""Standard deviation of a channel about the luminance: channels then correlate by 0.9, as in photographs."""
 
 _BLUR = 1.25
-"""Largest deviation of the blur in pixels of an image of 32; without it edges are sharper than a camera's."""
+"""Largest standard deviation of the blur, in pixels of an image of size 32; without it edges are sharper than a camera's."""
 
 _FEWEST = 4
-"""Shapes of the emptiest images."""
+"""Smallest number of shapes of an image."""
 
 _PIXELS = 1 << 16
-"""So many are painted at once: what fits a cache is several times faster."""
+"""Number of pixels that are painted at once; a block that fits into the cache is several times faster."""
 
 
 def dead_leaves(
@@ -35,13 +35,13 @@ def dead_leaves(
     power: float = 3.0,
     texture: float = 0.3,
 ) -> Tensor:
-    r"""Images of random ellipses and rectangles on a background, each shape over those before it.
+    r"""Draw images of random ellipses and rectangles on a background, where later shapes occlude earlier ones.
 
     Sizes r have the density :math:`r^{-p}` between a twentieth and a half of the shorter side, which makes the model scale
-    invariant for p = 3 [1]_; in half of the images the largest shapes lie lowest. Images hold from 4 to `n_leaves` shapes, are
-    blurred more or less, and the colour of a shape is one random luminance and a little noise of each channel, slightly shaded
-    along a random direction; noise with a spectrum of 1/f is laid over all. With that their differences between neighbours,
-    correlation of channels and spectrum are close to those of photographs.
+    invariant for p = 3 [1]_; in half of the images the largest shapes come first. Images hold 4 to `n_leaves` shapes and are
+    blurred by random amounts. The colour of a shape is a random luminance plus a little noise in each channel, slightly shaded
+    along a random direction; noise with a 1/f spectrum is added. Contrasts between neighbouring pixels, correlations of channels
+    and the spectrum are then close to those of photographs.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ def dead_leaves(
     n_leaves : int
         Largest number of shapes of an image, from 4 to 255.
     power : float
-        p, over 1.
+        p, greater than 1.
     texture : float
-        Deviation of the noise, where that of the shapes is 1.
+        Standard deviation of the noise, relative to that of the shapes.
 
     Returns
     -------
     Tensor of shape (n_samples, channels, height, width)
-        Of mean 0 and deviation 1 over all images.
+        Mean 0 and standard deviation 1 over all images.
 
     References
     ----------
@@ -81,7 +81,7 @@ def dead_leaves(
 
 
 class _Shapes:
-    """The shapes of all images: centres, sizes, orientations and aspects; the background counts as number 0."""
+    """The centres, sizes, orientations and aspect ratios of the shapes of all images; number 0 is the background."""
 
     def __init__(self, n_samples: int, n_leaves: int, height: int, width: int, power: float, generator: torch.Generator):
         def uniform() -> Tensor:
@@ -93,7 +93,7 @@ class _Shapes:
         radius = power_law(uniform(), least, largest, power)
         largest_first = torch.rand(n_samples, 1, generator=generator) < 0.5
         visible = (_FEWEST * (n_leaves / _FEWEST) ** torch.rand(n_samples, 1, generator=generator)).round()
-        radius = torch.where(torch.arange(n_leaves) < visible, radius, 1e-3)  # the others are smaller than a pixel
+        radius = torch.where(torch.arange(n_leaves) < visible, radius, 1e-3)  # others are smaller than a pixel
         radius = torch.where(largest_first, radius.sort(1, descending=True).values, radius)
         self.x, self.y, angle = uniform() * width, uniform() * height, uniform() * math.pi
         aspect = (0.5 * torch.randn(n_samples, n_leaves, generator=generator)).exp()
@@ -103,27 +103,27 @@ class _Shapes:
         self.slope = torch.randn(n_samples, n_leaves + 1, 2, generator=generator) * 0.5 / side
 
     def topmost(self) -> Tensor:
-        """The number of the shape that each pixel shows, shape (samples, height, width)."""
+        """Return the number of the shape that each pixel shows, of shape (samples, height, width)."""
         top = torch.zeros(len(self.x), self.height, self.width, dtype=torch.uint8)
-        few = max(1, _PIXELS // (self.height * self.width))
-        for start in range(0, len(top), few):
-            self._paint(slice(start, start + few), top[start : start + few])
+        n_images = max(1, _PIXELS // (self.height * self.width))
+        for start in range(0, len(top), n_images):
+            self._paint(slice(start, start + n_images), top[start : start + n_images])
         return top.long()
 
-    def _paint(self, some: slice, top: Tensor) -> None:
+    def _paint(self, images: slice, top: Tensor) -> None:
         """Write the numbers of the shapes of some images, in order."""
         columns, rows = torch.arange(self.width).float(), torch.arange(self.height).float()
         for j in range(self.x.shape[1]):
-            dx, dy = columns - self.x[some, j, None], rows - self.y[some, j, None]
+            dx, dy = columns - self.x[images, j, None], rows - self.y[images, j, None]
             a, b = (
-                ((u[some, j, None] * dx)[:, None] + (v[some, j, None] * dy)[..., None]).abs_()
+                ((u[images, j, None] * dx)[:, None] + (v[images, j, None] * dy)[..., None]).abs_()
                 for u, v in (self.along, self.across)
             )
-            distance = torch.where(self.is_ellipse[some, j, None, None], a * a + b * b, torch.maximum(a, b))
+            distance = torch.where(self.is_ellipse[images, j, None, None], a * a + b * b, torch.maximum(a, b))
             top.masked_fill_(distance < 1, j + 1)
 
     def shading(self, top: Tensor) -> Tensor:
-        """What the slope of the shape on top adds to each pixel, 0 at its centre; shape (samples, pixels)."""
+        """Return the shading of each pixel by the slope of its shape, 0 at the centre, of shape (samples, pixels)."""
         middle = torch.tensor([[self.width / 2], [self.height / 2]])
         x, y = (torch.cat([m.expand(len(c), 1), c], 1) for m, c in zip(middle, (self.x, self.y), strict=True))
         (along_x, along_y), pixel = self.slope.unbind(2), torch.arange(self.height * self.width)

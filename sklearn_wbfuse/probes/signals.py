@@ -1,4 +1,4 @@
-"""Signals: the one-dimensional analogue of dead leaves, steps, ramps and bursts that follow and cover one another."""
+"""Signals, the one-dimensional analogue of dead leaves: steps, ramps and bursts that occlude one another."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def occluding_steps(
     power: float = 2.0,
     texture: float = 0.3,
 ) -> Tensor:
-    r"""Signals of pieces that cover one another: levels with a slope, a third of them with an oscillation.
+    r"""Draw signals of pieces that occlude one another: levels with a slope, a third of them with an oscillation.
 
-    Durations d have the density :math:`d^{-p}` between one step and the whole length. The level, slope and oscillation of a piece
-    are one random number for all channels, with a random gain and a part of its own for each. Noise with a spectrum of 1/f is
-    laid over all.
+    Durations d have the density :math:`d^{-p}` between one step and the whole length. Level, slope and oscillation of a piece are
+    shared by all channels, with a random gain for each channel and a random level of its own. Noise with a 1/f spectrum is
+    added.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def occluding_steps(
     generator : Generator
     n_pieces : int
     power : float
-        p, over 1; 2 is scale invariant in one dimension.
+        p, greater than 1; 2 is scale invariant in one dimension.
     texture : float
-        Deviation of the noise, where that of the pieces is 1.
+        Standard deviation of the noise, relative to that of the pieces.
 
     Returns
     -------
     Tensor of shape (n_samples, channels, length)
-        Of mean 0 and deviation 1 over all signals.
+        Mean 0 and standard deviation 1 over all signals.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def occluding_steps(
     level, slope = normal(1) * gain + 0.5 * normal(channels), normal(1) * gain / length
     from_centre = step - shown(centre[..., None])
     oscillates = (uniform(1) < 1 / 3).float()
-    rate = math.pi * uniform(1) ** 2  # up to the fastest that the steps show
+    rate = math.pi * uniform(1) ** 2  # up to the Nyquist frequency
     phase = shown(rate) * from_centre + 2 * math.pi * shown(uniform(1))
     signal = shown(level) + shown(slope) * from_centre + shown(oscillates * gain) * phase.sin()
     return standardized(standardized(signal) + texture * fractal_noise(n_samples, channels, (length,), generator))

@@ -1,4 +1,4 @@
-"""Strings of tokens from a random Markov chain with Zipf's law."""
+"""Strings of tokens from a random Markov chain with the frequencies of Zipf's law."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 __all__ = ["zipf_chain"]
 
 _FOLLOWERS = 8
-"""Tokens that commonly follow a token."""
+"""Number of tokens that commonly follow a token."""
 
 _COMMON = 0.5
-"""How often the next token is one of these."""
+"""Probability that the next token is one of these."""
 
 
 def zipf_chain(n_samples: int, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:
-    """Strings in which the token of rank k is as frequent as 1/k, and half of the time is one that commonly follows the last.
+    """Draw strings in which the token of rank k has a frequency of 1/k, and half of the tokens commonly follow the one before.
 
-    Which token has which rank, and what follows what, is random: the k-th most frequent one is not token k, since 0 and its
-    neighbours often stand for padding and the like.
+    The ranks of tokens and their followers are random: the k-th most frequent token is not token k, since small numbers often
+    are special tokens such as padding.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def zipf_chain(n_samples: int, length: int, vocabulary: int, generator: torch.Ge
     Returns
     -------
     Tensor of shape (n_samples, length)
-        Whole numbers from 0 to `vocabulary` - 1.
+        Integers from 0 to `vocabulary` - 1.
 
     Examples
     --------
@@ -45,8 +45,8 @@ def zipf_chain(n_samples: int, length: int, vocabulary: int, generator: torch.Ge
     cumulative = frequency.cumsum(0)
 
     def drawn(*size: int) -> Tensor:
-        at = torch.rand(*size, generator=generator) * cumulative[-1]
-        return torch.searchsorted(cumulative, at).clamp_max(vocabulary - 1)
+        mass = torch.rand(*size, generator=generator) * cumulative[-1]
+        return torch.searchsorted(cumulative, mass).clamp_max(vocabulary - 1)
 
     followers = drawn(vocabulary, _FOLLOWERS)
     strings = drawn(n_samples, length)

@@ -36,7 +36,7 @@ def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
     )
     found = recording(network, batches, cap, limit)
     wanted = {
-        found.position[e.at]: e.layers[0].channel for e in regression_sites(found.nodes, found.parameters).values() if e.layers
+        found.position[e.node]: e.layers[0].channel for e in regression_sites(found.nodes, found.parameters).values() if e.layers
     }
     found.record(wanted)
     found.record({})

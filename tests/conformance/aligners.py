@@ -9,7 +9,7 @@ from sklearn_wbfuse.alignment import AlignedParents
 from sklearn_wbfuse.discovery import discover_all, plain_copy
 from sklearn_wbfuse.exceptions import WidthError
 from sklearn_wbfuse.execution import Parents
-from sklearn_wbfuse.fusion.making import Making, common_dtype
+from sklearn_wbfuse.fusion.parent_factory import ParentFactory, common_dtype
 
 _FOUND = {}
 
@@ -20,7 +20,7 @@ def parents_of(models, weights=None):
     key = tuple((repr(m), str(inputs[0].dtype)) for m in models)
     if key not in _FOUND:
         _FOUND[key] = discover_all(plain, inputs)
-    making, weights = Making(inputs, common_dtype(models)), weights or [1 / len(models)] * len(models)
+    making, weights = ParentFactory(inputs, common_dtype(models)), weights or [1 / len(models)] * len(models)
     made = [making.parent(*args) for args in zip(plain, _FOUND[key], weights, strict=True)]
     return Parents(made, further=making.further), _FOUND[key][0]
 

@@ -15,7 +15,7 @@ from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.discovery import cast_inputs, floating_state, plain_copy
 from sklearn_wbfuse.exceptions import FusionError
 from sklearn_wbfuse.execution import Runner, program_of
-from sklearn_wbfuse.execution.ascent import ascended
+from sklearn_wbfuse.execution.ascent import gradient_ascent
 from sklearn_wbfuse.execution.parent_runner import ParentRunner
 from sklearn_wbfuse.execution.reading import read_as
 
@@ -227,7 +227,7 @@ def test_a_kind_by_name_goes_for_inputs_of_its_dimensions():
 
 
 def ascend(models, x, n_steps=5, leaves=(0,)):
-    return ascended([plain_copy(m) for m in models], x, leaves, n_steps, torch.Generator().manual_seed(0))
+    return gradient_ascent([plain_copy(m) for m in models], x, leaves, n_steps, torch.Generator().manual_seed(0))
 
 
 def test_ascent_raises_what_parents_are_sure_of_and_leaves_the_rest():

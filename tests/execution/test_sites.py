@@ -40,23 +40,23 @@ def layers_of(network, *inputs):
 
 def assert_consistent(runner, own):
     """Between layers and value nothing else is computed, and the value is the sum of the layers' maps and of other terms."""
-    seen = [n for e in own.values() for n in e.between]
+    seen = [n for e in own.values() for n in e.path]
     assert len(seen) == len(set(seen))
     for node, site in own.items():
-        assert site.at is node is site.between[-1]
-        assert [runner.position[n] for n in site.between] == sorted(runner.position[n] for n in site.between)
-        for inner in site.between[:-1]:
+        assert site.node is node is site.path[-1]
+        assert [runner.position[n] for n in site.path] == sorted(runner.position[n] for n in site.path)
+        for inner in site.path[:-1]:
             (user,) = inner.users
-            assert user in site.between and not (operation(user) == "add" and user.args[0] is user.args[1])
+            assert user in site.path and not (operation(user) == "add" and user.args[0] is user.args[1])
         if site.cells:
-            assert not site.layers and site.between == [node]
+            assert not site.layers and site.path == [node]
             continue
-        terms = {n for inner in site.between for n in inner.args[:2] if operation(inner) == "add"}
+        terms = {n for inner in site.path for n in inner.args[:2] if operation(inner) == "add"}
         value = runner.read(node, 0)
         channel = site.layers[0].channel
-        total = sum((channels_last(runner.read(n, 0), channel) for n in terms.difference(site.between)), torch.zeros(()))
+        total = sum((channels_last(runner.read(n, 0), channel) for n in terms.difference(site.path)), torch.zeros(()))
         for w in site.layers:
-            assert w.node in site.between and w.end in site.between
+            assert w.node in site.path and w.end in site.path
             matrix, offset = w.affine(runner.state)
             chosen = torch.arange(value.numel() // value.shape[channel], device=value.device)
             rows = w.rows(w.read(runner, 0), chosen)
@@ -76,7 +76,7 @@ def test_values_are_what_the_layers_write(device, network):
     assert_consistent(runner, own)
     runner, seen = steps_of(network, [x], device, program), []
     run_in_lockstep(runner, [], own, seen.append)
-    assert [e.at for e in seen] == sorted(own, key=runner.position.__getitem__)
+    assert [e.node for e in seen] == sorted(own, key=runner.position.__getitem__)
     torch.testing.assert_close(outputs(runner), expected(network, x, device))
 
 
@@ -362,7 +362,7 @@ class TestBatchNorms:
         runner = at_end(network, VECTORS, device=device)
         n, p = (node for node in runner.nodes if operation(node) == "batch_norm" and node.args[3] is not None)
         own = batch_norms(runner.nodes, runner.parameters)
-        assert {node: (e.at, e.between) for node, e in own.items()} == {n: (n, [n]), p: (p, [p])}
+        assert {node: (e.node, e.path) for node, e in own.items()} == {n: (n, [n]), p: (p, [p])}
         names = [e.layers[0].norm_names for e in own.values()]
         statistics = [{"mean": f"{norm}.running_mean", "var": f"{norm}.running_var"} for norm in "np"]
         assert names == [{"weight": "n.weight", "bias": "n.bias", **statistics[0]}, statistics[1]]

@@ -7,6 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn_wbfuse.fusion.correcting as correcting
+import sklearn_wbfuse.fusion.judging as judging
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,14 +16,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from networks import MLP, disguised, randomised
 from torch import nn
 
-import sklearn_wbfuse.fusion.correcting as correcting
-import sklearn_wbfuse.fusion.judging as judging
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, load
 from sklearn_wbfuse.alignment import Identity
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
 from sklearn_wbfuse.fusion import Agreement, Roles
-from sklearn_wbfuse.fusion.agreement import agreement_of, kind_of
+from sklearn_wbfuse.fusion.agreement import agreement_of, label_kind
 from sklearn_wbfuse.network.couplings import Permutation
 
 KINDS = [None, "targets", "classes", "binary"]
@@ -99,7 +99,7 @@ def test_a_single_output(shape):
 )
 def test_what_labels_say(y, kind):
     with warnings.catch_warnings(action="error"):
-        assert kind_of(y) == kind
+        assert label_kind(y) == kind
 
 
 def test_what_is_poor():
@@ -291,9 +291,9 @@ def test_nothing_else_changes(correction, with_rows, monkeypatch):
     layers = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Drawing(), nn.Linear(6, 3)]
     models = [nn.Sequential(*copy.deepcopy(layers)).train() for _ in range(2)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
-    drawn, judge = [], judging.JudgedMixin._judge
+    drawn, judge = [], judging.AgreementMixin._judge
     for judged in (True, False):
-        monkeypatch.setattr(judging.JudgedMixin, "_judge", judge if judged else lambda *a: None)
+        monkeypatch.setattr(judging.AgreementMixin, "_judge", judge if judged else lambda *a: None)
         np.random.seed(0)
         torch.manual_seed(0)
         rng = np.random.RandomState(0)
@@ -371,7 +371,7 @@ def test_it_is_saved(options, tmp_path):
         again = way(fusion)
         assert repr(again.agreement_) == repr(fusion.agreement_) and again.agreement_reason_ is None
         assert again.agreement_.counted == (True, False)
-        assert not callable(again._verdict)  # neither parents nor rows went along
+        assert not callable(again._agreement)  # neither parents nor rows went along
 
 
 def test_the_reason_is_saved(tmp_path):

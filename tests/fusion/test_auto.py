@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import sklearn_wbfuse.fusion.correcting as correcting
 import torch
 from conformance.fusers import assert_same, values
 from hypothesis import given
@@ -14,7 +15,6 @@ from networks import CNN, MLP, disguised, randomised
 from torch import nn
 
 import sklearn_wbfuse.execution.sizing as sizing
-import sklearn_wbfuse.fusion.correcting as correcting
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
@@ -157,7 +157,7 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
 def test_samples_are_capped_by_what_they_cost(cost, expected):
     probe = Probe(n_samples=2000, n_steps=4)
     with mock.patch.object(sizing, "work_of", lambda model, inputs: (cost * len(inputs[0]), 1)):
-        found = sizing.sized(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))], capped=True)
+        found = sizing.sized_probe(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))], capped=True)
     if expected is None:  # each parent once, 4 steps of half of the samples at three times the cost, and the fused network
         expected = int(sizing._CAP / (cost * (2 * (1 + 4 * 3 / 2) + 1)))
     assert found.n_samples == expected and found.batch_size <= found.n_samples
@@ -243,5 +243,5 @@ def test_batches_are_sized_by_activations_not_by_weights():
     model, x = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 2)), torch.randn(2, 50)
     assert work_of(model, (x,))[1] == 2 * 400 * 4
     architecture = mock.Mock(plain=model, inputs=(x,))
-    sizes = [sizing.sized(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
+    sizes = [sizing.sized_probe(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
     assert sizes == [2**20 // (6 * 1600), int(0.1 * 2**20 / (6 * 1600)), 1]

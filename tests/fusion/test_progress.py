@@ -9,7 +9,7 @@ from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError
-from sklearn_wbfuse.fusion.progress import log, tells_progress
+from sklearn_wbfuse.fusion.progress import log, logs_progress
 
 
 def state():
@@ -46,7 +46,7 @@ def test_fits_side_by_side():
         def __init__(self, verbose, inside):
             self.verbose, self.inside = verbose, inside
 
-        @tells_progress
+        @logs_progress
         def fit(self):
             self.inside()
 

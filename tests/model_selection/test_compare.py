@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import safetensors.torch
+import sklearn_wbfuse.fusion.making as making
 import torch
 from networks import CNN, MLP, Recurrent, disguised, randomised
 from scipy.special import softmax
@@ -14,7 +15,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 
-import sklearn_wbfuse.fusion.making as making
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion, compare
 from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import Probe

@@ -1,4 +1,4 @@
-"""What follows an alignment: the parents' mean, its corrections, and the choice among several starts."""
+"""The steps of a fusion: run the parents on the probe, align, average, correct, and choose among several starts."""
 
 from __future__ import annotations
 
@@ -13,53 +13,54 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..alignment import AlignedParents, Alignment
+from ..averaging import Averager
 from ..base import did_you_mean, short_text
 from ..correction import CORRECTIONS, Correction
 from ..data import FusionInput, Objective
 from ..discovery import Architecture, write_back
 from ..exceptions import FusionError, FusionWarning
 from ..execution import PROBES, ParentRunner, Parents, Probe
-from ..execution.parent_runner import chosen_of
-from ..execution.sizing import sized
-from .judging import agreement_on, why
+from ..execution.parent_runner import select_samples
+from ..execution.sizing import sized_probe
+from .measurement import agreement_on, reason_of
 from .progress import log
 from .roles import Roles
 
 __all__ = ["Fused", "align", "corrections_of", "fuse", "probe_of", "run_on_probe"]
 
 
-def probe_of(given: Any) -> Probe:
-    """The probe that a parameter names or is.
+def probe_of(parameter: Any) -> Probe:
+    """Return the probe that a parameter names or is.
 
     Raises
     ------
     TypeError
-        If it is none.
+        If it is no probe.
     """
-    probe = Probe(given) if isinstance(given, str) else given
+    probe = Probe(parameter) if isinstance(parameter, str) else parameter
     if not isinstance(probe, Probe):
         raise TypeError(f"probe must be 'auto', 'noise', 'data', one of {list(PROBES)}, or a Probe. Got {short_text(probe)}.")
     probe._validate_params()
     return probe
 
 
-def corrections_of(given: Any) -> list[Correction]:
-    """The corrections that a parameter names or is, in order.
+def corrections_of(parameter: Any) -> list[Correction]:
+    """Return the corrections that a parameter names or is, in order.
 
     Raises
     ------
     TypeError, ValueError
-        If it names or is none.
+        If it names or is no correction.
     """
-    found = []
-    for correction in given if isinstance(given, (tuple, list)) else [given]:
+    corrections = []
+    for correction in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
         if correction is None:
             continue
         if isinstance(correction, str):
-            name = "regression" if correction == "auto" and not isinstance(given, (tuple, list)) else correction
+            name = "regression" if correction == "auto" and not isinstance(parameter, (tuple, list)) else correction
             if name not in CORRECTIONS:
                 hint = did_you_mean(correction, ["auto", *CORRECTIONS])
-                raise ValueError(f"correction={correction!r} is unknown; there are 'auto' and {list(CORRECTIONS)}.{hint}")
+                raise ValueError(f"correction must be 'auto' or one of {list(CORRECTIONS)}. Got {correction!r}.{hint}")
             correction = CORRECTIONS[name]()
         if not isinstance(correction, Correction):
             raise TypeError(
@@ -67,8 +68,8 @@ def corrections_of(given: Any) -> list[Correction]:
                 f"or a tuple of these. Got {short_text(correction)}."
             )
         correction._validate_params()
-        found.append(correction)
-    return found
+        corrections.append(correction)
+    return corrections
 
 
 def run_on_probe(
@@ -81,43 +82,49 @@ def run_on_probe(
     is_lenient: bool,
     is_needed: bool,
 ) -> ParentRunner | None:
-    """The parents on the inputs of the probe; None, with a warning, where "auto" has none and nothing else needs them."""
+    """Return the parents on the inputs of the probe.
+
+    If this fails with correction="auto" and nothing else needs them, warn and return None.
+    """
     mixes = any(c.uses_mixtures for c in corrections)
     try:
-        own = sized(probe, [p.architecture for p in parents], capped=is_lenient)
-        return ParentRunner(parents, data, own, rng, mixes=mixes)
-    except Exception as error:  # whatever networks do on inputs that they do not know
+        sized = sized_probe(probe, [p.architecture for p in parents], capped=is_lenient)
+        return ParentRunner(parents, data, sized, rng, mixes=mixes)
+    except Exception as error:  # networks may raise anything on unfamiliar inputs
         if is_needed or not is_lenient:
             raise
-        _warn_without(error)
+        _warn_without_correction(error)
         return None
 
 
 def align(
     roles: Roles, parents: Parents, target: Architecture, objective: Objective | None, *, is_lenient: bool
 ) -> tuple[Alignment, Parents]:
-    """The alignment, and the parents as it saw them: not run, with a warning, where "auto" finds that they fail on the probe."""
+    """Return the alignment and the parents that were aligned.
+
+    If the parents fail on the probe with correction="auto", warn and align them without activations.
+    """
     try:
         return _aligned(roles, parents, target, objective), parents
     except Exception as error:
         if parents.runs is None or not is_lenient or roles.aligner.compares_activations:
             raise
-        alone = parents.with_runs(None)
-        found = _aligned(roles, alone, target, objective)
-        _warn_without(error)
-        return found, alone
+        parents = parents.with_runs(None)
+        alignment = _aligned(roles, parents, target, objective)
+        _warn_without_correction(error)
+        return alignment, parents
 
 
 def _aligned(roles: Roles, parents: Parents, target: Architecture, objective: Objective | None) -> Alignment:
-    found = roles.aligner.align(parents, target.spec, objective)
-    if not isinstance(found, Alignment):
-        raise TypeError(f"{type(roles.aligner).__name__}.align must return an Alignment. Got {type(found).__name__}.")
-    return found
+    alignment = roles.aligner.align(parents, target.spec, objective)
+    if not isinstance(alignment, Alignment):
+        raise TypeError(f"{type(roles.aligner).__name__}.align must return an Alignment. Got {type(alignment).__name__}.")
+    return alignment
 
 
 @dataclass(eq=False)
 class Fused:
-    """What becomes of one start.
+    """The result of one start.
 
     Attributes
     ----------
@@ -126,7 +133,7 @@ class Fused:
     state : dict of str to Tensor
         The fused network's tensors.
     outputs : list
-        What it returns for held-out samples of the probe, where that is known.
+        Its outputs for held-out samples of the probe, if they are known.
     """
 
     alignment: Alignment
@@ -138,7 +145,7 @@ class Fused:
 def fuse(
     roles: Roles,
     parents: Parents,
-    found: Alignment,
+    alignment: Alignment,
     target: Architecture,
     corrections: Sequence[Correction],
     objective: Objective | None,
@@ -146,12 +153,12 @@ def fuse(
     *,
     is_lenient: bool,
 ) -> Fused:
-    """Average and correct the parents, by each start of an alignment; the start whose network agrees best with them is kept."""
+    """Average and correct the parents for each start of an alignment; return the result that agrees best with the parents."""
     runs = parents.runs
     starts, failure = [], None
-    for start in [found, *found.others] if corrections else [found]:
+    for start in [alignment, *alignment.others] if corrections else [alignment]:
         aligned = AlignedParents.of(parents, start, target)
-        fused = Fused(start, aligned, _whole(roles.averager.average(aligned, objective), aligned, roles.averager), [])
+        fused = Fused(start, aligned, _checked(roles.averager.average(aligned, objective), aligned, roles.averager), [])
         for correction in corrections:
             assert runs is not None
             try:
@@ -162,7 +169,7 @@ def fuse(
                 failure = error
         starts.append(fused)
     if failure is not None:
-        _warn_without(failure)
+        _warn_without_correction(failure)
     if len(starts) == 1 or runs is None:
         return starts[0]
     shares = []
@@ -170,40 +177,42 @@ def fuse(
         model = write_back(parents[0].plain, fused.state, sized=target.plain)
         agreement, _ = agreement_on(runs, model, target.spec, runs.held_out(), kind, fused.outputs)
         shares.append(float("-inf") if agreement is None else agreement.mean)
-    best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, where none can be told
+    best = max(range(len(starts)), key=shares.__getitem__)  # the first, of least energy, if no agreement can be measured
     log.info("agreement with the parents by start, least energy first: %s", [round(s, 4) for s in shares])
-    kept = replace(starts[best].alignment, history=found.history, others=[])
-    return replace(starts[best], alignment=kept)
+    return replace(starts[best], alignment=replace(starts[best].alignment, history=alignment.history, others=[]))
 
 
-def _whole(state: dict[str, Tensor], aligned: AlignedParents, role: Any) -> dict[str, Tensor]:
-    """What a role returns, if these are all tensors of the target."""
+def _checked(state: dict[str, Tensor], aligned: AlignedParents, role: Averager | Correction) -> dict[str, Tensor]:
+    """Check that a role has returned all tensors of the target."""
     if not isinstance(state, Mapping):
         raise FusionError(f"{type(role).__name__} must return all tensors of the target, by name. Got {type(state).__name__}.")
     for key, labels in aligned.target.spec.tensors.items():
         shape = labels.shape if labels.diagonal == 1 else (labels.shape[0], labels.shape[1] // labels.diagonal, *labels.shape[2:])
         if key not in state or state[key].shape != shape:
-            given, name = f"of shape {tuple(state[key].shape)}" if key in state else "not there", type(role).__name__
-            raise FusionError(f"{name} must return all tensors of the target, but {key!r} of shape {tuple(shape)} is {given}.")
+            returned = f"shape {tuple(state[key].shape)}" if key in state else "no such tensor"
+            raise FusionError(
+                f"{type(role).__name__} must return all tensors of the target, {key!r} of shape {tuple(shape)} among them. Got "
+                f"{returned}."
+            )
     return state
 
 
 @torch.no_grad()
 def _corrected(fused: Fused, correction: Correction, runs: ParentRunner) -> Fused:
-    """The fused network after a correction."""
+    """Apply a correction to the fused network."""
     target = fused.parents.target
-    runner = runs.of_target(target, fused.state)
+    runner = runs.target_runner(target, fused.state)
     state = correction.correct(runner, fused.parents.recorded(runs, correction.max_rows))
-    state = _whole(state, fused.parents, correction)
-    ran = all(node in runner.values or node in runner.parameters for node in runner.returned if isinstance(node, Node))
-    chosen = enumerate(runs.held_out() if ran else [])
-    outputs = [chosen_of(runner.outputs(batch), c) for batch, c in chosen if c.any()]
+    state = _checked(state, fused.parents, correction)
+    has_run = all(node in runner.values or node in runner.parameters for node in runner.returned if isinstance(node, Node))
+    held_out = enumerate(runs.held_out() if has_run else [])
+    outputs = [select_samples(runner.outputs(batch), mask) for batch, mask in held_out if mask.any()]
     return replace(fused, state=state, outputs=outputs)
 
 
-def _warn_without(error: Exception) -> None:
+def _warn_without_correction(error: Exception) -> None:
     warnings.warn(
-        f"The fused network is not corrected: {why(error)} Give rows, fit(FusionInput(models, X)), or say correction=None.",
+        f"The fused network is not corrected: {reason_of(error)} Give rows, fit(FusionInput(models, X)), or set correction=None.",
         FusionWarning,
         stacklevel=6,  # at the call of fit
     )

@@ -1,4 +1,4 @@
-"""From the networks that a user gives to the parents that roles see."""
+"""Makes the parents of a fusion from the user's networks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..discovery import Architecture, apart, device_of, discover_all, floating_s
 from ..discovery.masks import Mask, masked_spec, masked_state
 from ..exceptions import FusionError
 from ..execution import Parent
-from .masking import compared
+from .masking import compared_tensors
 
 Copied = Callable[[nn.Module], nn.Module]
-"""Makes plain copies; a cached one makes each once."""
+"""A function that makes plain copies; a cached one makes each copy once."""
 
-__all__ = ["Making", "common_dtype", "discovered", "models_of", "normalised"]
-
-
-def models_of(given: Any) -> Any:
-    """The models of a FusionInput, or what was given instead."""
-    return given.models if isinstance(given, FusionInput) else given
+__all__ = ["ParentFactory", "architectures_of", "common_dtype", "models_of", "normalised_weights"]
 
 
-def normalised(weights: Any, n_models: int) -> list[float]:
-    """The weights of models with sum 1; equal ones by default.
+def models_of(models: Any) -> Any:
+    """Return the models of a FusionInput, or the argument itself if it is none."""
+    return models.models if isinstance(models, FusionInput) else models
+
+
+def normalised_weights(weights: Any, n_models: int) -> list[float]:
+    """Return the weights of models with sum 1; equal ones by default.
 
     Raises
     ------
     FusionError
-        If they are not one finite number of at least 0 per model, or all 0.
+        If they are not one finite number of at least 0 per model, or all are 0.
     """
     if weights is None:
         return [1 / n_models] * n_models
@@ -46,15 +46,15 @@ def normalised(weights: Any, n_models: int) -> list[float]:
     return (weights / weights.sum()).tolist()
 
 
-def discovered(
+def architectures_of(
     models: Sequence[nn.Module],
     data: FusionInput | None,
     example_inputs: Any = None,
     copied: Copied = plain_copy,
 ) -> list[Architecture]:
-    """The architectures of models, found once for all fits that share rows; their first rows are the inputs by default.
+    """Discover the architectures of models, once for all fits that share rows; the first rows are the default inputs.
 
-    Architectures that are not shared may have what `copied` makes of a model.
+    Architectures that no other fit shares may hold the copies that `copied` makes.
     """
     inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
     if data is None:
@@ -64,23 +64,23 @@ def discovered(
 
 
 def common_dtype(models: Sequence[nn.Module]) -> torch.dtype:
-    """Where to compute: in double precision if a model has any."""
-    double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
-    return torch.float64 if double else torch.float32
+    """Return the dtype of computation, double precision if a model has any."""
+    has_double = any(t.dtype == torch.float64 for model in models for t in floating_state(model).values())
+    return torch.float64 if has_double else torch.float32
 
 
 @dataclass(frozen=True)
-class Making:
-    """How the parents of a fusion are made.
+class ParentFactory:
+    """Makes the parents of a fusion.
 
     Attributes
     ----------
     inputs : tuple
-        Those of the discovery.
+        Inputs of the discovery.
     dtype : torch.dtype
-        Of computation.
+        The dtype of computation.
     device : str, torch.device or None
-        Of computation; the networks' own if None.
+        The device of computation; the networks' own if None.
     masks : mapping of str to Mask
     """
 
@@ -90,30 +90,29 @@ class Making:
     masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def masked(self, architecture: Architecture) -> Architecture:
-        """An architecture whose masks neither scale nor change sign."""
+        """Return an architecture whose masks neither scale nor change sign."""
         spec = masked_spec(architecture.spec, self.masks)
         return architecture if spec is architecture.spec else replace(architecture, spec=spec)
 
     def tensors(self, model: nn.Module, copied: Copied = plain_copy) -> dict[str, Tensor]:
-        """The tensors of a network as they are computed with."""
+        """Return the tensors of a network in the dtype and on the device of computation."""
         try:
             device = torch.device(self.device) if self.device is not None else device_of(model)
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             raise FusionError(
-                f"device={self.device!r} can't be used: {str(error).splitlines()[0]}. Give one that this machine has, such as "
-                "'cpu', or None for the models' own."
+                f"device must be one that this machine has, such as 'cpu', or None for the models' own. Got {self.device!r}: "
+                f"{str(error).splitlines()[0]}."
             ) from error
-        own = plain_state(model, copied)
-        state = {name: tensor.to(device, self.dtype) for name, tensor in own.items()}
+        state = {name: tensor.to(device, self.dtype) for name, tensor in plain_state(model, copied).items()}
         return masked_state(state, self.masks)
 
     def parent(self, model: nn.Module, architecture: Architecture, weight: float = 1.0, copied: Copied = plain_copy) -> Parent:
-        """A parent, whose architecture is masked already."""
+        """Make a parent, given its architecture after `masked`."""
         state = self.tensors(model, copied)
-        return Parent(model, architecture, state, compared(state, self.masks), weight, copied=copied)
+        return Parent(model, architecture, state, compared_tensors(state, self.masks), weight, copied=copied)
 
     def further(self, model: nn.Module) -> Parent:
-        """A network that the user gives beside the parents."""
-        (own,) = validate_models([model])
-        return self.parent(own, self.masked(discover_all([own], self.inputs)[0]))
+        """Make a parent of a network that the user passes in addition to the parents."""
+        (network,) = validate_models([model])
+        return self.parent(network, self.masked(discover_all([network], self.inputs)[0]))
