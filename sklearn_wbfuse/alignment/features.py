@@ -54,11 +54,11 @@ def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tu
     """
     values = dict(state)
     for pair in spec.bias_pairs:
-        rows = torch.as_tensor(pair.positions, device=values[pair.kept].device)
-        kept, other = values[pair.kept].clone(), values[pair.other].clone()
+        rows = torch.as_tensor(pair.positions, device=values[pair.bias].device)
+        kept, other = values[pair.bias].clone(), values[pair.redundant_bias].clone()
         kept[rows] += other[rows]
         other[rows] = 0
-        values[pair.kept], values[pair.other] = kept, other
+        values[pair.bias], values[pair.redundant_bias] = kept, other
     return [(labels, values[name]) for name, labels in spec.tensors.items() if name not in spec.uncompared]
 
 

@@ -15,32 +15,32 @@ __all__ = ["NetworkSpec", "RecurrentState", "RedundantBiasPair"]
 
 @dataclass(frozen=True, eq=False)
 class RedundantBiasPair:
-    """Two biases of which, at some positions, the network sees the sum alone (b_ih and b_hh of recurrent layers)."""
+    """Two biases of which the network depends on the sum alone at some positions (b_ih and b_hh of recurrent layers)."""
 
-    kept: str
-    other: str
+    bias: str
+    redundant_bias: str
     positions: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class RecurrentState:
-    """A recurrent state that the caller gives or gets.
+    """A recurrent state that the caller passes or receives.
 
     Attributes
     ----------
-    given : bool
-        An input of the network, or an output.
-    leaf : int
+    is_input : bool
+        Whether it is an input of the network; otherwise an output.
+    position : int
         Position among the tensors of the inputs or outputs.
-    slot : int or None
-        Position along the first of its three dimensions.
+    layer_index : int or None
+        Index along its first dimension (layers and directions); None if it has two dimensions.
     labels : LabelledTensor
         Of its last dimension.
     """
 
-    given: bool
-    leaf: int
-    slot: int | None
+    is_input: bool
+    position: int
+    layer_index: int | None
     labels: LabelledTensor
 
 
