@@ -35,7 +35,11 @@ def attention(heads=3, d=4, d_value=3, e=6, bias_table=False):
     ]
     if bias_table:
         tensors.append(LabelledTensor("table", (7, heads), ((), axis("heads", heads, "out"))))
-    groups = [Group("heads", heads), Group("qk", qk, signable=True, within="heads"), Group("v", v, signable=True, within="heads")]
+    groups = [
+        Group("heads", heads),
+        Group("qk", qk, signable=True, block_group="heads"),
+        Group("v", v, signable=True, block_group="heads"),
+    ]
     return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
@@ -48,7 +52,7 @@ def grouped_convolution(blocks=3, d=4, d_out=5):
         LabelledTensor("bias", (b,), (axis("b", b, "out"),)),
         LabelledTensor("three", (6, b), ((), axis("b", b, "in"))),
     ]
-    groups = [Group("blocks", blocks), Group("a", a, within="blocks"), Group("b", b, within="blocks")]
+    groups = [Group("blocks", blocks), Group("a", a, block_group="blocks"), Group("b", b, block_group="blocks")]
     return NetworkSpec({g.name: g for g in groups}, {t.name: t for t in tensors})
 
 
@@ -75,10 +79,10 @@ def shuffled(spec, rng):
 
 def problem_of(spec, states, weights=None, **options):
     both = [extract_features(spec, s, 1.0) for s in states]
-    within = {n: g.block_group for n, g in spec.groups.items() if g.block_group}
+    block_groups = {n: g.block_group for n, g in spec.groups.items() if g.block_group}
     weights = weights or [1 / len(states)] * len(states)
     options = {"sizes": spec.sizes, "source_sizes": [spec.sizes] * len(states), **options}
-    return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), within=within, **options)
+    return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), block_groups=block_groups, **options)
 
 
 def keeps_blocks(problem, plans):
@@ -190,7 +194,7 @@ def test_a_group_in_blocks_that_stands_twice_in_a_tensor(seed):
         LabelledTensor("w", (n, n), (axis("x", n, "out"), axis("x", n, "in"))),
         LabelledTensor("b", (3, n), ((), axis("x", n, "in"))),
     ]
-    spec = NetworkSpec({g.name: g for g in (Group("g", blocks), Group("x", n, within="g"))}, {t.name: t for t in tensors})
+    spec = NetworkSpec({g.name: g for g in (Group("g", blocks), Group("x", n, block_group="g"))}, {t.name: t for t in tensors})
     first, (order, _) = state(spec, rng), shuffled(spec, rng)
     copy = {k: relabel(t, spec.tensors[k], order, {}) for k, t in first.items()}
     problem = problem_of(spec, [first, copy])

@@ -251,7 +251,7 @@ class FuserConformance:
 
     def test_two_devices(self):
         models = [nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]
-        with pytest.raises(InvalidModelError, match=r"one device. Got model 0 on cpu, model 1 on meta; move them"):
+        with pytest.raises(InvalidModelError, match=r"one device. Got model 0 on cpu, model 1 on meta. Move them"):
             self.make().fit(models)
 
     def test_different_depths(self):
