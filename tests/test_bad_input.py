@@ -104,10 +104,10 @@ MODELS = {
     "a ModuleList": (
         lambda: WassersteinFusion().fit(nn.ModuleList(family())),
         InvalidModelError,
-        r"ModuleList; .* list\(models\)",
+        r"ModuleList\. .* list\(models\)",
     ),
     "a ModuleList in a list": (lambda: FusionClassifier().fit([nn.ModuleList(family())]), InvalidModelError, "no forward of its"),
-    "a Sequential of models": (lambda: FusionInput(nn.Sequential(*family()), X), InvalidModelError, r"list\(models\) where it"),
+    "a Sequential of models": (lambda: FusionInput(nn.Sequential(*family()), X), InvalidModelError, r"list\(models\) if it"),
     "a wrapper of a network": (lambda: WassersteinFusion().fit([Wrapped()]), InvalidModelError, "Got Wrapped; .* its module_"),
     "a fusion instead of its network": (
         lambda: WassersteinFusion().fit([WassersteinFusion().fit(family())] * 2),
@@ -124,7 +124,7 @@ MODELS = {
     "rows without models": (
         lambda: WassersteinFusion().fit(X, Y),
         InvalidModelError,
-        r"rows of data, ndarray of shape \(12, 5\), without models; .*fit\(FusionInput\(models, X\), y\)",
+        r"rows of data, ndarray of shape \(12, 5\), without models\. .*fit\(FusionInput\(models, X\), y\)",
     ),
     "lists of numbers without models": (lambda: FusionClassifier().fit(X.tolist(), Y), InvalidModelError, "rows of data, list"),
     "a tensor without models": (lambda: FusionRegressor().fit(torch.ones(3, 4)), InvalidModelError, r"Tensor of shape \(3, 4\)"),
@@ -142,7 +142,7 @@ MODELS = {
         InvalidModelError,
         r"fit\(FusionInput\(models, X\), y\)",
     ),
-    "one model": (lambda: WassersteinFusion().fit(family()[0]), InvalidModelError, "put the models into a list"),
+    "one model": (lambda: WassersteinFusion().fit(family()[0]), InvalidModelError, "Put the models into a list"),
     "no model": (lambda: FusionClassifier().fit(FusionInput([], X)), InvalidModelError, "at least one model"),
     "another architecture": (
         lambda: WassersteinFusion().fit([family()[0], CNN(3, 3, 3)]),
@@ -183,7 +183,7 @@ MODELS = {
     "two devices": (
         lambda: WassersteinFusion().fit([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]),
         InvalidModelError,
-        r"move them with \.to\(device\)",
+        r"Move them with \.to\(device\)",
     ),
 }
 ROWS = {
@@ -209,7 +209,7 @@ ROWS = {
         FusionError,
         "real numbers. Got one of torch.qint8",
     ),
-    "one model with rows": (lambda: FusionInput(family()[0], X), InvalidModelError, "put the models into a list"),
+    "one model with rows": (lambda: FusionInput(family()[0], X), InvalidModelError, "Put the models into a list"),
     "rows of several lengths": (
         lambda: rows(np.array([np.zeros(2), np.zeros(3)], dtype=object)),
         FusionError,
@@ -315,7 +315,7 @@ OPTIONS = {
     "a shape for example inputs": (
         lambda: WassersteinFusion(example_inputs=(2, 5)).fit(family()),
         DiscoveryError,
-        r"not a shape: example_inputs=\(torch.randn\(2, 5\),\)",
+        r"Got the shape \(2, 5\)\. Give \(torch.randn\(2, 5\),\)",
     ),
     "an input that forward does not have": (
         lambda: named_inputs(x=torch.ones(2, 5), tokens=torch.ones(2, 5)),
@@ -326,9 +326,13 @@ OPTIONS = {
     "an input by its name only": (
         lambda: named_inputs(x=torch.ones(2, 5), mask=torch.ones(2, 5), flip=True),
         DiscoveryError,
-        r"\['flip'\], which forward of TwoInputs takes by name only",
+        r"\['flip'\], which forward of TwoInputs takes by keyword only",
     ),
-    "lists of several lengths": (lambda: named_inputs(x=[[1], [1, 2]], mask=None), DiscoveryError, "'x' can't be made a tensor"),
+    "lists of several lengths": (
+        lambda: named_inputs(x=[[1], [1, 2]], mask=None),
+        DiscoveryError,
+        "Got 'x', which can't be converted to a tensor",
+    ),
     "named inputs of another shape": (
         lambda: named_inputs(x=torch.ones(2, 7), mask=torch.ones(2, 5)),
         DiscoveryError,

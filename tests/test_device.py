@@ -104,13 +104,13 @@ def test_devices_that_are_mixed_are_named(device):
     other = torch.device("meta") if device == CPU else CPU
     one, two = nn.Linear(3, 2).to(device), nn.Linear(3, 2).to(other)
     with pytest.raises(
-        InvalidModelError, match=rf"one device. Got model 0 on {device.type}.*, model 1 on {other.type}; move them"
+        InvalidModelError, match=rf"one device. Got model 0 on {device.type}.*, model 1 on {other.type}. Move them"
     ):
         WassersteinFusion().fit([one, two])
     split = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     split[0].to(device)
     split[1].to(other)
-    with pytest.raises(InvalidModelError, match=r"Sequential has tensors on several devices .*move it to one"):
+    with pytest.raises(InvalidModelError, match=r"must be on one device\. Got .* in Sequential\. Move it to one"):
         WassersteinFusion().fit([split, copy.deepcopy(split)])
 
 

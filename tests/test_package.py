@@ -84,8 +84,7 @@ def _is_private(name):
 
 
 def _comes_from_elsewhere(node):
-    inside = isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith("sklearn_wbfuse"))
-    return inside and not (node.module or "").endswith("graph.contexts")  # code that is run in place of torch's imports itself
+    return isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith("sklearn_wbfuse"))
 
 
 def _defined(tree):

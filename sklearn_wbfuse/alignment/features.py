@@ -54,11 +54,11 @@ def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tu
     """
     values = dict(state)
     for pair in spec.bias_pairs:
-        rows = torch.as_tensor(pair.positions, device=values[pair.kept].device)
-        total, other = values[pair.kept].clone(), values[pair.other].clone()
-        total[rows] += other[rows]
-        other[rows] = 0
-        values[pair.kept], values[pair.other] = total, other
+        rows = torch.as_tensor(pair.positions, device=values[pair.bias].device)
+        total, redundant = values[pair.bias].clone(), values[pair.redundant_bias].clone()
+        total[rows] += redundant[rows]
+        redundant[rows] = 0
+        values[pair.bias], values[pair.redundant_bias] = total, redundant
     return [(labels, values[name]) for name, labels in spec.tensors.items() if name not in spec.uncompared]
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..data.fusion_input import native
 from ..discovery import Architecture, plain_copy, sizes_in, unwrap
-from ..discovery.parametrized import without_pruning
+from ..discovery.parametrized import apply_pruning_masks
 from ..exceptions import DiscoveryError, FusionError
 from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
 from .names import as_held, own_names
@@ -125,7 +125,7 @@ def _fitted(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
     if changed is not None:
         checkpoint.notes.append(f"names such as {changed}" if prefix is None else f"without the prefix {prefix!r}")
     given = {new: stored[old] for old, new in names.items()}
-    state = without_pruning(given, own)
+    state = apply_pruning_masks(given, own)
     if state.keys() != given.keys():
         checkpoint.notes.append("with the masks of its pruning applied")
     versions = {names[n].rpartition(".")[0]: _version(stored, n.rpartition(".")[0]) for n in names}
@@ -160,7 +160,7 @@ def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
         full = completed(state, template.network)
         if set(full) == set(own):
             architecture = template.architecture
-            plain = without_pruning(full, architecture.spec.tensors)
+            plain = apply_pruning_masks(full, architecture.spec.tensors)
             if plain.keys() >= architecture.spec.tensors.keys():
                 sizes = sizes_in({n: t.shape for n, t in plain.items()}, architecture.spec)
                 return restored_network(template.network, architecture.resized(sizes), full, (), None)

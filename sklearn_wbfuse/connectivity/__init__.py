@@ -1,4 +1,4 @@
-"""Networks between networks: points on lines and planes through them, and how well they compute."""
+"""Networks between networks: points on the lines and planes through them, and their losses and errors."""
 
 from .evaluation import Evaluator
 from .geometry import affine_weights, plane_coordinates

@@ -1,4 +1,4 @@
-"""How good networks are: loss and error on rows."""
+"""The evaluation of networks: loss and error on rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Evaluator", "checked_metrics", "fitted"]
 
 
 class Evaluator:
-    r"""Rows and targets that networks are judged by: their mean loss and, for classes, their error rate.
+    r"""Evaluates networks on labelled rows: the mean loss and, for classes, the error rate.
 
-    The loss is the cross-entropy :math:`-\log\,\mathrm{softmax}(z)_y` of logits z in nats where `y` holds classes, and the
-    squared error where it is continuous. Where outputs are probabilities, z are their logarithms. A single output is that of the
-    second of two classes. Both come from one pass.
+    The loss is the cross-entropy :math:`-\log\,\mathrm{softmax}(z)_y` of logits z in nats if `y` holds classes, and the squared
+    error if it is continuous. If outputs are probabilities, z are their logarithms. A single output belongs to the second of two
+    classes. Both metrics are computed in one pass.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ class Evaluator:
     y : array-like of shape (n_samples,), or of the outputs' shape for continuous targets
         Class k is output k, unless `estimator` has labels.
     estimator : object, optional
-        A fusion; a classifier with labels for the outputs, or a regressor, for which any numbers are continuous.
+        A fusion, a classifier with labels for the outputs, or a regressor, which makes all numbers continuous targets.
 
     Raises
     ------
     FusionError
-        If a label is unknown, or there is not one for each row.
+        If a label is unknown, or there is not one label per row.
 
     Warns
     -----
@@ -63,51 +63,50 @@ class Evaluator:
         self.y = labels.astype(float) if self.is_continuous else _columns(labels, estimator)
         spec = getattr(getattr(estimator, "fusion_", estimator), "graph_", None)
         self.probabilities = getattr(estimator, "_probabilities", are_probabilities("auto", spec))
-        self._looked = False
+        self._has_checked_outputs = False
 
     @classmethod
     def of(cls, model: nn.Module, X: Any, y: ArrayLike, outputs: str) -> Evaluator:
-        """The judge of networks such as one, whose outputs are what is said: "logits", "probabilities", or "auto".
+        """Make an evaluator of networks like `model`, whose outputs are "logits", "probabilities", or "auto".
 
         Raises
         ------
         FusionError
-            If something else is said.
+            If `outputs` is anything else.
         """
         known = ("auto", "logits", "probabilities")
         if outputs not in known:
             raise FusionError(f"outputs must be one of {known}. Got {outputs!r}.{did_you_mean(outputs, known)}")
         evaluator = cls(X, y)
-        seen = (
-            outputs == "auto"
-            and not evaluator.is_continuous
-            and seems_probable(model, evaluator.data.tensors(model, slice(0, 2)))
-        )
-        evaluator.probabilities = not evaluator.is_continuous and (seen or outputs == "probabilities")
+        if not evaluator.is_continuous:
+            is_traced = outputs == "auto" and seems_probable(model, evaluator.data.tensors(model, slice(0, 2)))
+            evaluator.probabilities = is_traced or outputs == "probabilities"
+        else:
+            evaluator.probabilities = False
         return evaluator
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What there is to say about a network."""
+        """The metrics of a network."""
         return ("loss",) if self.is_continuous else ("loss", "error")
 
     @property
     def loss_name(self) -> str:
-        """The loss with its unit."""
+        """The name of the loss with its unit."""
         return "mean squared error" if self.is_continuous else "cross-entropy, nats"
 
-    def some(self, n_samples: int | None, rng: np.random.RandomState) -> Evaluator:
-        """The same with at most so many rows, drawn without replacement."""
+    def subsample(self, n_samples: int | None, rng: np.random.RandomState) -> Evaluator:
+        """Return the same evaluator with at most `n_samples` rows, drawn without replacement."""
         if n_samples is None or n_samples >= len(self.data):
             return self
         rows = np.sort(rng.choice(len(self.data), n_samples, replace=False))
         part = object.__new__(Evaluator)
         part.data, part.y, part.is_continuous = self.data[rows], self.y[rows], self.is_continuous
-        part.probabilities, part._looked = self.probabilities, self._looked
+        part.probabilities, part._has_checked_outputs = self.probabilities, self._has_checked_outputs
         return part
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Loss and, for classes, error in percent of a network."""
+        """Return the loss of a network and, for classes, its error in percent."""
         predicted = outputs(model, self.data)
         if self.is_continuous:
             if predicted.size != self.y.size:
@@ -117,69 +116,71 @@ class Evaluator:
         logits = class_scores(predicted, self.probabilities).astype(np.float64)
         if self.probabilities:
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
-        elif not self._looked:
-            self._look_at(predicted.reshape(len(predicted), -1))
+        elif not self._has_checked_outputs:
+            self._check_outputs(predicted.reshape(len(predicted), -1))
         of_class = logits[np.arange(len(logits)), self.y.astype(int)]
         return {"loss": float(np.mean(logsumexp(logits, axis=1) - of_class)), "error": error}
 
-    def _look_at(self, predicted: np.ndarray) -> None:
-        """Warn, once, of outputs that can hardly be logits."""
-        self._looked = True
-        tells_two_apart = predicted.shape[1] == 1 and predicted.min() < 0.5 < predicted.max()
-        if sum_to_one(predicted) or (tells_two_apart and 0 <= predicted.min() <= predicted.max() <= 1):
+    def _check_outputs(self, predicted: np.ndarray) -> None:
+        """Warn once about outputs that are hardly logits."""
+        self._has_checked_outputs = True
+        separates_two = predicted.shape[1] == 1 and predicted.min() < 0.5 < predicted.max()
+        if sum_to_one(predicted) or (separates_two and 0 <= predicted.min() <= predicted.max() <= 1):
             warnings.warn(
-                "The network's outputs look like probabilities but count as logits. If they are, say so: outputs='probabilities' "
-                "of from_models, or of FusionClassifier.",
+                "The network's outputs look like probabilities but count as logits. If they are, set outputs='probabilities' in "
+                "from_models, or in FusionClassifier.",
                 FusionWarning,
                 stacklevel=2,
             )
 
 
-def fitted(given: Any, needed: str = "transform") -> tuple[Any, Any]:
-    """A fitted fusion or predictor, that of a search included, and the fusion in it, which must have an attribute.
+def fitted(estimator: Any, attribute: str = "transform") -> tuple[Any, Any]:
+    """Return a fitted fusion or predictor, which may be the best of a search, and the fusion in it.
 
     Raises
     ------
     NotFittedError
     FusionError
-        If it is something else, or a search that was not refitted.
+        If the fusion has no such attribute, or the search was not refitted.
     """
-    if isinstance(given, type) or not hasattr(given, "fit"):
+    if isinstance(estimator, type) or not hasattr(estimator, "fit"):
         raise FusionError(
-            f"Needed is a fitted fusion such as WassersteinFusion. Got {short_text(given)}; from_models takes networks."
+            f"A fitted fusion such as WassersteinFusion is needed. Got {short_text(estimator)}; for networks use from_models."
         )
-    own = getattr(given, "best_estimator_", given)
-    check_is_fitted(own)
-    fusion = getattr(own, "fusion_", own)
-    if not hasattr(fusion, needed):
-        hint = "refit the search: refit=True" if hasattr(given, "cv_results_") else "from_models takes networks"
-        raise FusionError(f"Needed is a fitted fusion such as WassersteinFusion. Got {type(given).__name__}; {hint}.")
-    return own, fusion
+    best = getattr(estimator, "best_estimator_", estimator)
+    check_is_fitted(best)
+    fusion = getattr(best, "fusion_", best)
+    if not hasattr(fusion, attribute):
+        hint = "refit the search: refit=True" if hasattr(estimator, "cv_results_") else "for networks use from_models"
+        raise FusionError(f"A fitted fusion such as WassersteinFusion is needed. Got {type(estimator).__name__}; {hint}.")
+    return best, fusion
 
 
 def checked_metrics(metric: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """Metrics that were asked for, out of those `known`: the error by default, else the loss.
+    """Return the requested metrics as a tuple; by default the error if it is `known`, otherwise the loss.
 
     Raises
     ------
     FusionError
         If there is no such metric.
     """
-    asked = (
-        ("error" if "error" in known else "loss",) if metric is None else (metric,) if isinstance(metric, str) else tuple(metric)
-    )
-    for name in asked:
+    if metric is None:
+        metric = "error" if "error" in known else "loss"
+    requested = (metric,) if isinstance(metric, str) else tuple(metric)
+    for name in requested:
         if name not in ("error", "loss"):
             raise FusionError(f"metric must be 'error', 'loss' or both. Got {name!r}.{did_you_mean(name, ('error', 'loss'))}")
         if name not in known:
-            raise FusionError(f"There is no {name}: an error rate needs classes in y, and a display the values. It has {known}.")
-    if not asked:
+            raise FusionError(
+                f"metric must be one of {known}. Got {name!r}: an error needs classes in y, and a display its values."
+            )
+    if not requested:
         raise FusionError("metric must name 'error', 'loss' or both. Got nothing.")
-    return asked
+    return requested
 
 
 def _columns(y: np.ndarray, estimator: Any) -> np.ndarray:
-    """For each label its output."""
+    """Return the output of each label."""
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise FusionError(f"y must hold one class per row. Got an array of shape {y.shape}.")

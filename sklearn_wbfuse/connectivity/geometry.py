@@ -1,4 +1,4 @@
-"""Coordinates in the plane of three networks."""
+"""Coordinates in the plane through three networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["affine_weights", "plane_coordinates"]
 
 
 def plane_coordinates(displacements: np.ndarray) -> np.ndarray:
-    r"""Coordinates of three points in their plane: the first is the origin, the third lies on the positive x axis.
+    r"""Return the coordinates of three points in their plane: the first is the origin, the third is on the positive x axis.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def plane_coordinates(displacements: np.ndarray) -> np.ndarray:
     width, far = np.linalg.norm(third), np.linalg.norm(second)
     along = second @ third / width if width else 0.0
     height = np.linalg.norm(second - along * third / width) if width else 0.0
-    if width <= 1e-6 * far or height <= 1e-6 * far:  # as near as float32 comes
+    if width <= 1e-6 * far or height <= 1e-6 * far:  # the precision of float32
         same = "aligned model 2 is model 1" if width <= 1e-6 * far < far else "the three lie on one line"
         raise FusionError(f"The networks span no plane: {same}. InterpolationDisplay draws the line between two networks.")
     return np.array([[0.0, 0.0], [along, height], [width, 0.0]])
 
 
 def affine_weights(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Weights, of sum 1, that make up points of the plane of three corners placed as by `plane_coordinates`.
+    """Return the weights, of sum 1, of three corners at points of their plane; corners are as by `plane_coordinates`.
 
     Examples
     --------

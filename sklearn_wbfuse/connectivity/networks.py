@@ -18,14 +18,14 @@ __all__ = ["AffineNetworks", "difference"]
 class AffineNetworks:
     r"""Networks at the affine combinations :math:`\sum_k w_k \theta_k`, :math:`\sum_k w_k = 1`, of networks of equal shapes.
 
-    All floating tensors are combined, buffers such as running statistics too. What all networks share stays as it is.
+    All floating-point tensors are combined, including buffers such as running statistics.
 
     Parameters
     ----------
     models : list of Module
-        Not changed.
+        The networks; they are not modified.
     remedy : str
-        What to do about networks of different shapes, for the error.
+        A hint to append to the error about different shapes.
 
     Raises
     ------
@@ -43,9 +43,9 @@ class AffineNetworks:
     def __init__(self, models: Sequence[nn.Module], remedy: str = ""):
         plain = [plain_copy(m) for m in validate_models(models)]
         for position, other in enumerate(plain[1:], 1):
-            found = difference(plain[0], other)
-            if found is not None:
-                raise WidthError(f"Networks {0} and {position} must have equal shapes, but {found}.{remedy}")
+            mismatch = difference(plain[0], other)
+            if mismatch is not None:
+                raise WidthError(f"Networks {0} and {position} must have equal shapes, but {mismatch}.{remedy}")
         states = [floating_state(m) for m in plain]
         self._model, self._moving, self._states = plain[0], {}, []
         moves = [n for n, first in states[0].items() if not all(torch.equal(first, s[n].to(first)) for s in states[1:])]
@@ -54,27 +54,27 @@ class AffineNetworks:
 
     @torch.no_grad()
     def at(self, weights: Sequence[float]) -> nn.Module:
-        """The network at some weights, in eval mode; the next call changes it."""
-        mixture = Mixture(weights)  # whose mean is exact at the networks themselves
+        """Return the network with the given weights, in eval mode; the next call modifies it."""
+        mixture = Mixture(weights)  # its mean is exact at the networks themselves
         for name, tensor in self._moving.items():
             tensor.copy_(mixture.mean([state[name] for state in self._states]))
         return self._model
 
     def displacements(self) -> np.ndarray:
-        """Parameters (not buffers) of all networks less those of the first, float64, shape (n_models, n_parameters)."""
-        learnt = {name for name, _ in self._model.named_parameters()} & self._moving.keys()
+        """Return the parameters (not buffers) of all networks minus the first's, of shape (n_models, n_parameters)."""
+        trained = {name for name, _ in self._model.named_parameters()} & self._moving.keys()
         rows = []
         for state in self._states:
-            parts = [(state[n].double() - self._states[0][n].double()).flatten().cpu() for n in self._moving if n in learnt]
+            parts = [(state[n].double() - self._states[0][n].double()).flatten().cpu() for n in self._moving if n in trained]
             rows.append(torch.cat(parts).numpy() if parts else np.zeros(0))
         return np.stack(rows)
 
 
 def difference(first: nn.Module, second: nn.Module) -> str | None:
-    """What keeps two networks from being combined: the first tensor without a counterpart of its shape."""
+    """Return the first difference in shape between the tensors of two networks; None if there is none."""
     shapes = [{name: tuple(t.shape) for name, t in floating_state(m).items()} for m in (first, second)]
     for name in [*shapes[0], *shapes[1]]:
-        one, other = (s.get(name) for s in shapes)
-        if one != other:
-            return f"{name!r} has shape {one} in the one and {other} in the other"
+        first_shape, second_shape = (s.get(name) for s in shapes)
+        if first_shape != second_shape:
+            return f"{name!r} has shape {first_shape} in the one and {second_shape} in the other"
     return None

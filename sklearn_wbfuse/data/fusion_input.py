@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from ..discovery import plain_copy
-from ..discovery.mistakes import hint_for_list, is_rows
+from ..discovery.model_hints import hint_for_list, is_rows
 from ..exceptions import FusionError, InvalidModelError
 
 __all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]

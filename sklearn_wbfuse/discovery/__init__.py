@@ -1,15 +1,15 @@
 """From an ``nn.Module`` to labelled tensors: export, interpreter of labels, self-check, declarations by hand."""
 
-from .architecture import Architecture, apart, discover, discover_all
+from .architecture import Architecture, discover, discover_all, with_separate_networks
 from .inputs import as_inputs, cast_inputs, guess_inputs
-from .modules import device_of, plain_copy, plain_state, sizes_in, unwrap, validate_models, write_back
+from .modules import device_of, plain_copy, plain_state, unwrap, validate_models, write_back
 from .ranges import seems_probable
+from .resizing import sizes_in
 from .states import resized_inputs
 from .tensors import floating_state
 
 __all__ = [
     "Architecture",
-    "apart",
     "as_inputs",
     "cast_inputs",
     "device_of",
@@ -24,5 +24,6 @@ __all__ = [
     "sizes_in",
     "unwrap",
     "validate_models",
+    "with_separate_networks",
     "write_back",
 ]

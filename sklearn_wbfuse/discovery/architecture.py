@@ -1,12 +1,10 @@
-"""Discovery: modules in, verified neuron groups out."""
+"""Discovery: from modules to verified neuron groups."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,25 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..exceptions import ArchitectureMismatchError, DiscoveryError, FusionWarning, WidthError
+from ..exceptions import DiscoveryError, FusionWarning, WidthError
 from ..layers import declaration_of
 from ..network.spec import NetworkSpec
+from ..network.types import Inputs
 from .check import SelfCheck
-from .constants import computes_the_same, constants_of
-from .contexts import watched_assignments
+from .comparison import check_cells, check_names, check_specs
+from .constants import check_same_function, constants_of
 from .export import export
 from .grouping import group_units
 from .inputs import as_inputs, guess_inputs, why_guess_failed
 from .interpreter import Interpreter
-from .limits import within_limits
-from .modules import in_order_of, plain_copy, resize
-from .past import refuse_constants, refuse_views
+from .isolation import watched_assignments
+from .modules import plain_copy, reorder_tensors
+from .parameter_access import refuse_constants, refuse_views
+from .parametrization_limits import drop_unrepresentable
 from .ranges import returns_probabilities
-from .restricted import like
+from .resizing import resize
+from .spec_changes import restrict
 from .states import declared_states, resized_inputs, with_states
-from .tensors import aliases, floating_state
+from .tensors import aliases, floating_state, tensor_shapes
 
-__all__ = ["Architecture", "apart", "discover", "discover_all"]
+__all__ = ["Architecture", "discover", "discover_all", "with_separate_networks"]
 
 
 def discover(model: nn.Module, example_inputs: Any = None) -> NetworkSpec:
@@ -42,7 +43,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> NetworkSpec:
     ----------
     model : Module
     example_inputs : tuple of Tensor, Tensor or mapping, optional
-        Positional arguments of ``model(*inputs)``, or its keyword arguments by name, such as a tokenizer returns; guessed for
+        Positional arguments of ``model(*inputs)``, or its keyword arguments by name, as a tokenizer returns them; guessed for
         a model that begins with a linear, recurrent or embedding layer.
 
     Returns
@@ -68,11 +69,21 @@ def discover(model: nn.Module, example_inputs: Any = None) -> NetworkSpec:
 
 @dataclasses.dataclass(eq=False)
 class Architecture:
-    """One network's verified groups, and what is needed to build it in other widths."""
+    """The verified groups of one network, and what is needed to build it in other widths.
+
+    Attributes
+    ----------
+    plain : Module
+        A plain copy of the network.
+    spec : NetworkSpec
+    inputs : tuple
+        Example inputs.
+    check : SelfCheck
+    """
 
     plain: nn.Module
     spec: NetworkSpec
-    inputs: tuple[Any, ...]
+    inputs: Inputs
     check: SelfCheck
 
     @classmethod
@@ -86,10 +97,10 @@ class Architecture:
         model : Module
         example_inputs : tuple of Tensor, Tensor or mapping, optional
         plain : Module, optional
-            A plain copy of the model that the architecture may have, and run with other tensors; made if not given. Of one on
-            another device, or in half precision, it takes a copy.
+            A plain copy of the model that the architecture may own and run with other tensors; made by default. It is copied if
+            it is on another device or in half precision.
         warn : bool, default=True
-            Whether parameters whose neurons stay in place are told of.
+            Whether to warn of parameters whose neurons stay in place.
         """
         if plain is None or not _can_be_traced(plain):
             plain = plain_copy(model).to("cpu")
@@ -97,33 +108,33 @@ class Architecture:
         refuse_views(model)
         for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
             if tensor.is_complex():
-                raise DiscoveryError(
-                    f"{name!r} of {type(model).__name__} is complex; only networks of real tensors can be fused."
-                )
+                raise DiscoveryError(f"Networks must have real tensors only. Got complex {name!r} in {type(model).__name__}.")
         dtype = next((t.dtype for t in floating_state(plain).values()), torch.float32)
         inputs = guess_inputs(plain) if example_inputs is None else as_inputs(example_inputs, plain)
-        inputs = pytree.tree_map(lambda t: _like(t, dtype), inputs)
+        inputs = pytree.tree_map(lambda leaf: _to_cpu(leaf, dtype), inputs)
         try:
             spec = _trace(plain, inputs)
         except DiscoveryError as error:
             raise why_guess_failed(plain, inputs, error) if example_inputs is None else error from error.__cause__
         check = SelfCheck(plain, spec, inputs)
-        spec = within_limits(model, check.verify())
+        spec = drop_unrepresentable(model, check.verify())
         if warn and spec.frozen:
             shown = "; ".join(f"{name}: {why}" for name, why in spec.frozen[:8])
             more = f"; and {len(spec.frozen) - 8} more" if len(spec.frozen) > 8 else ""
-            none = "" if spec.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
+            consequence = (
+                "" if spec.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
+            )
             warnings.warn(
-                f"{none}{len(spec.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md shows how "
-                "to add a rule, and how to declare a state.",
+                f"{consequence}{len(spec.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md "
+                "shows how to add a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )
         return cls(plain, spec, inputs, check)
 
-    def inputs_for(self, model: nn.Module) -> tuple[Any, ...]:
-        """The example inputs with declared states in the widths of another model of this architecture."""
-        sizes, shapes = dict(self.spec.sizes), _shapes(model)
+    def inputs_for(self, model: nn.Module) -> Inputs:
+        """Return the example inputs with declared states in the widths of another model of this architecture."""
+        sizes, shapes = dict(self.spec.sizes), tensor_shapes(model)
         for name, labels in self.spec.tensors.items():
             for axis, spans in enumerate(labels.spans):
                 groups = {s.group for s in spans}
@@ -132,12 +143,12 @@ class Architecture:
         return resized_inputs(self.inputs, self.spec, sizes)
 
     def resized(self, sizes: Mapping[str, int]) -> Architecture:
-        """The same architecture with other group sizes, its own layout discovered afresh.
+        """Return the same architecture with other group sizes, with its layout discovered anew.
 
         Raises
         ------
         WidthError
-            If the resized network does not run, or its groups come out otherwise.
+            If the resized network does not run, or has other groups.
         """
         if dict(sizes) == self.spec.sizes:
             return self
@@ -145,9 +156,9 @@ class Architecture:
         spec = self.check_widening(sizes, wide)
         self._check_blocks(sizes)
         try:
-            spec = like(_trace(wide, inputs), self.spec) if spec is None else spec
+            spec = restrict(_trace(wide, inputs), self.spec) if spec is None else spec
         except DiscoveryError as error:
-            raise WidthError(f"The network does not run with widths {dict(sizes)}: {error}") from error
+            raise WidthError(f"The network does not run with widths {dict(sizes)}. {error}") from error
         spec = dataclasses.replace(spec, frozen=self.spec.frozen)
         if spec.sizes != dict(sizes):
             raise WidthError(
@@ -156,68 +167,69 @@ class Architecture:
         return Architecture(wide, spec, inputs, self.check)
 
     def check_widening(self, sizes: Mapping[str, int], wide: nn.Module | None = None) -> NetworkSpec | None:
-        """Doubling the groups that are to have other sizes must keep the function; those of one factor at a time.
+        """Check that doubling the groups that change their sizes preserves the function, one factor at a time.
 
         Returns
         -------
         NetworkSpec or None
-            Of `wide`, the network in these sizes, if they are the doubled ones, so that it was traced.
+            That of `wide`, the network in these sizes, if they are the doubled ones, so that it was traced.
 
         Raises
         ------
         WidthError
-            Naming the groups that do not widen.
+            Naming the groups that cannot be widened.
         """
         by_factor: dict[frozenset[float], list[list[str]]] = {}
-        for family in self.spec.permutation_units:
-            factors = frozenset(sizes[n] / self.spec.sizes[n] for n in family) - {1.0}
+        for unit in self.spec.permutation_units:
+            factors = frozenset(sizes[n] / self.spec.sizes[n] for n in unit) - {1.0}
             if factors:
-                by_factor.setdefault(factors, []).append(family)
+                by_factor.setdefault(factors, []).append(unit)
         spec = None
-        for permutation_units in by_factor.values():
-            why, spec = self._doubled([name for family in permutation_units for name in family], sizes, wide)
+        for units in by_factor.values():
+            why, spec = self._doubled([name for unit in units for name in unit], sizes, wide)
             if why:
-                wrong = [name for family in permutation_units if self._doubling_fails(family) for name in family]
-                wrong = wrong or [name for family in permutation_units for name in family]
+                wrong = [name for unit in units if self._why_doubling_fails(unit) for name in unit]
+                wrong = wrong or [name for unit in units for name in unit]
                 raise WidthError(
-                    f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes; widths that "
-                    "depend on each other can only change together, as a float for target_widths does."
+                    f"The widths of groups {wrong} can't change: with every neuron doubled, {why}. Keep their sizes, or change "
+                    "widths that depend on each other together, by a float for target_widths."
                 )
         return spec
 
     def _check_blocks(self, sizes: Mapping[str, int]) -> None:
-        """Blocks hold equally many neurons, and others than before only if they may."""
+        """Check that blocks hold equally many neurons, and other numbers than before only if they may."""
         for group in self.spec.groups.values():
             if group.block_group is None:
                 continue
-            each, before = divmod(sizes[group.name], sizes[group.block_group]), group.size // self.spec.sizes[group.block_group]
-            why = "" if each[1] == 0 else "a block must hold a whole number of them"
-            if each != (before, 0) and not why:
-                why = self._doubling_fails([group.name])
+            block_size, remainder = divmod(sizes[group.name], sizes[group.block_group])
+            previous = group.size // self.spec.sizes[group.block_group]
+            why = "a block must hold a whole number of them" if remainder else ""
+            if block_size != previous and not remainder:
+                why = self._why_doubling_fails([group.name])
             if why:
                 raise WidthError(
                     f"The {group.size} neurons of group {group.name!r} lie in {self.spec.sizes[group.block_group]} blocks "
-                    f"({group.block_group!r}) of {before}. Asked for {sizes[group.name]} in {sizes[group.block_group]}: {why}. "
-                    "Change both in proportion, as a float for target_widths does."
+                    f"({group.block_group!r}) of {previous}. Got {sizes[group.name]} in {sizes[group.block_group]}: {why}. "
+                    "Change both in proportion, by a float for target_widths."
                 )
 
-    def _doubling_fails(self, names: Sequence[str]) -> str:
-        """Why the network with some groups doubled computes something else; empty if it does not."""
+    def _why_doubling_fails(self, names: Sequence[str]) -> str:
+        """Return why the network with some groups doubled computes something else; empty if it does not."""
         return self._doubled(names, {}, None)[0]
 
     def _doubled(
-        self, names: Sequence[str], target: Mapping[str, int], given: nn.Module | None
+        self, names: Sequence[str], target: Mapping[str, int], target_network: nn.Module | None
     ) -> tuple[str, NetworkSpec | None]:
-        """Why doubling some groups fails; and the graph of the network of the target's sizes, if it is the doubled one."""
+        """Return why doubling some groups fails, and the spec of the network in the target's sizes if it is the doubled one."""
         sizes = {n: size * (2 if n in names else 1) for n, size in self.spec.sizes.items()}
-        is_target = given is not None and sizes == dict(target)
+        is_target = target_network is not None and sizes == dict(target)
         try:
-            wide = given if given is not None and is_target else resize(self.plain, self.spec, sizes)
-            spec = like(_trace(wide, resized_inputs(self.inputs, self.spec, sizes)), self.spec)
+            wide = target_network if target_network is not None and is_target else resize(self.plain, self.spec, sizes)
+            spec = restrict(_trace(wide, resized_inputs(self.inputs, self.spec, sizes)), self.spec)
             if spec.sizes != sizes:
-                return "its groups come out otherwise", None
+                return "its groups differ", None
             same = self.check.widens(wide, spec)
-        except Exception as error:  # it does not run, or its blocks come out otherwise
+        except Exception as error:  # it does not run, or its blocks differ
             why = f"{error} A size may be written into the code" if isinstance(error, DiscoveryError) else str(error)
             return why, None
         why = "" if same else "the network computes something else (a softmax, norm or tie over the neurons)"
@@ -234,8 +246,8 @@ def discover_all(
     models : list of Module
     example_inputs : tuple of Tensor, Tensor or mapping, optional
     plains : list of Module, optional
-        Plain copies of the models, made if not given. Their tensors are brought into one order, and architectures may have them:
-        see `Architecture.of` and `apart`.
+        Plain copies of the models; made by default. Their tensors are brought into one order, and the architectures may own
+        them: see `Architecture.of` and `with_separate_networks`.
 
     Raises
     ------
@@ -248,43 +260,50 @@ def discover_all(
 
 
 def _discover_all(models: Sequence[nn.Module], example_inputs: Any, plains: Sequence[nn.Module]) -> list[Architecture]:
-    found: list[Architecture] = []
+    architectures: list[Architecture] = []
     for position, (model, plain) in enumerate(zip(models, plains, strict=True)):
         if position:
-            _compare_cells(plains[0], plain, position)
-            _compare_names(plains[0], plain, position)
-            in_order_of(plains[0], plain)
-        twin = next((a for a in found if _shapes(a.plain) == _shapes(plain) and type(a.plain) is type(plain)), None)
-        if twin is not None:
-            computes_the_same(twin.check, twin.plain, plain, position)
-            found.append(twin)
+            check_cells(plains[0], plain, position)
+            check_names(plains[0], plain, position)
+            reorder_tensors(plains[0], plain)
+        same = next(
+            (a for a in architectures if tensor_shapes(a.plain) == tensor_shapes(plain) and type(a.plain) is type(plain)), None
+        )
+        if same is not None:
+            check_same_function(same.check, same.plain, plain, position)
+            architectures.append(same)
             continue
-        inputs = found[0].inputs_for(plain) if found and found[0].spec.states else example_inputs
+        inputs = architectures[0].inputs_for(plain) if architectures and architectures[0].spec.states else example_inputs
         architecture = Architecture.of(plain if position else model, inputs, plain=plain, warn=not position)
         if position:
-            architecture.spec = like(architecture.spec, found[0].spec)
-            _compare_specs(found[0].spec, architecture.spec, position)
-            computes_the_same(architecture.check, plain, plain, position, constants_of(plains[0], fitting=plain))
-        found.append(architecture)
-    return found
+            architecture.spec = restrict(architecture.spec, architectures[0].spec)
+            check_specs(architectures[0].spec, architecture.spec, position)
+            check_same_function(architecture.check, plain, plain, position, constants_of(plains[0], fitting=plain))
+        architectures.append(architecture)
+    return architectures
 
 
-def apart(architectures: Sequence[Architecture]) -> list[Architecture]:
-    """The same architectures with networks of their own: for fits to share, each of which runs its own copies of the parents."""
-    own = {}
+def with_separate_networks(architectures: Sequence[Architecture]) -> list[Architecture]:
+    """Return the same architectures with separate copies of the networks.
+
+    Fits can share them, while each runs its own copies of the parents.
+    """
+    separate = {}
     for architecture in dict.fromkeys(architectures):
         check, plain = copy.copy(architecture.check), plain_copy(architecture.plain)
         check.model = plain
-        own[architecture] = dataclasses.replace(architecture, plain=plain, check=check)
-    return [own[a] for a in architectures]
+        separate[architecture] = dataclasses.replace(architecture, plain=plain, check=check)
+    return [separate[a] for a in architectures]
 
 
 def _can_be_traced(plain: nn.Module) -> bool:
+    """Return whether all tensors are on the CPU and none in half precision."""
     tensors = floating_state(plain).values()
     return not any(t.dtype in (torch.float16, torch.bfloat16) or t.device.type != "cpu" for t in tensors)
 
 
-def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> NetworkSpec:
+def _trace(plain: nn.Module, inputs: Inputs) -> NetworkSpec:
+    """Trace a plain network, and group its units."""
     floating, states = floating_state(plain), declared_states(plain, inputs)
     program = export(plain, inputs)
     interpreter = Interpreter(program, aliases(plain), floating, states)
@@ -295,7 +314,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> NetworkSpec:
     refuse_constants(plain, program, missing)
     if missing:
         raise DiscoveryError(
-            f"The forward of {type(plain).__name__} never uses {missing}; give example_inputs that reach them, or declare them: "
+            f"The forward of {type(plain).__name__} never uses {missing}. Give example_inputs that reach them, or declare them: "
             "sklearn_wbfuse.layers.declare(ModuleClass, unused=(name, ...))."
         )
     axes = {key: ids.numpy() for key, ids in interpreter.axes.items() if key[0] in interpreter.reached}
@@ -307,56 +326,8 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...]) -> NetworkSpec:
     return dataclasses.replace(with_states(spec, names), ends_in_probabilities=returns_probabilities(program))
 
 
-def _like(leaf: Any, dtype: torch.dtype) -> Any:
+def _to_cpu(leaf: Any, dtype: torch.dtype) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     leaf = leaf.detach().to("cpu")
     return leaf.to(dtype) if leaf.is_floating_point() else leaf
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in floating_state(model).items()}
-
-
-def _compare_cells(first: nn.Module, other: nn.Module, position: int) -> None:
-    cells = dict(first.named_modules())
-    for path, module in other.named_modules():
-        twin = cells.get(path)
-        if isinstance(module, nn.RNNBase) and isinstance(twin, nn.RNNBase) and module.mode != twin.mode:
-            raise ArchitectureMismatchError(
-                f"Models 0 and {position} have different recurrent layers: {path!r} is {twin.mode} in the first and "
-                f"{module.mode} in the other."
-            )
-
-
-def _compare_names(first: nn.Module, other: nn.Module, position: int) -> None:
-    a, b = _shapes(first), _shapes(other)
-    if set(a) != set(b):
-        only = [n for n in a if n not in b][:3], [n for n in b if n not in a][:3]
-        numbered = Counter(re.sub(r"\d+", "", n) for n in a) == Counter(re.sub(r"\d+", "", n) for n in b)
-        hint = (
-            " The names differ in numbers alone: give the layers of all models the same names (keras.utils.clear_session() "
-            "before each model is built, or keras.models.clone_model)."
-        )
-        raise ArchitectureMismatchError(
-            f"Models 0 and {position} have different parameters: only model 0 has {only[0]}, "
-            f"only model {position} has {only[1]}. Only models of one architecture can be fused; "
-            f"their widths may differ, their depth may not.{hint if numbered else ''}"
-        )
-
-
-def _compare_specs(first: NetworkSpec, other: NetworkSpec, position: int) -> None:
-    if first.operations != other.operations:
-        differing = ((str(a), str(b)) for a, b in zip(first.operations, other.operations, strict=False) if a != b)
-        more, fewer = next(differing, ("more operations", "fewer"))
-        raise ArchitectureMismatchError(f"Models 0 and {position} compute different functions: {more} against {fewer}.")
-    for name, tensor in first.tensors.items():
-        twin = other.tensors[name]
-        for axis, (left, right) in enumerate(zip(tensor.spans, twin.spans, strict=True)):
-            where = f"Models 0 and {position}, {name!r} axis {axis}"
-            if [(s.group, s.role, s.index.shape[1]) for s in left] != [(s.group, s.role, s.index.shape[1]) for s in right]:
-                raise ArchitectureMismatchError(f"{where}: groups {[s.group for s in left]} against {[s.group for s in right]}.")
-            if len(tensor.rest(axis)) != len(twin.rest(axis)):
-                raise WidthError(
-                    f"{where}: sizes {tensor.shape[axis]} and {twin.shape[axis]} of neurons that can't be moved must be equal."
-                )

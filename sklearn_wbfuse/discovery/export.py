@@ -17,10 +17,11 @@ from torch.fx import Node
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
 from ..layers.operations import facts_of, schema_name
-from .contexts import traced, untouched_modules
-from .declared import declared_forwards, hold_declared
+from .declared_modules import attach_declared, declared_forwards
 from .inputs import shapes_of
+from .isolation import untouched_modules
 from .tensors import lent
+from .tracing import trace_settings
 
 __all__ = ["export"]
 
@@ -35,8 +36,8 @@ def export(model: nn.Module, inputs: Sequence[Any], *, runs: bool = True) -> tor
     model : Module
     inputs : sequence
     runs : bool, default=True
-        Whether the model is run first. A trace computes no values, so that it costs the same for inputs of any size; without a
-        run errors that only values raise come later.
+        Whether the model is run first. A trace computes no values, so that its cost does not depend on the inputs' size; without
+        a run, errors that depend on values occur later.
 
     Raises
     ------
@@ -46,29 +47,30 @@ def export(model: nn.Module, inputs: Sequence[Any], *, runs: bool = True) -> tor
     if runs:
         _run(model, inputs)
     try:
-        with _LOCK, traced(model), torch.random.fork_rng(devices=[]), declared_forwards(model):
+        with _LOCK, trace_settings(model), torch.random.fork_rng(devices=[]), declared_forwards(model):
             program = torch.export.export(_Root(model), tuple(inputs), strict=False)
             program = program if _is_functional(program) else program.run_decompositions(_decompositions())
             _rename(program, model)
-            hold_declared(program)
+            attach_declared(program)
             return program
     except Exception as error:
         if not runs:
-            _run(model, inputs)  # tells better what is wrong
+            _run(model, inputs)  # its error is more specific
         if "not a known type" in str(error):
             raise DiscoveryError(
-                f"{type(model).__name__} returns something else than tensors in tuples, lists and dicts: "
+                f"A forward must return tensors in tuples, lists and dicts. Got another type from {type(model).__name__}: "
                 f"{_first_line(error).partition(' If this')[0]} Switch it off (a cache: config.use_cache = False), or register "
                 "its type with torch.utils._pytree."
             ) from error
         raise DiscoveryError(
-            f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}{_line_of(error)}. Branches that "
-            "depend on values must be taken out of forward, or the module that holds them declared "
+            f"{type(model).__name__} can't be traced by torch.export: {_first_line(error)}{_line_of(error)}. Remove branches "
+            "that depend on values from forward, or declare the module that contains them "
             "(sklearn_wbfuse.layers.declare)."
         ) from error
 
 
 def _run(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """Run the model on the inputs, to raise its own errors."""
     try:
         with torch.no_grad(), lent(model), untouched_modules(model):
             model(*inputs)
@@ -80,7 +82,7 @@ def _run(model: nn.Module, inputs: Sequence[Any]) -> None:
 
 
 class _Root(nn.Module):
-    """Holds a network, whose own parts may be called like attributes of a traced graph (code, graph, meta)."""
+    """Holds a network, whose submodules may have the names of attributes of a traced graph (code, graph, meta)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -91,7 +93,7 @@ class _Root(nn.Module):
 
 
 def _rename(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """Call tensors and modules as the network does; a tensor that code reads past its module is known by its memory."""
+    """Name tensors and modules as the network does; a tensor that code reads directly is recognised by its memory."""
     signature, prefix = program.graph_signature, "model."
     names = {_memory(t): n for n, t in [*model.named_buffers(), *model.named_parameters()] if t.numel()}
     for table in (program.state_dict, program.constants):
@@ -107,35 +109,40 @@ def _rename(program: torch.export.ExportedProgram, model: nn.Module) -> None:
 
 
 def _memory(tensor: Any) -> tuple[Any, ...]:
-    """Where a tensor's numbers lie."""
+    """Return where a tensor's values lie in memory."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         return (id(tensor),)
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _decompositions() -> dict[Any, Any]:
-    """What PyTorch makes of the operations that have no rule."""
-    return {op: made_of for op, made_of in torch.export.default_decompositions().items() if rule_for(schema_name(op)) is None}
+    """Return PyTorch's decompositions of the operations that have no rule."""
+    return {
+        op: decomposition
+        for op, decomposition in torch.export.default_decompositions().items()
+        if rule_for(schema_name(op)) is None
+    }
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
-    """Whether no operation changes its operands and none needs a rule that it has not: the slow pass over the graph is spared."""
+    """Return whether no operation changes its operands and none lacks a rule that it needs, so the graph need not be decomposed."""
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
     return all((rule_for(schema_name(n.target)) or _is_filled(n)) and not n.target._schema.is_mutable for n in nodes)
 
 
 def _is_filled(node: Node) -> bool:
-    """Whether a node is a tensor of zeros, of a range or the like, a constant of the trace."""
+    """Return whether a node is a constant of the trace, such as a tensor of zeros or a range."""
     return facts_of(node).kind == "fills" and not node.all_input_nodes
 
 
 def _first_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _line_of(error: Exception) -> str:
-    """The line of the network's own code that raised an error."""
+    """Return the line of the network's own code that raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.name == "forward" and f"{os.sep}torch{os.sep}" not in f.filename and f.line]
-    return f" at '{own[-1].line}'" if own else ""
+    network_frames = [f for f in frames if f.name == "forward" and f"{os.sep}torch{os.sep}" not in f.filename and f.line]
+    return f" at '{network_frames[-1].line}'" if network_frames else ""

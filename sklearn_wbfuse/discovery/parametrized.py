@@ -1,4 +1,4 @@
-"""Parametrized tensors: fusion sees their values, and writes back what the parametrization makes of the result.
+"""Parametrized tensors: fusion uses their values, and writes back what the parametrization can represent of the result.
 
 Both kinds of torch: ``torch.nn.utils.parametrize``, and the hooks of ``torch.nn.utils`` (weight_norm, spectral_norm, prune).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -18,40 +18,42 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..exceptions import DiscoveryError, FusionWarning, NonFiniteError
+from ..network.types import State
 
 __all__ = [
-    "HELD",
+    "TOLERANCE",
+    "apply_pruning_masks",
     "distance",
-    "held_value",
     "materialise",
     "parametrized_names",
-    "prune_again",
+    "prune_like",
     "pruned_names",
     "recompute",
-    "without_pruning",
+    "representable_value",
     "write_parametrized",
 ]
 
-HELD = 1e-3  # how far a tensor may be from what a parametrization makes of it, relative to its largest value
+TOLERANCE = 1e-3  # accepted difference of a tensor from its parametrized value, relative to its largest entry
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:
-    """The hooks that compute a tensor before each forward, by its name."""
-    found: dict[str, Any] = {}
+    """Return the hooks that compute a tensor before each forward, by its name."""
+    hooks: dict[str, Any] = {}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm)):
-            found[hook.name] = hook
+            hooks[hook.name] = hook
         elif isinstance(hook, prune.BasePruningMethod):
-            found[hook._tensor_name] = hook
-    return found
+            hooks[hook._tensor_name] = hook
+    return hooks
 
 
-def _lists(module: nn.Module) -> dict[str, Any]:
+def _parametrizations(module: nn.Module) -> dict[str, Any]:
+    """Return the parametrizations of a module, by the name of the tensor."""
     return dict(cast("nn.ModuleDict", module.parametrizations).items()) if parametrize.is_parametrized(module) else {}
 
 
 def _compute(module: nn.Module, hook: Any) -> Tensor:
-    """What a hook makes of its tensors in eval mode."""
+    """Return what a hook computes from its tensors in eval mode."""
     if isinstance(hook, WeightNorm):
         return hook.compute_weight(module)
     if isinstance(hook, SpectralNorm):
@@ -60,7 +62,7 @@ def _compute(module: nn.Module, hook: Any) -> Tensor:
 
 
 def recompute(model: nn.Module) -> None:
-    """Set what hooks compute before each forward; otherwise it is that of the last one."""
+    """Recompute the tensors that hooks compute before each forward, which hold the values of the last one."""
     with torch.no_grad():
         for module in model.modules():
             for name, hook in _hooks(module).items():
@@ -73,7 +75,7 @@ def materialise(model: nn.Module) -> None:
         for name, hook in _hooks(module).items():
             _remove(module, name, hook)
         if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name).detach().clone() for name in _lists(module)}
+            values = {name: getattr(module, name).detach().clone() for name in _parametrizations(module)}
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             for name, value in values.items():
@@ -81,6 +83,7 @@ def materialise(model: nn.Module) -> None:
 
 
 def _remove(module: nn.Module, name: str, hook: Any) -> None:
+    """Remove a hook, and register its tensor as a parameter."""
     if isinstance(hook, WeightNorm):
         remove_weight_norm(module, name)
     elif isinstance(hook, SpectralNorm):
@@ -93,12 +96,12 @@ def _remove(module: nn.Module, name: str, hook: Any) -> None:
 
 
 def parametrized_names(model: nn.Module) -> set[str]:
-    """Names of the parametrized tensors."""
-    return {f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in (*_hooks(m), *_lists(m))}
+    """Return the names of the parametrized tensors."""
+    return {f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in (*_hooks(m), *_parametrizations(m))}
 
 
 def pruned_names(model: nn.Module) -> set[str]:
-    """Names of the tensors that ``torch.nn.utils.prune`` masks."""
+    """Return the names of the tensors that ``torch.nn.utils.prune`` masks."""
     return {
         f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
@@ -107,34 +110,34 @@ def pruned_names(model: nn.Module) -> set[str]:
     }
 
 
-def prune_again(model: nn.Module, template: nn.Module) -> None:
-    """Give a plain network the pruned tensors of a template, in its own widths."""
+def prune_like(model: nn.Module, template: nn.Module) -> None:
+    """Prune the same tensors of a plain network as of a template, in the network's widths."""
     for path, module in template.named_modules():
         for name, hook in _hooks(module).items():
             if isinstance(hook, prune.BasePruningMethod):
-                twin = model.get_submodule(path)
-                weight = twin._parameters[name]
+                pruned = model.get_submodule(path)
+                weight = pruned._parameters[name]
                 assert weight is not None
-                del twin._parameters[name]
-                twin.register_parameter(f"{name}_orig", weight)
-                twin.register_buffer(f"{name}_mask", torch.ones_like(weight))
-                setattr(twin, name, weight.detach().clone())
-                twin.register_forward_pre_hook(copy.deepcopy(hook))
+                del pruned._parameters[name]
+                pruned.register_parameter(f"{name}_orig", weight)
+                pruned.register_buffer(f"{name}_mask", torch.ones_like(weight))
+                setattr(pruned, name, weight.detach().clone())
+                pruned.register_forward_pre_hook(copy.deepcopy(hook))
 
 
-def without_pruning(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """A state dict with masked values in place of originals and masks, but where the network itself has these."""
-    found = dict(state)
+def apply_pruning_masks(state: State, names: Collection[str]) -> dict[str, Tensor]:
+    """Return a state dict with masked values instead of originals and masks, unless `names` contain the originals."""
+    result = dict(state)
     for original in state:
         name = original.removesuffix("_orig")
         mask = f"{name}_mask"
-        if original not in own and name != original and name not in state and mask in state:
-            found[name] = found.pop(original) * found.pop(mask)
-    return found
+        if original not in names and name != original and name not in state and mask in state:
+            result[name] = result.pop(original) * result.pop(mask)
+    return result
 
 
 def write_parametrized(module: nn.Module, leaf: str, value: Tensor, name: str, *, exact: bool = False) -> None:
-    """Set a parametrized tensor; warns where the parametrization can't hold the value.
+    """Set a parametrized tensor, and warn if the parametrization cannot represent the value.
 
     Parameters
     ----------
@@ -144,108 +147,115 @@ def write_parametrized(module: nn.Module, leaf: str, value: Tensor, name: str, *
     name : str
         The full name, for messages.
     exact : bool
-        Whether spectral norms hold values of a norm above 1, as those of networks whose vectors u and v have not converged;
-        otherwise they bring them to norm 1.
+        Whether spectral norms can hold values of a norm above 1, as in networks whose vectors u and v have not converged;
+        otherwise these are scaled to norm 1.
 
     Raises
     ------
     DiscoveryError
         If the parametrization has no right_inverse.
     NonFiniteError
-        If it makes NaN of the value.
+        If its value is NaN or infinite.
     """
-    held = held_value(module, leaf, value, name, exact=exact)
-    if not bool(torch.isfinite(held).all()):
+    result = representable_value(module, leaf, value, name, exact=exact)
+    if not bool(torch.isfinite(result).all()):
         raise NonFiniteError(
-            f"The parametrization of {name!r} makes NaN or infinity of the fused tensor of shape {tuple(value.shape)} (a norm of "
-            "zero, perhaps); remove the parametrization of the models before they are fused."
+            f"Parametrized tensors must be finite. Got NaN or infinity for the fused tensor {name!r} of shape "
+            f"{tuple(value.shape)} (perhaps a norm of zero). Remove the parametrization of the models before they are fused."
         )
-    off = distance(held, value)
-    if off > HELD:
+    difference = distance(result, value)
+    if difference > TOLERANCE:
         warnings.warn(
-            f"The parametrization of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones; it holds "
-            f"{_instead(module, leaf)}, whose entries are up to {off:.1%} of the largest away. Remove it from the models before "
-            "they are fused to keep the mean.",
+            f"The parametrization of {name!r} can't hold the fused tensor, the weighted mean of the aligned ones. It holds "
+            f"{_replacement(module, leaf)}, whose entries differ by up to {difference:.1%} of the largest. To keep the mean, "
+            "remove the parametrization from the models before they are fused.",
             FusionWarning,
             stacklevel=5,
         )
 
 
-def distance(held: Tensor, value: Tensor) -> float:
-    """The largest difference, relative to the largest entry of `value`."""
-    value = value.to(held)
-    return float((held - value).abs().max() / value.abs().max().clamp(min=torch.finfo(held.dtype).tiny)) if held.numel() else 0.0
+def distance(result: Tensor, value: Tensor) -> float:
+    """Return the largest difference, relative to the largest entry of `value`."""
+    if not result.numel():
+        return 0.0
+    value = value.to(result)
+    return float((result - value).abs().max() / value.abs().max().clamp(min=torch.finfo(result.dtype).tiny))
 
 
-def _instead(module: nn.Module, leaf: str) -> str:
-    parts = [_hooks(module).get(leaf), *_lists(module).get(leaf, ())]
+def _replacement(module: nn.Module, leaf: str) -> str:
+    """Return what a parametrization holds if it cannot represent a value, for messages."""
+    parts = [_hooks(module).get(leaf), *_parametrizations(module).get(leaf, ())]
     if any(isinstance(p, (SpectralNorm, _SpectralNorm)) for p in parts):
-        return "it divided by its spectral norm"
+        return "that mean divided by its spectral norm"
     if any(isinstance(p, _Orthogonal) for p in parts):
         return "the nearest orthogonal matrix"
-    return "what its right_inverse makes of it"
+    return "the result of its right_inverse"
 
 
-def held_value(module: nn.Module, leaf: str, value: Tensor, name: str, *, exact: bool = False) -> Tensor:
-    """Set a parametrized tensor as `write_parametrized` does and return what it is then."""
+def representable_value(module: nn.Module, leaf: str, value: Tensor, name: str, *, exact: bool = False) -> Tensor:
+    """Set a parametrized tensor as `write_parametrized` does, and return its new value."""
     _write(module, leaf, value, name, exact)
     return getattr(module, leaf).detach()
 
 
 @torch.no_grad()
 def _write(module: nn.Module, leaf: str, value: Tensor, name: str, exact: bool) -> None:
+    """Set a parametrized tensor by its hook or its parametrizations."""
     hook = _hooks(module).get(leaf)
     if isinstance(hook, WeightNorm):
         getattr(module, f"{leaf}_g").copy_(torch.norm_except_dim(value, 2, hook.dim))
         getattr(module, f"{leaf}_v").copy_(value)
     elif isinstance(hook, SpectralNorm):
         getattr(module, f"{leaf}_orig").copy_(value)
-        _aim(getattr(module, f"{leaf}_u"), getattr(module, f"{leaf}_v"), hook.reshape_weight_to_matrix(value), exact)
+        _set_singular_vectors(
+            getattr(module, f"{leaf}_u"), getattr(module, f"{leaf}_v"), hook.reshape_weight_to_matrix(value), exact
+        )
     elif hook is not None:
         getattr(module, f"{leaf}_orig").copy_(value)
         getattr(module, f"{leaf}_mask").copy_(getattr(module, f"{leaf}_orig") != 0)
     if hook is not None:
         setattr(module, leaf, _compute(module, hook))
         return
-    parts = _lists(module)[leaf]
-    value = value.to(getattr(module, leaf))  # its dtype and device
+    parts = _parametrizations(module)[leaf]
+    value = value.to(getattr(module, leaf))  # dtype and device
     if isinstance(parts[-1], _Orthogonal):
-        value = _nearest_orthogonal(value)  # torch's own right_inverse makes another one of it
+        value = _nearest_orthogonal(value)  # torch's right_inverse returns another orthogonal matrix
     try:
         with torch.random.fork_rng(devices=[value.device] if value.is_cuda else []):
-            torch.manual_seed(0)  # orthogonal matrices that are not square are completed by random columns
+            torch.manual_seed(0)  # nonsquare orthogonal matrices are completed by random columns
             setattr(module, leaf, value)
     except Exception as error:
         raise DiscoveryError(
-            f"The parametrization of {name!r} has no right_inverse that takes its fused value ({type(error).__name__}); define "
-            "one or remove the parametrization."
+            f"Parametrizations must have a right_inverse that takes the fused value. Got {type(error).__name__} for {name!r}. "
+            "Define one or remove the parametrization."
         ) from error
-    inner = (parts.original,) if parts.is_tensor else tuple(getattr(parts, f"original{k}") for k in range(parts.ntensors))
+    originals = (parts.original,) if parts.is_tensor else tuple(getattr(parts, f"original{k}") for k in range(parts.ntensors))
     for part in parts:
-        if isinstance(part, _SpectralNorm) and inner[0].dim() > 1:
-            _aim(part._u, part._v, part._reshape_weight_to_matrix(inner[0]), exact)
-        inner = (part(*inner),)
+        if isinstance(part, _SpectralNorm) and originals[0].dim() > 1:
+            _set_singular_vectors(part._u, part._v, part._reshape_weight_to_matrix(originals[0]), exact)
+        originals = (part(*originals),)
 
 
-def _aim(u: Tensor, v: Tensor, matrix: Tensor, exact: bool) -> None:
-    """Set the vectors of a spectral norm, by which a matrix is divided: what power iteration converges to.
+def _set_singular_vectors(u: Tensor, v: Tensor, matrix: Tensor, exact: bool) -> None:
+    """Set the vectors of a spectral norm, by which a matrix is divided, to the limit of power iteration.
 
-    If `exact` and the norm is above 1, v is turned away so far that the matrix is divided by 1.
+    If `exact` and the norm is above 1, v is rotated such that the matrix is divided by 1.
     """
     left, values, right = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
-    norm, ends = float(values[0]), [left[:, 0], right[0]]
+    norm, vectors = float(values[0]), [left[:, 0], right[0]]
     if exact and norm > 1:
-        turned = 1 if len(ends[1]) > 1 else 0
-        own = ends[turned]
-        if len(own) > 1:
-            across = torch.zeros_like(own)
-            across[own.abs().argmin()] = 1.0
-            across -= own * (own @ across)
-            ends[turned] = own / norm + across / across.norm() * (1 - norm**-2) ** 0.5
-    u.copy_(ends[0])
-    v.copy_(ends[1])
+        rotated = 1 if len(vectors[1]) > 1 else 0
+        vector = vectors[rotated]
+        if len(vector) > 1:
+            orthogonal = torch.zeros_like(vector)
+            orthogonal[vector.abs().argmin()] = 1.0
+            orthogonal -= vector * (vector @ orthogonal)
+            vectors[rotated] = vector / norm + orthogonal / orthogonal.norm() * (1 - norm**-2) ** 0.5
+    u.copy_(vectors[0])
+    v.copy_(vectors[1])
 
 
 def _nearest_orthogonal(value: Tensor) -> Tensor:
+    """Return the nearest orthogonal matrix."""
     left, _, right = torch.linalg.svd(value.double(), full_matrices=False)
     return (left @ right).to(value.dtype)

@@ -1,4 +1,4 @@
-"""Between which numbers the outputs of a network lie, as far as its operations tell: which outputs are probabilities."""
+"""Ranges of the outputs of a network, as far as its operations imply them: which outputs are probabilities."""
 
 from __future__ import annotations
 
@@ -20,35 +20,38 @@ from .modules import plain_copy
 __all__ = ["returns_probabilities", "seems_probable"]
 
 Range = tuple[float, float]
+"""A lower and an upper bound of values."""
+
 Read = Callable[[int], Range]
+"""The range of an operation's argument at a position."""
 
 _ANY: Range = (-math.inf, math.inf)
-_SPARE = 1e-3  # p + eps is a probability still
-_LARGE = 1 << 16  # numbers; the values of larger constants are not looked at
+_TOLERANCE = 1e-3  # p + eps still counts as a probability
+_MAX_SIZE = 1 << 16  # larger constants are not examined
 
 
 def returns_probabilities(program: torch.export.ExportedProgram) -> bool:
-    """Whether operations keep everything that a traced network returns within 0 and 1.
+    """Return whether operations restrict all outputs of a traced network to values within 0 and 1.
 
-    A softmax or a sigmoid does, ``1 - p``, ``exp`` of log-probabilities, ``x / x.sum()`` of numbers that are not negative, and
-    so does what moves, casts, clamps, selects or averages their values. Logits and log-probabilities are not bounded.
+    These are a softmax or a sigmoid, ``1 - p``, ``exp`` of log-probabilities, ``x / x.sum()`` of nonnegative numbers, and
+    operations that move, cast, clamp, select or average their values. Logits and log-probabilities are not bounded.
     """
     ranges: dict[Node, Range] = {}
     specs = iter(program.graph_signature.input_specs)
     returned: list[Any] = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            ranges[node] = _given(next(specs), program)
+            ranges[node] = _range_of_input(next(specs), program)
         elif node.op == "call_function":
             ranges[node] = _computed(node, ranges)
         elif node.op == "output":
             outputs = zip(node.args[0], program.graph_signature.output_specs, strict=True)
             returned = [n for n, s in outputs if s.kind == OutputKind.USER_OUTPUT and isinstance(n, Node)]
-    return bool(returned) and all(low >= 0 and high <= 1 + _SPARE for low, high in map(ranges.__getitem__, returned))
+    return bool(returned) and all(low >= 0 and high <= 1 + _TOLERANCE for low, high in map(ranges.__getitem__, returned))
 
 
 def seems_probable(model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Whether a network is seen to return probabilities; not if it can't be traced on inputs of its dtype."""
+    """Return whether a network is recognised to return probabilities; False if it cannot be traced on inputs of its dtype."""
     try:
         plain = plain_copy(model).to("cpu").float()
         floats = [t.cpu().float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
@@ -57,19 +60,20 @@ def seems_probable(model: nn.Module, inputs: Sequence[Any]) -> bool:
         return False
 
 
-def _given(spec: Any, program: torch.export.ExportedProgram) -> Range:
-    """Values of constants and buffers are known; inputs and parameters may be anything."""
+def _range_of_input(spec: Any, program: torch.export.ExportedProgram) -> Range:
+    """Return the range of a constant or buffer; inputs and parameters may be anything."""
     if spec.kind not in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER):
         return _ANY
-    held: Mapping[str, Any] = program.constants if spec.target in program.constants else program.state_dict
-    value = held.get(spec.target)
-    if not isinstance(value, Tensor) or value.is_complex() or not 0 < value.numel() <= _LARGE or value.is_meta:
+    tensors: Mapping[str, Any] = program.constants if spec.target in program.constants else program.state_dict
+    value = tensors.get(spec.target)
+    if not isinstance(value, Tensor) or value.is_complex() or not 0 < value.numel() <= _MAX_SIZE or value.is_meta:
         return _ANY
     low, high = (float(end) for end in value.detach().double().aminmax())
     return _ANY if math.isnan(low) else (low, high)
 
 
 def _computed(node: Node, ranges: Mapping[Node, Range]) -> Range:
+    """Return the range of an operation's result."""
     if node.target is operator.getitem:
         source, position = node.args
         assert isinstance(source, Node)
@@ -88,6 +92,7 @@ def _computed(node: Node, ranges: Mapping[Node, Range]) -> Range:
 
 
 def _range_of(value: Any, ranges: Mapping[Node, Range]) -> Range:
+    """Return the range of a node, a number, or several of them."""
     if isinstance(value, Node):
         return ranges.get(value, _ANY)
     if isinstance(value, (bool, int, float)):
@@ -96,30 +101,35 @@ def _range_of(value: Any, ranges: Mapping[Node, Range]) -> Range:
 
 
 def _hull(*ranges: Range) -> Range:
+    """Return the smallest range that contains all ranges."""
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _is_pair(node: Node) -> bool:
+    """Return whether an operation has two operands."""
     return len(node.args) > 1 and isinstance(node.args[1], Node)
 
 
 def _origin(node: Any) -> Any:
-    """What a chain of operations that leave all values as they are was taken of."""
+    """Return the node to which a chain of operations that preserve all values was applied."""
     while isinstance(node, Node) and (facts_of(node).kind in ("reshapes", "expands") or passes_on(node)):
         node = node.args[0]
     return node
 
 
 def _times(a: float, b: float) -> float:
+    """Multiply, with 0 times infinity equal to 0."""
     return 0.0 if 0 in (a, b) else a * b
 
 
 def _product(a: Range, b: Range) -> Range:
+    """Return the range of products."""
     ends = [_times(x, y) for x in a for y in b]
     return min(ends), max(ends)
 
 
 def _added(node: Node, read: Read, sign: float = 1.0) -> Range:
+    """Return the range of a sum or a difference."""
     alpha = node.kwargs.get("alpha", 1)
     times = sign * (float(alpha) if isinstance(alpha, (int, float)) else math.nan)
     first, second = read(0), read(1)
@@ -132,21 +142,23 @@ def _added(node: Node, read: Read, sign: float = 1.0) -> Range:
 
 
 def _reversed(node: Node, read: Read) -> Range:
+    """Return the range of a difference with exchanged operands."""
     (low, high), (start, end) = read(0), read(1)
     return (start - high, end - low) if node.kwargs.get("alpha", 1) == 1 else _ANY
 
 
 def _same(a: Any, b: Any, depth: int = 8) -> bool:
-    """Whether two values are one, or computed alike by a few operations: code that says ``x.exp() / x.exp().sum()``."""
+    """Return whether two values are the same node, or computed alike by a few operations, as in ``x.exp() / x.exp().sum()``."""
     a, b = _origin(a), _origin(b)
     if not isinstance(a, Node) or not isinstance(b, Node) or a is b or not depth:
         return a is b or (not isinstance(a, Node) and not isinstance(b, Node) and a == b)
-    alike = a.op == "call_function" and (a.target, a.kwargs, len(a.args)) == (b.target, b.kwargs, len(b.args))
-    return alike and all(_same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))
+    same_operation = a.op == "call_function" and (a.target, a.kwargs, len(a.args)) == (b.target, b.kwargs, len(b.args))
+    return same_operation and all(_same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))
 
 
-def _inverse(of: Range) -> Range:
-    low, high = of
+def _inverse(values: Range) -> Range:
+    """Return the range of reciprocals."""
+    low, high = values
     if low < 0 < high:
         return _ANY
     if low >= 0:
@@ -155,6 +167,7 @@ def _inverse(of: Range) -> Range:
 
 
 def _quotient(node: Node, read: Read) -> Range:
+    """Return the range of a quotient, which is a share if the divisor is a sum of nonnegative numbers."""
     if node.kwargs.get("rounding_mode") is not None:
         return _ANY
     total = _origin(node.args[1])
@@ -167,6 +180,7 @@ def _quotient(node: Node, read: Read) -> Range:
 
 
 def _sum(node: Node, read: Read) -> Range:
+    """Return the range of a sum along dimensions."""
     summed = _origin(node.args[0])
     if operation(summed) == "mul" and _weighted(summed):
         return _mixture(summed, read(0))
@@ -178,23 +192,24 @@ def _sum(node: Node, read: Read) -> Range:
 
 
 def _weighted(node: Node) -> bool:
-    """Whether one of the factors is a softmax: the gates of a mixture, the weights of attention."""
+    """Return whether one of the factors is a softmax: the gates of a mixture, the weights of attention."""
     factors = [f for a in node.args for f in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(f, Node)]
     return any(facts_of(_origin(f)).kind == "softmax" for f in factors)
 
 
 def _mixture(node: Node, products: Range) -> Range:
-    """A mean that gates weigh of numbers within 0 and 1."""
-    return (0.0, 1.0) if products[0] >= 0 and products[1] <= 1 + _SPARE else _ANY
+    """Return the range of a mean, weighted by gates, of numbers within 0 and 1."""
+    return (0.0, 1.0) if products[0] >= 0 and products[1] <= 1 + _TOLERANCE else _ANY
 
 
 def _contracted(node: Node, read: Read) -> Range:
+    """Return the range of a contraction."""
     factors = [read(0), read(1)] if operation(node) != "einsum" else [read(1)] * 2
     return _mixture(node, _product(*factors)) if _weighted(node) else _ANY
 
 
 def _bounded(low: int | None, high: int | None) -> Callable[[Node, Read], Range]:
-    """A clamp whose bounds are arguments at some positions."""
+    """Return a rule for a clamp whose bounds are arguments at some positions."""
 
     def rule(node: Node, read: Read) -> Range:
         least, most = read(0)
@@ -208,7 +223,7 @@ def _bounded(low: int | None, high: int | None) -> Callable[[Node, Read], Range]
 
 
 def _rising(function: Callable[[float], float]) -> Callable[[Node, Read], Range]:
-    """A function that never falls, of numbers where it is defined."""
+    """Return a rule for a nondecreasing function, on numbers where it is defined."""
 
     def end(value: float) -> float:
         try:
@@ -222,25 +237,27 @@ def _rising(function: Callable[[float], float]) -> Callable[[Node, Read], Range]
 
 
 def _absolute(node: Node, read: Read) -> Range:
+    """Return the range of absolute values."""
     low, high = read(0)
     return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
 
 
 def _power(node: Node, read: Read) -> Range:
-    (low, high), (exponent, same) = read(0), read(1) if operation(node) == "pow" else (2.0, 2.0)
-    if exponent == same and exponent > 0 and low >= 0:
+    """Return the range of a power."""
+    (low, high), (exponent, largest) = read(0), read(1) if operation(node) == "pow" else (2.0, 2.0)
+    if exponent == largest and exponent > 0 and low >= 0:
         return low**exponent, high**exponent
-    return (0.0, math.inf) if exponent == same and exponent % 2 == 0 else _ANY
+    return (0.0, math.inf) if exponent == largest and exponent % 2 == 0 else _ANY
 
 
 def _filled(node: Node, read: Read) -> Range:
-    """Zeros, or numbers that are given, beside the operand's values."""
+    """Return the range of zeros or given numbers next to the operand's values."""
     numbers = [float(a) for a in node.args[1:] if isinstance(a, (int, float))]
     return _hull(read(0), *((n, n) for n in [0.0, *numbers]))
 
 
 def _larger(node: Node, read: Read, pick: Callable[..., float] = max) -> Range:
-    """Max and min of two operands; of one, some of its values."""
+    """Return the range of the maximum or minimum of two operands; of one operand, of some of its values."""
     return tuple(map(pick, read(0), read(1))) if _is_pair(node) else read(0)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Recurrent states that the caller gives to a network or gets from it, where the user has declared them."""
+"""Recurrent states that the caller passes to a network or receives from it, as declared by the user."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from ..exceptions import DiscoveryError
 from ..layers import Constraints, LabelMap, Value, declaration_of
 from ..network.groups import LabelledTensor
 from ..network.spec import NetworkSpec, RecurrentState
+from ..network.types import Inputs
 
-__all__ = ["Declared", "declared_states", "on_states", "resized_inputs", "with_states"]
+__all__ = ["DeclaredStates", "change_states", "declared_states", "resized_inputs", "with_states"]
+
+StateKey = tuple[bool, int, int | None]
+"""Whether a state is an input, its position and its layer index, see `RecurrentState`."""
 
 
 @dataclass(eq=False)
-class Declared:
-    """Which tensors among a network's inputs are declared states, which of its outputs, and the labels of their units.
+class DeclaredStates:
+    """The declared states among a network's inputs and outputs, and the labels of their units.
 
     Attributes
     ----------
@@ -29,59 +33,59 @@ class Declared:
         Positions among the tensors of the inputs.
     outputs : tuple of int
         Positions in the tuple that forward returns.
-    given : list of Tensor
+    unpaired : list of Tensor
         The labels of each input state that no output state has been paired with yet.
     labels : dict of (bool, int, int or None) to Tensor
-        For each (given, position, slot), the labels along the last dimension.
+        For each (is_input, position, layer_index), the labels along the last dimension.
     """
 
     inputs: set[int] = field(default_factory=set)
     outputs: tuple[int, ...] = ()
-    given: list[Tensor] = field(default_factory=list)
-    labels: dict[tuple[bool, int, int | None], Tensor] = field(default_factory=dict)
+    unpaired: list[Tensor] = field(default_factory=list)
+    labels: dict[StateKey, Tensor] = field(default_factory=dict)
 
-    def value(self, constraints: Constraints, leaf: int, shape: tuple[int, ...]) -> Value:
-        """A state that the caller gives: fresh labels for each unit of each layer and direction."""
-        slots = shape[0] if len(shape) == 3 else 1
-        ids = constraints.fresh(slots * shape[-1]).view(*([slots] if len(shape) == 3 else []), 1, shape[-1])
-        self._keep(True, leaf, ids)
-        self.given.append(ids)
+    def value(self, constraints: Constraints, position: int, shape: tuple[int, ...]) -> Value:
+        """Return an input state, with fresh labels for each unit of each layer and direction."""
+        n_layers = shape[0] if len(shape) == 3 else 1
+        ids = constraints.fresh(n_layers * shape[-1]).view(*([n_layers] if len(shape) == 3 else []), 1, shape[-1])
+        self._store(True, position, ids)
+        self.unpaired.append(ids)
         return Value(shape, (LabelMap(ids.expand(shape)),))
 
-    def returned(self, constraints: Constraints, leaf: int, value: Value) -> None:
-        """A state that the caller gets, and will give back where the network takes one: they are the same units."""
+    def pair_output(self, constraints: Constraints, position: int, value: Value) -> None:
+        """Unite an output state with the input state that takes it back."""
         last = len(value.shape) - 1
-        given = self.given.pop(0) if self.given else None
-        fits = [k for k in value.layers if set(k.dims) <= {0, last} and (len(value.shape) == 3 or k.dims == (last,))]
+        input_ids = self.unpaired.pop(0) if self.unpaired else None
+        state_maps = [m for m in value.label_maps if set(m.dims) <= {0, last} and (len(value.shape) == 3 or m.dims == (last,))]
         constraints.freeze(
-            [k for k in value.layers if k not in fits], "a declared state that varies along more than layers and units"
+            [m for m in value.label_maps if m not in state_maps], "a declared state that varies along more than layers and units"
         )
-        for layer in fits:
-            ids = layer.ids.narrow(last - 1, 0, 1)
-            self._keep(False, leaf, ids)
-            if given is not None and given.shape == ids.shape:
-                constraints.unite(given, ids)
-                constraints.same_factor(given, ids)
-                given = None
-            elif any(key[0] for key in self.labels) or not constraints.is_state(layer):
+        for label_map in state_maps:
+            ids = label_map.ids.narrow(last - 1, 0, 1)
+            self._store(False, position, ids)
+            if input_ids is not None and input_ids.shape == ids.shape:
+                constraints.unite(input_ids, ids)
+                constraints.same_factor(input_ids, ids)
+                input_ids = None
+            elif any(key[0] for key in self.labels) or not constraints.is_state(label_map):
                 raise DiscoveryError(
-                    f"Output {leaf} of shape {value.shape} is declared to be a state, but no declared input has its units: each "
-                    "state that is returned needs the argument that takes it back, in the same order (declare(..., "
-                    "state_inputs=, state_outputs=))."
+                    "Each declared output state must have a declared input state of the same units. Got no input for output "
+                    f"{position} of shape {value.shape}. Declare the arguments that take states back in the order of the "
+                    "outputs: declare(..., state_inputs=, state_outputs=)."
                 )
-        if given is not None:
-            constraints.freeze([LabelMap(given)], "a declared state that is not given back as it was returned")
+        if input_ids is not None:
+            constraints.freeze([LabelMap(input_ids)], "a declared state that is returned with other units")
 
-    def _keep(self, given: bool, leaf: int, ids: Tensor) -> None:
+    def _store(self, is_input: bool, position: int, ids: Tensor) -> None:
         if ids.dim() == 3:
-            for slot in range(len(ids)):
-                self.labels[given, leaf, slot] = ids[slot, 0]
+            for layer_index in range(len(ids)):
+                self.labels[is_input, position, layer_index] = ids[layer_index, 0]
         else:
-            self.labels[given, leaf, None] = ids[0]
+            self.labels[is_input, position, None] = ids[0]
 
 
-def declared_states(model: nn.Module, inputs: Sequence[Any]) -> Declared:
-    """What ``declare(type(model), state_inputs=..., state_outputs=...)`` said, as positions among all tensors.
+def declared_states(model: nn.Module, inputs: Sequence[Any]) -> DeclaredStates:
+    """Return the declared states of a model, as positions among all tensors.
 
     Raises
     ------
@@ -90,53 +94,56 @@ def declared_states(model: nn.Module, inputs: Sequence[Any]) -> Declared:
     """
     declaration = declaration_of(model)
     if declaration is None or not (declaration.state_inputs or declaration.state_outputs):
-        return Declared()
+        return DeclaredStates()
     names = list(inspect.signature(model.forward).parameters)
-    found: set[int] = set()
+    positions: set[int] = set()
     for name in declaration.state_inputs:
         if name not in names[: len(inputs)]:
             raise DiscoveryError(
-                f"{type(model).__name__} is declared to take a state {name!r}, but example_inputs give {names[: len(inputs)]}."
+                f"example_inputs must contain every declared state. Got {names[: len(inputs)]} without the state {name!r} of "
+                f"{type(model).__name__}."
             )
-        before = len(pytree.tree_leaves(tuple(inputs[: names.index(name)])))
-        found |= set(range(before, before + len(pytree.tree_leaves(inputs[names.index(name)]))))
-    return Declared(found, declaration.state_outputs)
+        n_before = len(pytree.tree_leaves(tuple(inputs[: names.index(name)])))
+        positions |= set(range(n_before, n_before + len(pytree.tree_leaves(inputs[names.index(name)]))))
+    return DeclaredStates(positions, declaration.state_outputs)
 
 
-def with_states(spec: NetworkSpec, labels: Mapping[tuple[bool, int, int | None], str]) -> NetworkSpec:
-    """The graph with some of its tensors taken out and kept as states."""
-    states = tuple(RecurrentState(*key, labels=spec.tensors[name]) for key, name in labels.items())
-    names = set(labels.values())
-    return replace(spec, tensors={n: t for n, t in spec.tensors.items() if n not in names}, states=states)
+def with_states(spec: NetworkSpec, names: Mapping[StateKey, str]) -> NetworkSpec:
+    """Return the spec with some of its tensors converted to states."""
+    states = tuple(RecurrentState(*key, labels=spec.tensors[name]) for key, name in names.items())
+    state_names = set(names.values())
+    return replace(spec, tensors={n: t for n, t in spec.tensors.items() if n not in state_names}, states=states)
 
 
-def on_states(
-    leaves: Sequence[Any], spec: NetworkSpec, given: bool, change: Callable[[Tensor, LabelledTensor], Tensor]
+def change_states(
+    leaves: Sequence[Any], spec: NetworkSpec, is_input: bool, change: Callable[[Tensor, LabelledTensor], Tensor]
 ) -> list[Any]:
-    """The tensors with a change made along the units of every state among them; units come first in what is changed."""
+    """Return tensors with a change applied to the units of every state; units are the first dimension of its argument."""
     result = list(leaves)
-    for leaf in {s.leaf for s in spec.states if s.given == given}:
-        own = {s.slot: s.labels for s in spec.states if s.given == given and s.leaf == leaf}
-        tensor = leaves[leaf]
-        if None not in own and len(tensor) != len(own):
-            raise DiscoveryError(f"A declared state must be (layers, batch, units) or (batch, units). Got {tuple(tensor.shape)}.")
-        parts = [tensor] if None in own else [tensor[slot] for slot in own]
-        moved = [change(t.movedim(-1, 0), labels).movedim(0, -1) for t, labels in zip(parts, own.values(), strict=True)]
-        result[leaf] = moved[0] if None in own else torch.stack(moved)
+    for position in {s.position for s in spec.states if s.is_input == is_input}:
+        labels_of = {s.layer_index: s.labels for s in spec.states if s.is_input == is_input and s.position == position}
+        tensor = leaves[position]
+        if None not in labels_of and len(tensor) != len(labels_of):
+            raise DiscoveryError(
+                f"A declared state must have shape (layers, batch, units) or (batch, units). Got {tuple(tensor.shape)}."
+            )
+        parts = [tensor] if None in labels_of else [tensor[layer_index] for layer_index in labels_of]
+        changed = [change(t.movedim(-1, 0), labels).movedim(0, -1) for t, labels in zip(parts, labels_of.values(), strict=True)]
+        result[position] = changed[0] if None in labels_of else torch.stack(changed)
     return result
 
 
-def _cut(tensor: Tensor, size: int) -> Tensor:
-    """The last dimension brought to a size, with zeros where it grows."""
+def _resize_last(tensor: Tensor, size: int) -> Tensor:
+    """Resize the last dimension, with zeros where it grows."""
     return nn.functional.pad(tensor, (0, size - tensor.shape[-1]))
 
 
-def resized_inputs(inputs: Sequence[Any], spec: NetworkSpec, sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """Inputs whose states have the widths of a resized network."""
+def resized_inputs(inputs: Sequence[Any], spec: NetworkSpec, sizes: Mapping[str, int]) -> Inputs:
+    """Return inputs whose states have the widths of a resized network."""
     leaves, tree = pytree.tree_flatten(tuple(inputs))
 
     def change(tensor: Tensor, labels: LabelledTensor) -> Tensor:
         size = len(tensor) + sum(sizes[s.group] - len(s.index) for s in labels.spans[0])
-        return _cut(tensor.movedim(0, -1), size).movedim(-1, 0)
+        return _resize_last(tensor.movedim(0, -1), size).movedim(-1, 0)
 
-    return pytree.tree_unflatten(on_states(leaves, spec, True, change), tree)
+    return pytree.tree_unflatten(change_states(leaves, spec, True, change), tree)

@@ -1,7 +1,7 @@
-"""Scales and signs: which factors of a unit, undone by its readers, leave the network's function as it is.
+"""Scales and signs: which factors of a unit, cancelled where the unit is read, preserve the network's function.
 
-Every axis of every parameter has an exponent for scales (c > 0 times a unit multiplies it by c to this power) and one modulo 2
-for signs. Operations relate them linearly: a product adds them, a sum equates them, a sigmoid makes them 0.
+Every axis of every parameter has an exponent for scales (multiplying a unit by c > 0 multiplies the axis by c to this power) and
+one modulo 2 for signs. Operations relate them linearly: a product adds them, a sum equates them, a sigmoid requires them to be 0.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from ..layers import Constraints
 __all__ = ["Symmetry", "symmetries"]
 
 Row = tuple[tuple[int, int], ...]
+"""A linear relation, as pairs of a variable and its coefficient."""
+
 Place = tuple[int, int]
+"""An axis, and a copy of the group on it."""
+
 Symmetry = dict[Place, float]
-"""Exponent of each (axis, copy) on which a group stands; zeros are left out."""
+"""The exponent of each place of a group; zeros are left out."""
 
 
 def symmetries(
@@ -27,11 +31,11 @@ def symmetries(
     axes: Mapping[tuple[str, int], np.ndarray],
     n_groups: int,
 ) -> tuple[list[Symmetry], list[Symmetry]]:
-    """Scale exponents and sign parities of every group; an empty dict where only zero solves the relations.
+    """Return scale exponents and sign parities of every group; an empty dict where only zero solves the relations.
 
     Parameters
     ----------
-    record : Record
+    constraints : Constraints
     unit_of : ndarray
         The unit of each label.
     group_of_unit : ndarray
@@ -43,16 +47,16 @@ def symmetries(
     variable_of = _variables(constraints, unit_of)
     group_of = group_of_unit[unit_of]
     rows: dict[str, list[set[Row]]] = {kind: [set() for _ in range(n_groups)] for kind in ("scale", "sign")}
-    for of, coefficients, related in constraints.relations:
+    for kind, coefficients, related in constraints.relations:
         stacked = np.vstack([group_of[related[0]], *(variable_of[i] for i in related)])
         for g, *variables in np.unique(stacked, axis=1).T.tolist():
             if g >= 0:
                 row = tuple(zip(variables, coefficients, strict=True))
-                if of != "sign":
+                if kind != "sign":
                     rows["scale"][g].add(row)
-                if of != "scale":
+                if kind != "scale":
                     rows["sign"][g].add(_modulo_2(row))
-    computed = [int(v) for ids in constraints.computers for v in dict.fromkeys(variable_of[ids].tolist())]
+    computed = [int(v) for ids in constraints.producers for v in dict.fromkeys(variable_of[ids].tolist())]
     places: list[dict[Place, int]] = [{} for _ in range(n_groups)]
     for axis, ids in enumerate(axes.values()):
         groups = group_of[ids]
@@ -66,21 +70,21 @@ def symmetries(
 
 
 def _variables(constraints: Constraints, unit_of: np.ndarray) -> np.ndarray:
-    """For each label the number of its variable: its axis, and the how-many-eth copy of its unit it is there."""
-    start = np.searchsorted(constraints.starts, np.arange(constraints.count), side="right")
+    """Return for each label the number of its variable: its axis, and the index of this copy of its unit on the axis."""
+    start = np.searchsorted(constraints.range_starts, np.arange(constraints.n_labels), side="right")
     order = np.lexsort((unit_of, start))
-    first = np.ones(constraints.count, dtype=bool)
+    first = np.ones(constraints.n_labels, dtype=bool)
     first[1:] = (np.diff(start[order]) != 0) | (np.diff(unit_of[order]) != 0)
     runs = np.flatnonzero(first)
-    copy = np.empty(constraints.count, dtype=int)
-    copy[order] = np.arange(constraints.count) - np.repeat(runs, np.diff(np.append(runs, constraints.count)))
-    return start * constraints.count + copy
+    copy = np.empty(constraints.n_labels, dtype=int)
+    copy[order] = np.arange(constraints.n_labels) - np.repeat(runs, np.diff(np.append(runs, constraints.n_labels)))
+    return start * constraints.n_labels + copy
 
 
 def _solution(
     rows: Iterable[Row], computed: list[int], places: Mapping[Place, int], solve: Callable[..., dict[int, float]]
 ) -> Symmetry:
-    """Exponents of a group's places, 1 for the first axis that computes the group and is free."""
+    """Return the exponents of a group's places, 1 for the first free axis that computes the group."""
     root, factor, zero = _roots(rows, set(places.values()))
     rest = [_merged((root[v], c * factor[v]) for v, c in row if root[v] not in zero) for row in rows if len(row) > 2]
     for reference in dict.fromkeys(root[v] for v in computed if v in root and root[v] not in zero):
@@ -93,7 +97,7 @@ def _solution(
 
 
 def _scale_exponents(rows: list[dict[int, float]], reference: int) -> dict[int, float]:
-    """The smallest solution of a linear system in which the reference is 1; empty if there is none."""
+    """Return the smallest solution of a linear system in which the reference is 1; empty if there is none."""
     column = {v: c for c, v in enumerate(sorted({v for row in rows for v in row} | {reference}))}
     matrix = np.zeros((max(len(rows), 1), len(column)))
     for r, row in enumerate(rows):
@@ -109,27 +113,27 @@ def _scale_exponents(rows: list[dict[int, float]], reference: int) -> dict[int, 
 
 
 def _parities(rows: list[dict[int, float]], reference: int) -> dict[int, float]:
-    """A solution modulo 2 in which the reference is 1 and all that is free 0; empty if there is none."""
+    """Return a solution modulo 2 in which the reference is 1 and free variables are 0; empty if there is none."""
     pivots: dict[int, set[int]] = {}
     for row in rows:
-        left = {v for v, c in row.items() if c % 2}
-        while found := left & pivots.keys():
-            left ^= pivots[found.pop()]
-        if not left:
+        remaining = {v for v, c in row.items() if c % 2}
+        while reducible := remaining & pivots.keys():
+            remaining ^= pivots[reducible.pop()]
+        if not remaining:
             continue
-        if left == {reference}:
+        if remaining == {reference}:
             return {}
-        pivot = next(v for v in sorted(left) if v != reference)
+        pivot = next(v for v in sorted(remaining) if v != reference)
         for other, equation in pivots.items():
             if pivot in equation:
-                pivots[other] = equation ^ left
-        pivots[pivot] = left
+                pivots[other] = equation ^ remaining
+        pivots[pivot] = remaining
     return {reference: 1.0} | {v: 1.0 for v, equation in pivots.items() if reference in equation}
 
 
-def _roots(rows: Iterable[Row], own: set[int]) -> tuple[dict[int, int], dict[int, float], set[int]]:
-    """Variables that relations between two make multiples of one another: root, factor, and the roots that must be 0."""
-    links: dict[int, list[tuple[int, float]]] = {v: [] for v in sorted({v for row in rows for v, _ in row} | own)}
+def _roots(rows: Iterable[Row], variables: set[int]) -> tuple[dict[int, int], dict[int, float], set[int]]:
+    """Return variables as multiples of roots by the relations between two variables: root, factor, and the roots that are 0."""
+    links: dict[int, list[tuple[int, float]]] = {v: [] for v in sorted({v for row in rows for v, _ in row} | variables)}
     zero_variables = set()
     for row in map(_merged, rows):
         terms = list(row.items())
@@ -158,13 +162,13 @@ def _roots(rows: Iterable[Row], own: set[int]) -> tuple[dict[int, int], dict[int
 
 
 def _modulo_2(row: Row) -> Row:
-    """The same relation modulo 2; one between two variables as their difference."""
+    """Return the same relation modulo 2; one between two variables as their difference."""
     odd = sorted(v for v, c in _merged(row).items() if c % 2)
     return tuple(zip(odd, (1, -1) if len(odd) == 2 else (1,) * len(odd), strict=True))
 
 
 def _merged(terms: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """The coefficients of each variable summed; those that cancel are left out."""
+    """Return the summed coefficients of each variable; those that cancel are left out."""
     total: dict[int, float] = {}
     for v, c in terms:
         total[v] = total.get(v, 0) + c

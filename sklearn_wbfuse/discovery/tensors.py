@@ -1,71 +1,76 @@
-"""The tensors of a network: by name, in a state, and lent to it for a while."""
+"""The tensors of a network: by name, in a state, and lent to it temporarily."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LENDING", "aliases", "floating_state", "lent"]
+from ..network.types import State
+
+__all__ = ["LENDING", "aliases", "floating_state", "lent", "tensor_shapes"]
 
 LENDING = threading.RLock()
-"""Fits in several threads may share the networks that discovery keeps."""
+"""Held while a network runs on lent tensors, since fits in several threads may share the networks of a discovery."""
 
 
 def floating_state(model: nn.Module) -> dict[str, Tensor]:
-    """Floating-point parameters and persistent buffers by name, each tensor once."""
+    """Return floating-point parameters and persistent buffers by name, each tensor once."""
     parameters, buffers = _named_tensors(model)
     persistent = set(model.state_dict(keep_vars=True)) if buffers else set()
     named = [*parameters, *((n, b) for n, b in buffers if n in persistent)]
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
 
 
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in `floating_state`."""
+    return {name: tuple(t.shape) for name, t in floating_state(model).items()}
+
+
 def _named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """Parameters and buffers, as ``named_parameters`` and ``named_buffers`` give them, in one walk: a fit asks forty times."""
-    seen, found = set[int](), (list[tuple[str, Tensor]](), list[tuple[str, Tensor]]())
+    """Return parameters and buffers like ``named_parameters`` and ``named_buffers``, in one walk, since fits do so often."""
+    seen, tensors = set[int](), (list[tuple[str, Tensor]](), list[tuple[str, Tensor]]())
     for path, module in model.named_modules():
-        for store, named in zip((module._parameters, module._buffers), found, strict=True):
+        for store, named in zip((module._parameters, module._buffers), tensors, strict=True):
             for name, tensor in store.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     named.append((f"{path}.{name}" if path else name, tensor))
-    return found
+    return tensors
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> the first name of the same tensor."""
+    """Return the first name of the same tensor for every name of every parameter and buffer."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
-    both = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in both:
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
         names[name] = first.setdefault(id(tensor), name)
     return names
 
 
 @contextlib.contextmanager
-def lent(
-    model: nn.Module, state: Mapping[str, Tensor] = MappingProxyType({}), dtype: torch.dtype | None = None
-) -> Iterator[None]:
-    """Lend a plain network the tensors of a state until the end, and its other ones on the CPU, floating ones in a dtype.
+def lent(model: nn.Module, state: State = MappingProxyType({}), dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Lend a plain network the tensors of a state, and its others on the CPU, floating-point ones in `dtype`, until the end.
 
-    Buffers that are in no state are copies: what a run writes into them is lost. Other threads lend afterwards.
+    Buffers that are not in the state are copies: what a run writes into them is lost. Other threads wait.
     """
     with LENDING:
         parameters, buffers = _named_tensors(model)
         named = [*((n, p, False) for n, p in parameters), *((n, b, True) for n, b in buffers)]
-        own = [(tensor, tensor.data) for _, tensor, _ in named]
+        data_of = [(tensor, tensor.data) for _, tensor, _ in named]
         try:
             for name, tensor, is_buffer in named:
                 if name in state:
                     tensor.data = state[name]
                 else:
-                    kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-                    tensor.data = tensor.data.to("cpu", kept, copy=is_buffer)
+                    target_dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+                    tensor.data = tensor.data.to("cpu", target_dtype, copy=is_buffer)
             yield
         finally:
-            for tensor, data in own:
+            for tensor, data in data_of:
                 tensor.data = data

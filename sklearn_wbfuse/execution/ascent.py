@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..discovery import cast_inputs, device_of
-from ..discovery.contexts import own_draws, untouched_modules
+from ..discovery.isolation import isolated_random_state, untouched_modules
 
 __all__ = ["gradient_ascent"]
 
@@ -49,7 +49,11 @@ def gradient_ascent(
     if not leaves or not n_steps:
         return inputs
     try:
-        with own_draws(*map(device_of, models)), torch.backends.cudnn.flags(enabled=False), contextlib.ExitStack() as stack:
+        with (
+            isolated_random_state(*map(device_of, models)),
+            torch.backends.cudnn.flags(enabled=False),
+            contextlib.ExitStack() as stack,
+        ):
             for model in models:
                 stack.enter_context(untouched_modules(model))
             return _moved(models, inputs, leaves, n_steps, generator)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn.functional import linear
 
 from ..layers.operations import operation
-from ..layers.recurrent import KINDS
+from ..layers.recurrent import CELL_KINDS
 from .recording import Recording
 from .runner import Runner
 
@@ -144,7 +144,7 @@ def _add(state: dict[str, Tensor], name: str, rows: slice, value: Tensor) -> Non
 def cells_of(node: Node, parameters: Mapping[Node, str]) -> list[Cell]:
     """Return the cells of a recurrent operation, level by level; none for other operations, or if a weight is computed."""
     kind = operation(node)
-    if kind not in KINDS or node.target._overloadname != "input":  # type: ignore[union-attr]
+    if kind not in CELL_KINDS or node.target._overloadname != "input":  # type: ignore[union-attr]
         return []
     arguments: tuple[Any, ...] = node.args
     weights, has_biases, levels, _, _, bidirectional = arguments[2:8]

@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 
 from ..discovery.export import export
 from ..discovery.tensors import aliases, lent
-from ..layers.operations import facts_of, named
+from ..layers.operations import facts_of, operation_names
 from .memory import Held, Memory
 
 __all__ = ["Runner", "program_of"]
 
 aten = torch.ops.aten
-_ANY_STRIDES: dict[Any, Any] = {getattr(aten, name).default: aten.reshape.default for name in named(same_as="reshape")}
+_ANY_STRIDES: dict[Any, Any] = {getattr(aten, name).default: aten.reshape.default for name in operation_names(same_as="reshape")}
 """Replacements of views: networks are traced on the CPU, and other devices may return results in other strides."""
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..discovery import Architecture, cast_inputs
-from ..discovery.contexts import untouched_modules
+from ..discovery.isolation import untouched_modules
 from ..discovery.tensors import lent
 from .parent_runner import n_samples_in
 from .probe import Probe

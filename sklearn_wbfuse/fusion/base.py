@@ -24,7 +24,7 @@ from ..base import HelpfulMixin, short_text
 from ..data import FusionInput, Objective, check_labels, outputs, rows_of, score_outputs
 from ..discovery import Architecture, cast_inputs, device_of, discover_all, plain_copy, plain_state, validate_models, write_back
 from ..discovery.constants import warn_of_unread
-from ..discovery.contexts import untouched_modules
+from ..discovery.isolation import untouched_modules
 from ..discovery.masks import Mask, find_masks, ones_where_any
 from ..exceptions import FusionError, InvalidModelError, WidthError
 from ..execution import Parent, ParentRunner, Parents
@@ -168,7 +168,7 @@ class BaseFusion(AgreementMixin, StorageMixin, HelpfulMixin, TransformerMixin, B
         runs, corrections = parents.runs, corrections if parents.runs else []
         fused = fuse(roles, parents, alignment, target, corrections, objective, kind, is_lenient=is_lenient)
         state = fused_masks(fused.state, fused.parents, factory.masks)
-        self.fused_model_ = write_back(networks[0], state, sized=target.plain, takes=True, own=first_state)
+        self.fused_model_ = write_back(networks[0], state, sized=target.plain, reuse_sized=True, template_state=first_state)
         self.fused_model_.to(device_of(networks[0]))
         self.graph_, self.n_models_in_ = target.spec, len(networks)
         self.couplings_ = [Couplings(plans) for plans in fused.alignment.couplings]

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..data.fusion_input import FusionInput
 from ..discovery import cast_inputs, device_of, floating_state, plain_copy, resized_inputs
-from ..discovery.contexts import own_draws, untouched_modules
+from ..discovery.isolation import isolated_random_state, untouched_modules
 from ..exceptions import PoorFusionWarning
 from ..execution.parent_runner import ParentRunner, n_samples_in, select_samples
 from ..network.spec import NetworkSpec
@@ -111,7 +111,7 @@ class AgreementMixin:
         if fingerprint(self.fused_model_) != mark or [fingerprint(m) for m in parents] != list(self._seen):
             return None, "a network has changed since fit, and it was not measured before"
         try:
-            with own_draws(device_of(self.fused_model_)):  # traces run networks
+            with isolated_random_state(device_of(self.fused_model_)):  # traces run networks
                 parent_runner = later()
         except Exception as error:  # networks may raise anything on drawn inputs
             return None, reason_of(error)
@@ -203,7 +203,7 @@ def small_probe(probe: Any) -> Any:
 @torch.no_grad()
 def _outputs(model: nn.Module, batches: Batches) -> np.ndarray | None:
     """Return the outputs of a plain network on batches, as by `_in_one`; errors of the network are not caught."""
-    with own_draws(device_of(model)), untouched_modules(model):
+    with isolated_random_state(device_of(model)), untouched_modules(model):
         return _in_one((pytree.tree_leaves(model(*cast_inputs(batch, model))), n_samples_in(batch)) for batch in batches)
 
 

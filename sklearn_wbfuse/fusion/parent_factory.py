@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..data import FusionInput
-from ..discovery import Architecture, apart, device_of, discover_all, floating_state, plain_copy, plain_state, validate_models
+from ..discovery import (
+    Architecture,
+    device_of,
+    discover_all,
+    floating_state,
+    plain_copy,
+    plain_state,
+    validate_models,
+    with_separate_networks,
+)
 from ..discovery.masks import Mask, masked_spec, masked_state
 from ..exceptions import FusionError
 from ..execution import Parent
@@ -60,7 +69,7 @@ def architectures_of(
     if data is None:
         return discover_all(models, inputs, list(map(copied, models)))
     example = data.taken_by(models[0]).tensors(models[0], slice(0, 2)) if inputs is None else inputs
-    return data.cached(inputs, lambda: apart(discover_all(models, example, list(map(copied, models)))))
+    return data.cached(inputs, lambda: with_separate_networks(discover_all(models, example, list(map(copied, models)))))
 
 
 def common_dtype(models: Sequence[nn.Module]) -> torch.dtype:

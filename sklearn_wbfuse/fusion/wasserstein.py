@@ -100,7 +100,7 @@ class WassersteinFusion(BaseFusion):
     couplings_ : list of Couplings
         For each model, a read-only mapping from group name to plan, an array of shape (n_target, n_source). Its entries are
         masses of total 1, negative if a neuron is coupled with the negative of another (with `reg` > 0 both may cancel).
-    graph_ : Graph
+    graph_ : NetworkSpec
         The target's neuron groups; prints as a table.
     energy_ : float
         The energy E with the chosen `cost`, for any schedule.

@@ -1,4 +1,4 @@
-"""Pictures of a fusion and of searches over fusions. Matplotlib is imported when something is drawn."""
+"""Displays of fusions and of searches over fusions. Matplotlib is only imported when something is drawn."""
 
 from .coupling import CouplingDisplay
 from .interpolation import InterpolationDisplay

@@ -19,24 +19,24 @@ MAX_CELLS = 128  # along an axis; in a figure of 3 inches a cell is then 1.7 poi
 
 
 class CouplingDisplay:
-    r"""Heat map of a coupling: which source neurons make up each target neuron.
+    r"""Heat map of a coupling, the source neurons of which each target neuron consists.
 
-    Shown is the share that source neuron s has in target neuron t,
+    It shows the share of source neuron s in target neuron t,
 
     .. math:: S_{ts} = n\,\Pi_{ts}, \qquad \sum_s |S_{ts}| = 1,
 
-    for a coupling :math:`\Pi` of shape (n, n_source) and mass 1: an entry of 1 is one whole neuron, -1 one that changes its
-    sign. Target neurons are sorted by the source neuron that has the largest share in them, then by the mean position of their
-    mass, so that a permutation shows as a diagonal. What lies beside the diagonal are merged or split neurons.
+    for a coupling :math:`\Pi` of shape (n, n_source) and mass 1: an entry of 1 is one entire neuron, -1 one that changes its
+    sign. Target neurons are sorted by the source neuron with the largest share, then by the mean position of their mass, so that
+    a permutation appears as a diagonal. Entries off the diagonal are merged or split neurons.
 
     Parameters
     ----------
     plan : array-like of shape (n_target, n_source)
-        :math:`\Pi`, negative where a neuron changes its sign.
+        :math:`\Pi`, negative if a neuron changes its sign.
     group : str, optional
         Name of the neuron group, for the title.
     source, target : str
-        Whose neurons the columns and rows are, for the labels of the axes.
+        Names of the networks of the columns and rows, for the labels of the axes.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class CouplingDisplay:
     shares : ndarray of shape (n_target, n_source)
         S with sorted rows, as shown.
     ax_, figure_, image_ : Axes, Figure, AxesImage
-        What was drawn last.
+        The last drawing.
     colorbar_ : Colorbar or None
 
     Raises
@@ -86,9 +86,9 @@ class CouplingDisplay:
         group : str, optional
             Name of a neuron group, as ``fusion.graph_`` lists them; the first by default.
         model : int or Module, default=-1
-            Which parent, or its position; the last by default, since the fused network often has the order of the first.
+            A parent, or its position; the last by default, since the fused network often has the order of the first.
         ax, colorbar
-            As in `plot`.
+            See `plot`.
 
         Returns
         -------
@@ -108,29 +108,28 @@ class CouplingDisplay:
         couplings = fusion.couplings_[position]
         names = list(couplings)
         if not names:
-            raise GroupNameError("The network has no neuron groups, so nothing was coupled.")
+            raise GroupNameError("A coupling needs a neuron group. The network has none.")
         group = names[0] if group is None else group
         if group not in couplings:
-            raise GroupNameError(f"group names the group {group!r}, but the network has {names}.{did_you_mean(group, names)}")
+            raise GroupNameError(f"group must be one of {names}. Got {group!r}.{did_you_mean(group, names)}")
         source = f"parent {position}"
         return cls(couplings[group], group=group, source=source, target="fused network").plot(ax, colorbar=colorbar)
 
     def plot(self, ax: Any = None, *, colorbar: bool = True) -> CouplingDisplay:
         """Draw the heat map.
 
-        Shares are white at 0 and blue, and vermilion where neurons change their sign. Cells of large couplings show the share of
+        Shares are blue, white at 0, and vermilion if neurons change their sign. A cell of a large coupling shows the share of
         largest magnitude among several neurons, so that single ones are not lost.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
         colorbar : bool, default=True
 
         Returns
         -------
-        CouplingDisplay
-            Itself.
+        self : CouplingDisplay
 
         Raises
         ------
@@ -140,7 +139,7 @@ class CouplingDisplay:
         if ax is None:
             (ax,) = new_axes(3.9 if colorbar else 3.3, 3.3)
         signed, largest = bool((self.shares < 0).any()), float(np.abs(self.shares).max())
-        limit = 1.0 if 0.5 <= largest <= 1 or not largest else largest  # 1 where it can be, so that pictures compare
+        limit = 1.0 if 0.5 <= largest <= 1 or not largest else largest  # 1 if possible, so that displays can be compared
         rows, columns = self.shares.shape
         down, across = (-(-size // MAX_CELLS) for size in self.shares.shape)  # neurons per cell
         cells = _pooled(_pooled(self.shares, down).T, across).T
@@ -169,7 +168,7 @@ class CouplingDisplay:
 
 
 def _pooled(values: np.ndarray, step: int) -> np.ndarray:
-    """Of each `step` rows one: the entries of largest magnitude."""
+    """Reduce every `step` rows to the entries of largest magnitude."""
     starts = np.arange(0, len(values), step)
     highest, lowest = (choose.reduceat(values, starts, axis=0) for choose in (np.maximum, np.minimum))
     return np.where(highest >= -lowest, highest, lowest)

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, new figures, and a progress bar for those that take a while."""
+"""Colours, new figures and a progress bar for all displays."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["BLUE", "VERMILION", "colour_map", "new_axes", "progress"]
 
 T = TypeVar("T")
 
-# From Okabe and Ito's palette, told apart in every kind of colour vision.
+# From Okabe and Ito's palette, which works for every kind of colour vision.
 VERMILION, BLUE = "#D55E00", "#0072B2"
 
 
 def new_axes(width: float, height: float, n_panels: int = 1) -> list[Any]:
-    """The Axes of a new figure, side by side; `width` and `height` of the figure in inches.
+    """Return the Axes of a new figure, side by side; `width` and `height` of the figure are in inches.
 
     Raises
     ------
@@ -29,14 +29,14 @@ def new_axes(width: float, height: float, n_panels: int = 1) -> list[Any]:
 
 
 def colour_map(*colours: str) -> Any:
-    """Shades between colours; grey for NaN."""
+    """Return a colour map of the shades between colours, with grey for NaN."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", colours).with_extremes(bad="0.9")
 
 
 def progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """The items, with a bar of tqdm while a person waits at a terminal; without tqdm, just the items."""
+    """Return the items, with a progress bar of tqdm at a terminal if tqdm is installed."""
     try:
         from tqdm.auto import tqdm
     except ImportError:

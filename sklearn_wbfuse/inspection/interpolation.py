@@ -1,4 +1,4 @@
-"""Loss and error along the straight line between two networks, before and after they are aligned."""
+"""Display of loss and error on the line between two networks, before and after alignment."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _STYLES = {"before": {"color": VERMILION, "linestyle": "--"}, "after": {"color":
 
 
 class InterpolationDisplay:
-    r"""Loss and error along the straight line between two networks.
+    r"""Loss and error on the straight line between two networks.
 
-    At position t of the line between networks with parameters :math:`\theta_1` and :math:`\theta_2`,
+    At position t on the line between networks with parameters :math:`\theta_1` and :math:`\theta_2`,
 
     .. math:: \varepsilon(t) = \mathrm{error}\big((1 - t)\,\theta_1 + t\,\theta_2\big), \qquad 0 \le t \le 1,
 
-    for all floating tensors (parameters and buffers), and the loss in the same way: the mean cross-entropy of the outputs as
-    logits, in nats, and the error in percent where `y` holds classes; the mean squared error where `y` is continuous. The
-    barrier is the largest rise above the straight line between the values at the ends,
+    for all floating-point tensors (parameters and buffers), and likewise for the loss. If `y` holds classes, the loss is the
+    mean cross-entropy in nats of the outputs as logits, and the error is in percent; if `y` is continuous, the loss is the mean
+    squared error. The barrier is the largest rise above the straight line between the values at the ends,
 
     .. math:: B = \max_t \big[\varepsilon(t) - (1 - t)\,\varepsilon(0) - t\,\varepsilon(1)\big] \ge 0
 
-    (as in [1]_). Networks whose neurons correspond have a low one.
+    (as in [1]_). It is low between networks whose neurons correspond.
 
-    Use `from_estimator` or `from_models` to compute and draw; the arrays are kept as attributes.
+    Use `from_estimator` or `from_models` to compute and draw; the arrays are available as attributes.
 
     Parameters
     ----------
     t : array-like of shape (n_points,)
         Positions from 0, the first network, to 1, the second.
     before : array-like of shape (n_points,), optional
-        Error in percent between the networks as they are; None where their widths differ, and for continuous targets.
+        Error in percent between the unaligned networks; None if their widths differ, and for continuous targets.
     after : array-like of shape (n_points,), optional
         Error in percent between the aligned networks.
     loss_before, loss_after : array-like of shape (n_points,), optional
         The same for the loss.
     loss_name : str, default="cross-entropy, nats"
-        Which loss it is, for the label of its axis.
+        The name of the loss, for the label of its axis.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class InterpolationDisplay:
     loss_barrier_before, loss_barrier_after : float or None
         The barriers of the loss.
     ax_, figure_, lines_ : Axes, Figure, list of Line2D
-        What was drawn last; of several panels, `ax_` is the first.
+        The last drawing; of several panels, `ax_` is the first.
     axes_ : list of Axes
         All panels.
 
@@ -91,22 +91,22 @@ class InterpolationDisplay:
 
     @property
     def barrier_before(self) -> float | None:
-        """Barrier of the error between the networks as they are."""
+        """The barrier of the error between the unaligned networks."""
         return _barrier(self.t, self.before)
 
     @property
     def barrier_after(self) -> float | None:
-        """Barrier of the error between the aligned networks."""
+        """The barrier of the error between the aligned networks."""
         return _barrier(self.t, self.after)
 
     @property
     def loss_barrier_before(self) -> float | None:
-        """Barrier of the loss between the networks as they are."""
+        """The barrier of the loss between the unaligned networks."""
         return _barrier(self.t, self.loss_before)
 
     @property
     def loss_barrier_after(self) -> float | None:
-        """Barrier of the loss between the aligned networks."""
+        """The barrier of the loss between the aligned networks."""
         return _barrier(self.t, self.loss_after)
 
     @classmethod
@@ -128,7 +128,7 @@ class InterpolationDisplay:
         Parameters
         ----------
         first, second : Module
-            Not changed.
+            The networks; they are not modified.
         X : array-like, Tensor or FusionInput of shape (n_samples, ...)
         y : array-like of shape (n_samples,), or of the outputs' shape for continuous targets
             Class k is output k.
@@ -137,10 +137,10 @@ class InterpolationDisplay:
         n_points : int
             Number of networks on the line, both ends included.
         metric, ax
-            As in `plot`.
+            See `plot`.
         outputs : {"auto", "logits", "probabilities"}, default="auto"
-            What the networks return where `y` holds classes; "auto" says probabilities where the operations of the first one
-            keep all outputs within 0 and 1.
+            The kind of outputs if `y` holds classes; "auto" means probabilities if the operations of the first network confine
+            all outputs to [0, 1].
 
         Returns
         -------
@@ -149,9 +149,9 @@ class InterpolationDisplay:
         Raises
         ------
         WidthError
-            If tensors of the networks differ in shape and none are given that do not.
+            If the networks differ in shape and no aligned ones are given.
         FusionError
-            If `y` does not fit to the outputs, or holds no classes and the error is asked for.
+            If `y` does not match the outputs, or the error is requested and `y` holds no classes.
         ImportError
             If matplotlib is not installed.
         """
@@ -169,26 +169,26 @@ class InterpolationDisplay:
         metric: str | Sequence[str] | None = None,
         ax: Any = None,
     ) -> InterpolationDisplay:
-        """Compute and draw what lies between two networks before and after a fitted fusion aligns them.
+        """Compute and draw the line between two networks before and after a fitted fusion aligns them.
 
         Parameters
         ----------
         fusion : fitted estimator
-            Its `transform` aligns. A predictor such as `FusionClassifier`, or a search over either, serves as well; its labels
-            are then those of `y`.
+            A fusion, whose `transform` aligns, a predictor such as `FusionClassifier`, or a search over either; the labels in
+            `y` are then the predictor's.
         models : list of two Module
-            Not changed. If their widths differ, only the line after alignment is drawn.
+            The networks; they are not modified. If their widths differ, only the line after alignment is drawn.
         X, y, n_points, metric, ax
-            As in `from_models`.
+            See `from_models`.
 
         Returns
         -------
         InterpolationDisplay
         """
         if len(models) != 2:
-            raise FusionError(f"A line joins two networks. Got {len(models)}; give the two of interest.")
-        own, fusion = fitted(fusion)
-        return cls._computed(models, fusion.transform(models), Evaluator(X, y, own), n_points, metric, ax)
+            raise FusionError(f"models must be two networks. Got {len(models)}; give the two of interest.")
+        estimator, fusion = fitted(fusion)
+        return cls._computed(models, fusion.transform(models), Evaluator(X, y, estimator), n_points, metric, ax)
 
     @classmethod
     def _computed(
@@ -211,25 +211,24 @@ class InterpolationDisplay:
             curves["before"] = _curves(models, evaluator, t)
         if aligned is not None:
             curves["after"] = _curves(aligned, evaluator, t)
-        errors = {word: own.get("error") for word, own in curves.items()}
-        losses = {f"loss_{word}": own["loss"] for word, own in curves.items()}
+        errors = {word: values.get("error") for word, values in curves.items()}
+        losses = {f"loss_{word}": values["loss"] for word, values in curves.items()}
         return cls(t, **errors, **losses, loss_name=evaluator.loss_name).plot(ax, metric=metric)
 
     def plot(self, ax: Any = None, *, metric: str | Sequence[str] | None = None) -> InterpolationDisplay:
-        """Draw the lines and say how high the barriers are.
+        """Draw the lines and label them with the barriers.
 
         Parameters
         ----------
         ax : matplotlib Axes, or list of them for several metrics, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
         metric : {"error", "loss"} or a list of them, optional
-            What to draw, a panel for each; ``("loss", "error")`` draws both side by side, in a new figure under one legend. The
-            error by default, the loss where there is none.
+            The metrics to draw, one panel for each; ``("loss", "error")`` draws both side by side, in a new figure with one
+            legend. By default the error, or the loss if there is no error.
 
         Returns
         -------
-        InterpolationDisplay
-            Itself.
+        self : InterpolationDisplay
 
         Raises
         ------
@@ -239,29 +238,29 @@ class InterpolationDisplay:
             If matplotlib is not installed.
         """
         curves = {"error": (self.before, self.after), "loss": (self.loss_before, self.loss_after)}
-        shown = checked_metrics(metric, [name for name, own in curves.items() if any(c is not None for c in own)])
-        given = None if ax is None else list(np.atleast_1d(ax))
-        if given is not None and len(given) != len(shown):
-            raise FusionError(f"Every metric needs an Axes of its own. Got {len(given)} for {list(shown)}.")
-        axes = new_axes(4.8 if len(shown) == 1 else 3.6 * len(shown), 3.2, len(shown)) if given is None else given
+        shown = checked_metrics(metric, [name for name, pair in curves.items() if any(c is not None for c in pair)])
+        panels = None if ax is None else list(np.atleast_1d(ax))
+        if panels is not None and len(panels) != len(shown):
+            raise FusionError(f"ax must hold one Axes for each metric of {list(shown)}. Got {len(panels)}.")
+        axes = new_axes(4.8 if len(shown) == 1 else 3.6 * len(shown), 3.2, len(shown)) if panels is None else panels
         self.ax_, self.axes_, self.figure_ = axes[0], axes, axes[0].figure
         self.lines_: list[Any] = []
         for panel, name in zip(axes, shown, strict=True):
-            self._draw(panel, name, dict(zip(_STYLES, curves[name], strict=True)), alone=len(shown) == 1)
-        if len(shown) > 1 and given is None:
+            self._draw(panel, name, dict(zip(_STYLES, curves[name], strict=True)), is_only=len(shown) == 1)
+        if len(shown) > 1 and panels is None:
             self.figure_.legend(handles=axes[0].get_lines(), loc="outside upper center", ncols=2, frameon=False)
         elif len(shown) > 1:
             axes[0].legend(frameon=False, fontsize="small")
         return self
 
-    def _draw(self, ax: Any, metric: str, curves: dict[str, np.ndarray | None], *, alone: bool) -> None:
-        """One panel: barriers in its legend where it stands alone, else above it."""
+    def _draw(self, ax: Any, metric: str, curves: dict[str, np.ndarray | None], *, is_only: bool) -> None:
+        """Draw one panel, with the barriers in its legend if it is the only one, otherwise in its title."""
         unit = " points" if metric == "error" else " nats" if "nats" in self.loss_name else ""
         barriers = []
         for word, values in curves.items():
             if values is not None:
                 barrier = _amount(_barrier(self.t, values), values, metric)
-                label = f"{word} alignment" + (f" (barrier {barrier}{unit})" if alone else "")
+                label = f"{word} alignment" + (f" (barrier {barrier}{unit})" if is_only else "")
                 self.lines_ += ax.plot(self.t, values, label=label, linewidth=1.8, **_STYLES[word])
                 barriers.append(f"{barrier} {word}")
         ax.set_xlabel(r"Position $t$ on the line $(1-t)\,\theta_1 + t\,\theta_2$")
@@ -269,7 +268,7 @@ class InterpolationDisplay:
         ax.set_xlim(0, 1)
         ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
-        if alone:
+        if is_only:
             ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)  # above: it hides no line
             return
         width = ax.get_window_extent().width / ax.figure.dpi
@@ -282,16 +281,16 @@ def _barrier(t: np.ndarray, values: np.ndarray | None) -> float | None:
 
 
 def _amount(barrier: float | None, values: np.ndarray, metric: str) -> str:
-    """A barrier in words: what is small in itself, but not beside the values, keeps two digits."""
+    """Format a barrier; a small one that is not negligible compared to the values keeps two digits."""
     assert barrier is not None
     if metric == "error":
         return f"{barrier:.1f}"
-    small = 1e-3 * np.abs(values).max() < barrier < 0.1
-    return f"{barrier:.2g}" if small else f"{barrier:.2f}"
+    is_small = 1e-3 * np.abs(values).max() < barrier < 0.1
+    return f"{barrier:.2g}" if is_small else f"{barrier:.2f}"
 
 
 def _curves(models: Sequence[nn.Module], evaluator: Evaluator, t: np.ndarray) -> dict[str, np.ndarray]:
-    """Each metric at each position of the line between two networks."""
+    """Compute each metric at each position on the line between two networks."""
     line = AffineNetworks(models, " Give aligned=fusion.transform(models).")
-    found = [evaluator(line.at((1 - position, position))) for position in progress(t.tolist(), "networks on the line")]
-    return {name: np.array([values[name] for values in found]) for name in evaluator.metrics}
+    points = [evaluator(line.at((1 - position, position))) for position in progress(t.tolist(), "networks on the line")]
+    return {name: np.array([values[name] for values in points]) for name in evaluator.metrics}

@@ -1,4 +1,4 @@
-"""Loss in the plane through two networks and the aligned second one."""
+"""Display of the loss in the plane through two networks and the aligned second one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REMEDY = " A plane needs parents of equal widths; InterpolationDisplay draws the
 
 
 class LossPlaneDisplay:
-    r"""Loss, or error, in the plane through two networks and the second one aligned to the first.
+    r"""Loss or error in the plane through two networks and the second one aligned to the first.
 
     With parameters :math:`\theta_1, \theta_2` and those of the aligned second network :math:`\theta_2'`, the axes are, as in
     [1]_ and Figures 1 and 3 of [2]_, orthonormal:
@@ -35,31 +35,31 @@ class LossPlaneDisplay:
     distances between parameters. Buffers, such as the running statistics of batch norms, are combined with the same weights
     and do not count in distances.
 
-    All points are in the coordinates of the first network: its neuron order and scales. Model 1 and model 2 are as they were
-    given. The fusion carries both into an order and scales of its own by linear maps :math:`A_1` and :math:`A_2`, so
-    :math:`\theta_2' = A_1^{-1} A_2 \theta_2`, which computes what model 2 computes, unless its coupling is blurred (`reg` > 0).
-    The mean of model 1 and aligned model 2 is the fused network in these coordinates where a fusion of the two gives them equal
-    weights and corrects nothing.
+    All points are in the neuron order and scales of the first network. Model 1 and model 2 are unchanged. The fusion carries
+    them into its own order and scales by linear maps :math:`A_1` and :math:`A_2`, so that
+    :math:`\theta_2' = A_1^{-1} A_2 \theta_2`, which computes the same function as model 2 unless its coupling is entropic
+    (`reg` > 0). If a fusion of the two networks has equal weights and no correction, the mean of model 1 and aligned model 2 is
+    the fused network in these coordinates.
 
-    Use `from_estimator` or `from_models` to compute and draw; the arrays are kept as attributes.
+    Use `from_estimator` or `from_models` to compute and draw; the arrays are available as attributes.
 
     Parameters
     ----------
     x, y : array-like of shape (n_x,), (n_y,)
         Coordinates of the grid.
     values : array-like of shape (n_y, n_x)
-        Loss or error in percent; NaN where there is none.
+        Loss or error in percent; NaN if it is undefined.
     points : dict of str to (float, float)
-        Coordinates of "model 1", "model 2", "aligned model 2" and their "mean", that of model 1 and aligned model 2.
+        Coordinates of "model 1", "model 2", "aligned model 2" and the "mean" of model 1 and aligned model 2.
     point_values : dict of str to float, optional
-        The values there.
+        The values at these points.
     name : str, default="Loss"
-        What the values are, for the label of their scale.
+        The name of the values, for the label of the colour bar.
 
     Attributes
     ----------
     ax_, figure_, contour_, colorbar_ : Axes, Figure, QuadContourSet, Colorbar
-        What was drawn last.
+        The last drawing.
 
     References
     ----------
@@ -117,24 +117,24 @@ class LossPlaneDisplay:
         Parameters
         ----------
         first, second, aligned : Module
-            Not changed.
+            The networks; they are not modified.
         X : array-like, Tensor or FusionInput of shape (n_samples, ...)
         y : array-like of shape (n_samples,), or of the outputs' shape for continuous targets
             Class k is output k.
         metric : {"loss", "error"}, optional
-            Mean loss, the default, or error in percent; as in `InterpolationDisplay`.
+            Mean loss, the default, or error in percent; see `InterpolationDisplay`.
         n_points : int, default=21
-            Points of the grid along each axis: ``n_points**2`` networks are run.
+            Points of the grid along each axis: ``n_points**2`` networks are evaluated.
         margin : float, default=0.25
-            How far the grid reaches beyond the networks on each side, relative to the larger of its two extents without it.
+            Margin of the grid around the networks on each side, relative to the larger of their two extents.
         subsample : int or None, default=1000
-            Rows to evaluate on, drawn without replacement; all for None.
+            Number of rows to evaluate on, drawn without replacement; None for all.
         random_state : int, RandomState or None
-            Draws the rows.
+            Random state of the rows.
         outputs : {"auto", "logits", "probabilities"}, default="auto"
-            As in `InterpolationDisplay.from_models`.
+            See `InterpolationDisplay.from_models`.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
 
         Returns
         -------
@@ -145,11 +145,11 @@ class LossPlaneDisplay:
         WidthError
             If the networks differ in shape.
         FusionError
-            If the three lie on one line, or `y` does not fit to the outputs.
+            If the three networks are on one line, or `y` does not match the outputs.
         ImportError
             If matplotlib is not installed.
         """
-        evaluator = Evaluator.of(first, X, y, outputs).some(subsample, check_random_state(random_state))
+        evaluator = Evaluator.of(first, X, y, outputs).subsample(subsample, check_random_state(random_state))
         return cls._computed([first, second, aligned], evaluator, metric, n_points, margin, ax)
 
     @classmethod
@@ -172,11 +172,12 @@ class LossPlaneDisplay:
         Parameters
         ----------
         fusion : fitted estimator
-            A fusion, a predictor such as `FusionClassifier`, or a search over either; its labels are then those of `y`.
+            A fusion, a predictor such as `FusionClassifier`, or a search over either; the labels in `y` are then the
+            predictor's.
         models : list of two Module
-            Parents of the fusion, of equal widths. Not changed.
+            Parents of the fusion, of equal widths; they are not modified.
         X, y, metric, n_points, margin, subsample, random_state, ax
-            As in `from_models`.
+            See `from_models`.
 
         Returns
         -------
@@ -185,16 +186,16 @@ class LossPlaneDisplay:
         Raises
         ------
         WidthError
-            If the widths of the two differ, or from the fused network's.
+            If the networks differ in width from each other or from the fused network.
         FusionError
-            If the first is no parent, or was carried by a coupling that is no permutation, which can't be undone.
+            If the first is no parent, or its coupling is no permutation and cannot be inverted.
         """
         if len(models) != 2:
-            raise FusionError(f"The plane goes through two networks and the aligned second one. Got {len(models)} networks.")
+            raise FusionError(f"models must be two networks. Got {len(models)}.")
         first, second = validate_models(models)
         AffineNetworks([first, second], REMEDY)
-        own, fusion = fitted(fusion, "inverse_transform")
-        evaluator = Evaluator(X, y, own).some(subsample, check_random_state(random_state))
+        estimator, fusion = fitted(fusion, "inverse_transform")
+        evaluator = Evaluator(X, y, estimator).subsample(subsample, check_random_state(random_state))
         (aligned,) = fusion.inverse_transform(fusion.transform([second]), parent=first)
         return cls._computed([first, second, aligned], evaluator, metric, n_points, margin, ax)
 
@@ -206,10 +207,10 @@ class LossPlaneDisplay:
             raise FusionError(f"n_points must be at least 2. Got {n_points}.")
         if not margin >= 0:
             raise FusionError(f"margin must be at least 0. Got {margin}.")
-        asked = checked_metrics("loss" if metric is None else metric, evaluator.metrics)
-        if len(asked) != 1:
-            raise FusionError(f"A plane shows one metric, 'loss' or 'error'. Got {list(asked)}; draw two.")
-        metric = asked[0]
+        requested = checked_metrics("loss" if metric is None else metric, evaluator.metrics)
+        if len(requested) != 1:
+            raise FusionError(f"metric must be 'loss' or 'error'. Got {list(requested)}; draw two planes.")
+        metric = requested[0]
         plane = AffineNetworks(models, REMEDY)
         coordinates = plane_coordinates(plane.displacements())
         names = ("model 1", "model 2", "aligned model 2", "mean")
@@ -217,14 +218,14 @@ class LossPlaneDisplay:
         weights = affine_weights(coordinates, np.stack(list(corners.values())))
         at_corners = {name: evaluator(plane.at(w))[metric] for name, w in zip(names, weights, strict=True)}
         low, high = coordinates.min(0), coordinates.max(0)
-        room = margin * (high - low).max()
-        x, y = np.linspace(low - room, high + room, n_points).T
+        padding = margin * (high - low).max()
+        x, y = np.linspace(low - padding, high + padding, n_points).T
         grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
         values = []
         for w in progress(list(affine_weights(coordinates, grid)), "networks in the plane"):
             try:
                 values.append(evaluator(plane.at(w))[metric])
-            except NonFiniteError:  # a running variance can be negative outside of the triangle
+            except NonFiniteError:  # running variances can be negative outside the triangle
                 values.append(np.nan)
         name = "Error (%)" if metric == "error" else f"Loss ({evaluator.loss_name})"
         return cls(x, y, np.reshape(values, (n_points, n_points)), corners, point_values=at_corners, name=name).plot(ax)
@@ -232,19 +233,18 @@ class LossPlaneDisplay:
     def plot(self, ax: Any = None) -> LossPlaneDisplay:
         """Draw filled contours, the networks, and the line from model 1 to aligned model 2.
 
-        Levels are evenly spaced on a logarithmic scale from the lowest value to one that a tenth of the grid exceeds, so that
-        the valleys show; what is higher has the last colour. Where networks have no value, since batch norms have negative
-        variances there, the plane is grey. The networks have the colours of their own values.
+        Levels are evenly spaced on a logarithmic scale from the lowest value to one that a tenth of the grid exceeds, to show
+        the valleys; higher values have the last colour. The plane is grey where networks have no value because their batch norms
+        have negative variances. The networks have the colours of their own values.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
 
         Returns
         -------
-        LossPlaneDisplay
-            Itself.
+        self : LossPlaneDisplay
 
         Raises
         ------
@@ -274,7 +274,7 @@ class LossPlaneDisplay:
 
 
 def _levels(values: np.ndarray, at_points: Sequence[float], n_levels: int = 11) -> np.ndarray:
-    """Levels of the contours, of two significant digits."""
+    """Return the levels of the contours, rounded to two significant digits."""
     known = np.append(values, at_points)
     finite = known[np.isfinite(known)] if np.isfinite(known).any() else np.ones(1)
     top = max(np.quantile(finite, 0.9), 1.5 * finite.min()) or 1.0
@@ -283,24 +283,24 @@ def _levels(values: np.ndarray, at_points: Sequence[float], n_levels: int = 11) 
 
 
 def _mark(ax: Any, points: Mapping[str, tuple[float, float]], colours: Mapping[str, Any]) -> None:
-    """Name the networks, and draw the line between those that are aligned."""
+    """Mark the networks, and draw the line between the aligned ones."""
     from matplotlib.patheffects import withStroke
 
     outline = [withStroke(linewidth=2.5, foreground="white")]
-    one, other = points["model 1"], points["aligned model 2"]
-    ax.plot(*zip(one, other, strict=True), color="black", linewidth=1.5, path_effects=outline)
+    start, end = points["model 1"], points["aligned model 2"]
+    ax.plot(*zip(start, end, strict=True), color="black", linewidth=1.5, path_effects=outline)
     for label, (x, y) in points.items():
-        middle = label == "mean"
-        colour, size = colours.get(label, "white"), 5.5 if middle else 7.5
-        ax.plot(x, y, "D" if middle else "o", color=colour, markeredgecolor="white", markeredgewidth=3, markersize=size)
-        ax.plot(x, y, "D" if middle else "o", color=colour, markeredgecolor="black", markersize=size)
-        above = middle or y > 0
+        is_mean = label == "mean"
+        colour, size = colours.get(label, "white"), 5.5 if is_mean else 7.5
+        ax.plot(x, y, "D" if is_mean else "o", color=colour, markeredgecolor="white", markeredgewidth=3, markersize=size)
+        ax.plot(x, y, "D" if is_mean else "o", color=colour, markeredgecolor="black", markersize=size)
+        is_above = is_mean or y > 0
         ax.annotate(
             label.replace("aligned ", "aligned\n"),
             (x, y),
-            (0, 7 if above else -7),
+            (0, 7 if is_above else -7),
             textcoords="offset points",
             ha="center",
-            va="bottom" if above else "top",
+            va="bottom" if is_above else "top",
             path_effects=outline,
         )

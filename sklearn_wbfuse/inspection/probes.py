@@ -1,4 +1,4 @@
-"""A few of the inputs that corrections run on."""
+"""Display of some of the inputs on which corrections run."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ..discovery import plain_copy, validate_models
 from ..execution import PROBES, Probe
 from ..execution.parent_runner import ParentRunner
 from ..execution.reading import read_as
-from ..fusion.parent_factory import ParentFactory, architectures_of, normalised_weights
+from ..fusion.parent_factory import ParentFactory, architectures_of, models_of, normalised_weights
 from ..fusion.pipeline import probe_of
 from .figures import new_axes
 
 __all__ = ["ProbeDisplay"]
 
-_SHOWN = 12  # tokens of a string that fit into a line
+_SHOWN = 12  # number of tokens that fit into a line
 
 
 class ProbeDisplay:
-    """A few of the inputs that a probe draws for networks.
+    """Some of the inputs that a probe draws for networks.
 
     Parameters
     ----------
     samples : array-like of shape (n_samples, ...)
-        Images (channels, height, width), signals (channels, length), sequences (length, features), tokens, or whatever else.
+        Images (channels, height, width), signals (channels, length), sequences (length, features), tokens, or any other arrays.
     kind : {"images", "signals", "sequences", "tokens", "noise", "rows"}
 
     Attributes
     ----------
     axes_, figure_ : list of Axes, Figure
-        What was drawn last: one Axes per sample, one for all tokens.
+        The last drawing: one Axes per sample, or one for all tokens.
 
     Examples
     --------
@@ -62,33 +62,32 @@ class ProbeDisplay:
         n_samples: int = 8,
         random_state: Any = 0,
     ) -> ProbeDisplay:
-        """Draw inputs as `WassersteinFusion` does, and show them; of networks with several inputs one of these.
+        """Draw inputs like `WassersteinFusion`, and show them; for networks with several inputs only one of them.
 
         Parameters
         ----------
         models : list of Module, or FusionInput
         probe, example_inputs, random_state
-            As those of `WassersteinFusion`.
+            See `WassersteinFusion`.
         n_samples : int, default=8
             At least 2.
 
         Raises
         ------
         FusionError
-            If the probe can't be drawn for the networks.
+            If the probe cannot be drawn for the networks.
         """
-        given = models if isinstance(models, FusionInput) else None
-        parents = validate_models(models if given is None else given.models)
-        data = None if given is None else given.taken_by(parents[0])
-        few = clone(probe_of(probe)).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
-        few._validate_params()
+        networks = validate_models(models_of(models))
+        data = models.taken_by(networks[0]) if isinstance(models, FusionInput) else None
+        small = clone(probe_of(probe)).set_params(n_samples=n_samples, n_mixed=0, batch_size=n_samples)
+        small._validate_params()
         copied = functools.cache(plain_copy)
-        architectures, weights = architectures_of(parents, data, example_inputs, copied), normalised_weights(None, len(parents))
-        making = ParentFactory(architectures[0].inputs, torch.float32)
-        made = [making.parent(*each, copied) for each in zip(parents, architectures, weights, strict=True)]
-        parent_runner = ParentRunner(made, data, few, check_random_state(random_state))
-        found = read_as(few.kind if few.kind in PROBES else "auto", parent_runner.runner(0))
-        leaf, reading = next(iter(found.items()), (0, None))
+        architectures, weights = architectures_of(networks, data, example_inputs, copied), normalised_weights(None, len(networks))
+        factory = ParentFactory(architectures[0].inputs, torch.float32)
+        parents = [factory.parent(*arguments, copied) for arguments in zip(networks, architectures, weights, strict=True)]
+        parent_runner = ParentRunner(parents, data, small, check_random_state(random_state))
+        readings = read_as(small.kind if small.kind in PROBES else "auto", parent_runner.runner(0))
+        leaf, reading = next(iter(readings.items()), (0, None))
         samples = torch.cat([pytree.tree_leaves(batch)[leaf] for batch in parent_runner.batches])[:n_samples].cpu()
         if reading is not None:
             index = reading.index[: len(samples)].cpu()
@@ -96,7 +95,7 @@ class ProbeDisplay:
         return cls(samples, parent_runner.source if reading is None else reading.kind).plot()
 
     def plot(self, axes: Sequence[Any] | None = None) -> ProbeDisplay:
-        """Show images as pictures (their mean over channels unless these are three), others as lines, tokens as numbers."""
+        """Draw images as pictures (averaged over channels unless there are three), tokens as numbers, and others as lines."""
         strings = not np.issubdtype(self.samples.dtype, np.floating)
         n = len(self.samples)
         if axes is None:

@@ -1,4 +1,4 @@
-"""Scores of a fitted search over one or two of its parameters."""
+"""Display of the scores of a fitted search over one or two of its parameters."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from .figures import BLUE, VERMILION, colour_map, new_axes
 
 __all__ = ["GridSearchDisplay"]
 
-MOST_TICKS = 12  # of numbers along an axis
+MOST_TICKS = 12  # of numbers on an axis
 
 
 class GridSearchDisplay:
-    r"""Scores of a search: a line over one parameter, or a heat map over two.
+    r"""Scores of a search, as a line over one parameter or a heat map over two.
 
-    A score is the mean over the folds. Where several candidates share the values of the parameters that are shown, since the
-    search went over others too, the best of them stands for all, and the title says so. Bars are standard errors,
-    :math:`s / \sqrt{k - 1}` with the ``std_test_score`` s of scikit-learn and the number k of folds of one repetition: repeating
-    draws no new rows. Of shuffled splits, whose rows overlap, they are s itself. The same parents are scored in all folds, so
-    they tell of the rows alone.
+    A score is the mean over the folds. If several candidates have the same values of the shown parameters, the best of them is
+    shown, and the title says so. Bars are standard errors, :math:`s / \sqrt{k - 1}` with the ``std_test_score`` s of
+    scikit-learn and the number k of folds of one repetition, since repetitions draw no new rows. For shuffled splits, whose rows
+    overlap, they are s itself. The same parents are scored in all folds, so that bars only reflect the rows.
 
     Use `from_estimator` to draw a search.
 
@@ -47,30 +46,30 @@ class GridSearchDisplay:
     params : list of str
         One or two names.
     values : list of list
-        For each parameter its values, in the order of the axes of `scores`.
+        The values of each parameter, in the order of the axes of `scores`.
     scores : array-like of shape (n_first,) or (n_first, n_second)
-        NaN where all candidates failed.
+        NaN if all candidates failed.
     errors : array-like of the shape of `scores`, optional
         Standard errors.
     tried : array-like of bool of the shape of `scores`, optional
-        False where there was no candidate; true everywhere by default.
+        False if there was no candidate; true by default.
     best : tuple of int, optional
-        Where the best candidate stands in `scores`; None if it lacks a parameter.
+        The index of the best candidate in `scores`; None if it lacks a parameter.
     without : dict of str to float, optional
-        Scores of candidates that lack a parameter, by what they have instead.
+        Scores of candidates that lack a parameter, by names of these candidates.
     others : list of str
-        Searched parameters that the scores are the best over.
+        Searched parameters that are not shown; the scores are the best over them.
     score_name : str
 
     Attributes
     ----------
     ax_, figure_ : Axes, Figure
-        What was drawn last.
+        The last drawing.
 
     Raises
     ------
     FusionError
-        If the shapes do not fit together.
+        If the shapes do not match.
 
     Examples
     --------
@@ -92,24 +91,20 @@ class GridSearchDisplay:
         errors: ArrayLike | None = None,
         tried: ArrayLike | None = None,
         best: tuple[int, ...] | None = None,
-        scores_without_params: Mapping[str, float] | None = None,
+        without: Mapping[str, float] | None = None,
         others: Sequence[str] = (),
         score_name: str = "Score, mean over the folds",
     ):
-        self.params, self.values = list(params), [list(own) for own in values]
+        self.params, self.values = list(params), [list(of_param) for of_param in values]
         self.scores = np.asarray(scores, dtype=float)
         self.errors = None if errors is None else np.asarray(errors, dtype=float)
         self.tried = np.ones(self.scores.shape, dtype=bool) if tried is None else np.asarray(tried, dtype=bool)
-        self.best, self.scores_without_params, self.others, self.score_name = (
-            best,
-            dict(scores_without_params or {}),
-            list(others),
-            score_name,
-        )
+        self.best, self.without = best, dict(without or {})
+        self.others, self.score_name = list(others), score_name
         shape = tuple(map(len, self.values))
         if len(self.params) != len(shape) or len(shape) not in (1, 2) or self.scores.shape != shape:
             raise FusionError(
-                f"One or two parameters need scores over all their values, of shape {shape} for {self.params}. "
+                f"scores must cover all values of one or two parameters, shape {shape} for {self.params}. "
                 f"Got scores of shape {self.scores.shape}."
             )
 
@@ -117,22 +112,22 @@ class GridSearchDisplay:
     def from_estimator(
         cls, search: Any, params: str | Sequence[str] | None = None, *, scoring: str | None = None, ax: Any = None
     ) -> GridSearchDisplay:
-        """Draw a fitted search of scikit-learn: `GridSearchCV`, `HalvingGridSearchCV` or their randomised versions.
+        """Draw a fitted search of scikit-learn, such as `GridSearchCV`, `HalvingGridSearchCV` or their randomised versions.
 
-        Of a halving search, each candidate has the score of the last round that it was in, and of several that share a place
-        the one that came furthest stands there.
+        In a halving search each candidate has the score of its last round, and of several with the same shown values the one
+        that reached the latest round is shown.
 
         Parameters
         ----------
         search : fitted search
-            Anything with the `cv_results_` of scikit-learn's searches.
+            Any object with the `cv_results_` of scikit-learn's searches.
         params : str or list of one or two str, optional
-            Searched parameters to show, rows before columns, ``fusion__reg`` or ``reg`` for short; by default one or two that
-            take several values, numbers preferred.
+            Searched parameters to show, rows before columns, ``fusion__reg`` or ``reg`` for short; by default one or two with
+            several values, numbers preferred.
         scoring : str, optional
-            Which score, of a search with several; by default the one that `refit` names, else the first.
+            The score of a search with several; by default the one that `refit` names, or the first.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
 
         Returns
         -------
@@ -147,54 +142,53 @@ class GridSearchDisplay:
         """
         check_is_fitted(search, "cv_results_")
         name = scoring_of(search, scoring)
-        mean, deviation = (search.cv_results_[f"{kind}_test_{name}"] for kind in ("mean", "std"))
-        kept = last_rounds(search.cv_results_)
-        candidates = [search.cv_results_["params"][i] for i in kept]
+        mean, standard_deviation = (search.cv_results_[f"{kind}_test_{name}"] for kind in ("mean", "std"))
+        positions = last_rounds(search.cv_results_)
+        candidates = [search.cv_results_["params"][i] for i in positions]
         shown = chosen_params(params, candidates)
-        have = [own for own in candidates if all(param in own for param in shown)]
-        values = [sorted_values([own[param] for own in have]) for param in shown]
-        places = [{key(value): place for place, value in enumerate(own)} for own in values]
+        complete = [candidate for candidate in candidates if all(param in candidate for param in shown)]
+        values = [sorted_values([candidate[param] for candidate in complete]) for param in shown]
+        orders = [{key(value): index for index, value in enumerate(of_param)} for of_param in values]
         scores, errors = np.full((2, *map(len, values)), np.nan)
-        tried, at = np.zeros(scores.shape, dtype=bool), {}
+        tried, indices = np.zeros(scores.shape, dtype=bool), {}
         rounds, folds = search.cv_results_.get("iter", np.zeros(len(mean))), independent_folds(search)
-        reached = np.full(scores.shape, -1)
-        for i, own in zip(kept, candidates, strict=True):
-            if all(param in own for param in shown):
-                at[i] = place = tuple(order[key(own[param])] for order, param in zip(places, shown, strict=True))
-                tried[place] = True
-                behind = rounds[i] == reached[place] and scores[place] >= mean[i]  # later rounds come later
-                if not (np.isnan(mean[i]) or behind):
-                    scores[place], reached[place] = mean[i], rounds[i]
-                    errors[place] = deviation[i] / np.sqrt(max(folds - 1, 1)) if search.n_splits_ > 1 else np.nan
-        best = _best(search, name, mean, kept)
-        lacking = [(own, mean[i]) for i, own in zip(kept, candidates, strict=True) if i not in at]
+        last_round = np.full(scores.shape, -1)
+        for i, candidate in zip(positions, candidates, strict=True):
+            if all(param in candidate for param in shown):
+                indices[i] = index = tuple(order[key(candidate[param])] for order, param in zip(orders, shown, strict=True))
+                tried[index] = True
+                is_worse = rounds[i] == last_round[index] and scores[index] >= mean[i]  # later rounds come later
+                if not (np.isnan(mean[i]) or is_worse):
+                    scores[index], last_round[index] = mean[i], rounds[i]
+                    errors[index] = standard_deviation[i] / np.sqrt(max(folds - 1, 1)) if search.n_splits_ > 1 else np.nan
+        best = _best(search, name, mean, positions)
+        lacking = [(candidate, mean[i]) for i, candidate in zip(positions, candidates, strict=True) if i not in indices]
         return cls(
             shown,
             values,
             scores,
             errors=errors,
             tried=tried,
-            best=None if best is None else at.get(best),
-            scores_without_params=scores_without_params(lacking, varying(candidates)),
-            others=[param for param in varying(have) if param not in shown],
-            score_name=f"{_called(search, name)}, mean over the folds{', each in its last round' if reached.any() else ''}",
+            best=None if best is None else indices.get(best),
+            without=scores_without_params(lacking, varying(candidates)),
+            others=[param for param in varying(complete) if param not in shown],
+            score_name=f"{_called(search, name)}, mean over the folds{', each in its last round' if last_round.any() else ''}",
         ).plot(ax)
 
     def plot(self, ax: Any = None) -> GridSearchDisplay:
         """Draw the line, or the heat map with its numbers, and mark the best candidate.
 
-        Candidates that failed are named as such. Those that lack a parameter are dashed lines beside the line, and in the
-        title of the heat map. Its colours span at least four standard errors, so that cells that differ by noise look alike.
+        Failed candidates are labelled as such. Candidates that lack a parameter are dashed lines, or are named in the title of
+        the heat map. Its colours span at least four standard errors, so that cells that only differ by noise look alike.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            The Axes to draw on; a new figure by default.
 
         Returns
         -------
-        GridSearchDisplay
-            Itself.
+        self : GridSearchDisplay
 
         Raises
         ------
@@ -217,13 +211,13 @@ class GridSearchDisplay:
             notes = [
                 self.score_name,
                 *notes,
-                *(f"{name}: {_number(score, largest)}" for name, score in self.scores_without_params.items()),
+                *(f"{name}: {_number(score, largest)}" for name, score in self.without.items()),
             ]
         ax.set_title("\n".join(notes), fontsize="medium", wrap=True)
         return self
 
     def _size(self) -> tuple[float, float]:
-        """Width and height of a new figure in inches: with room for the numbers of a map, and for long labels below it."""
+        """Return width and height of a new figure in inches, with room for the numbers of a map and for long labels."""
         below = 0.05 * max(max(len(line) for text in labels(self.values[-1]) for line in _lines(text)) - 8, 0)
         if self.scores.ndim == 1:
             return 4.8, 3.2 + below
@@ -253,9 +247,7 @@ class GridSearchDisplay:
                 markeredgewidth=1.8,
                 label="best",
             )
-        for name, score, shade in zip(
-            self.scores_without_params, self.scores_without_params.values(), ("black", "0.4", "0.6"), strict=False
-        ):
+        for name, score, shade in zip(self.without, self.without.values(), ("black", "0.4", "0.6"), strict=False):
             ax.axhline(score, color=shade, linestyle="--", label=name if np.isfinite(score) else f"{name}: failed")
         if scale is None or len(values) <= MOST_TICKS:
             _name_ticks(ax.xaxis, places, values)
@@ -295,27 +287,27 @@ class GridSearchDisplay:
         return float(np.abs(self.scores[np.isfinite(self.scores)]).max(initial=0))
 
     def _limits(self) -> tuple[float, float]:
-        """Scores of the darkest and the lightest colour: at least four standard errors apart, so that noise looks alike."""
+        """Return the scores of the lightest and darkest colour, at least four standard errors apart."""
         finite = self.scores[np.isfinite(self.scores)]
         if not len(finite):
             return 0.0, 1.0
-        known = np.zeros(1) if self.errors is None else self.errors[np.isfinite(self.errors)]
-        room = 4 * float(np.median(known)) if len(known) else 0.0
-        more = max(room - float(np.ptp(finite)), 0.0) / 2
-        return float(finite.min()) - more, float(finite.max()) + more
+        errors = np.zeros(1) if self.errors is None else self.errors[np.isfinite(self.errors)]
+        span = 4 * float(np.median(errors)) if len(errors) else 0.0
+        padding = max(span - float(np.ptp(finite)), 0.0) / 2
+        return float(finite.min()) - padding, float(finite.max()) + padding
 
 
-def _best(search: Any, scoring: str, scores: np.ndarray, kept: Sequence[int]) -> int | None:
-    """The search's own best candidate; where it has none for this score, the highest score."""
+def _best(search: Any, scoring: str, scores: np.ndarray, positions: Sequence[int]) -> int | None:
+    """Return the search's own best candidate, or the one of highest score if the search has none for this score."""
     refit = getattr(search, "refit", None)
     if hasattr(search, "best_index_") and (callable(refit) or refit in (scoring, True, False)):
         return int(search.best_index_)
-    finite = [i for i in kept if np.isfinite(scores[i])]
+    finite = [i for i in positions if np.isfinite(scores[i])]
     return max(finite, key=lambda i: scores[i]) if finite else None
 
 
 def _scale(values: Sequence[Any]) -> tuple[str, dict[str, Any]] | None:
-    """Scale of the axis of numbers, logarithmic where they span more than a decade; None for values that are no numbers."""
+    """Return the scale of an axis, logarithmic for numbers that span more than a decade; None if not all are numbers."""
     if not all(map(is_number, values)):
         return None
     sizes = [abs(value) for value in values if value]
@@ -325,9 +317,9 @@ def _scale(values: Sequence[Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def _name_ticks(axis: Any, places: np.ndarray, values: Sequence[Any], step: int = 1) -> None:
-    """Every so many of the values along an axis, below it slanted where they are long."""
+    """Label every `step`-th value on an axis; long labels on the x axis are slanted."""
     lines = [_lines(text) for text in labels(values)[::step]]
-    long = axis.axis_name == "x" and sum(max(map(len, own)) for own in lines) > 48
+    long = axis.axis_name == "x" and sum(max(map(len, wrapped)) for wrapped in lines) > 48
     axis.set_ticks(
         places[::step],
         list(map("\n".join, lines)),
@@ -336,19 +328,19 @@ def _name_ticks(axis: Any, places: np.ndarray, values: Sequence[Any], step: int 
 
 
 def _lines(text: str) -> list[str]:
-    """Of a label of several parameters, each in a line of its own."""
+    """Break a label into lines, one for each of several parameters."""
     return textwrap.wrap(text, 24, break_long_words=False) or [text]
 
 
 def _called(search: Any, name: str) -> str:
-    """What a score is called: by the name that it was asked for, if there is one."""
+    """Return the name of a score, the one by which it was requested if there is one."""
     if name != "score":
         return name
     return search.scoring if isinstance(getattr(search, "scoring", None), str) else "Score"
 
 
 def _number(score: float, largest: float) -> str:
-    """A score among others of which the largest is so large."""
+    """Format a score, given the largest one."""
     if np.isnan(score):
         return "failed"
     return f"{score:.3f}" if not largest or 0.1 <= largest < 100 else f"{score:.3g}"

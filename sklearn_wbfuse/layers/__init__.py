@@ -1,10 +1,11 @@
-"""Rules and adapters: what each operation says about the units of a network, in one registry.
+"""Rules and adapters: how each operation treats the units of a network, in one registry.
 
-``register_rule`` teaches an operation, ``declare`` an own module, ``register_sizes`` the attributes that repeat a width.
+``register_rule`` adds an operation, ``declare`` a custom module, ``register_sizes`` the attributes that repeat a width.
 """
 
 from . import conv, elementwise, indexing, linear, movement, norm, product, recurrent, reduction
-from .labels import FIXED, Constraints, LabelMap, Value
+from .constraints import Constraints
+from .labels import FIXED, LabelMap, Value
 from .registry import Blocks, declaration_of, declare, register_rule, register_sizes, rule_for, sizes_of
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Elementwise operations: they unite the units of their operands, which is all that a residual sum needs."""
+"""Elementwise operations: they unite the units of their operands, such as those of a residual sum."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ..network.couplings import along
-from .labels import Constraints, LabelMap, Value
+from .constraints import Constraints
+from .labels import LabelMap, Value
 from .operations import TABLE
 from .registry import register_rule, register_sizes
 
-__all__ = ["TRACKED", "combine", "is_zero", "row_blocks", "unmarked", "varies"]
+__all__ = ["TRACKED", "combine", "interchangeable_positions", "is_zero", "row_blocks", "varies"]
 
 register_sizes(nn.PReLU, num_parameters=("weight", 0))
 
 TRACKED = 1 << 20
-"""Of larger values it is not remembered which elements are equal."""
+"""Number of elements of a value above which it is not tracked which of them are equal."""
 
 
 def combine(constraints: Constraints, operation: str, values: Sequence[Value], kind: str) -> Value:
@@ -29,41 +30,47 @@ def combine(constraints: Constraints, operation: str, values: Sequence[Value], k
 
     Parameters
     ----------
+    constraints : Constraints
+    operation : str
+        Name for messages.
+    values : sequence of Value
+        The operands.
     kind : {"sum", "homogeneous", "odd", "product", "quotient", "general"}
-        How scales and signs go: a sum needs equal ones, a product adds exponents, a quotient subtracts them, a positively
-        homogeneous function keeps scales alone, an odd one signs alone, anything else allows none.
+        How scales and signs pass: a sum requires equal ones, a product adds exponents, a quotient subtracts them, a positively
+        homogeneous function passes scales alone, an odd function signs alone, a general function neither.
     """
     shape = tuple(torch.broadcast_shapes(*(v.shape for v in values)))
     total: list[LabelMap] = []
     for position, value in enumerate(values):
-        layers = [layer.broadcast(shape) for layer in value.layers]
+        label_maps = [label_map.broadcast(shape) for label_map in value.label_maps]
         if not position:
-            total = layers
+            total = label_maps
             continue
         before = values[:position]
-        total = _merge(constraints, operation, shape, total, before, layers, value, kind)
+        total = _merge(constraints, operation, shape, total, before, label_maps, value, kind)
     forbid = {"general": constraints.rigid, "homogeneous": constraints.no_sign, "odd": constraints.no_scale}.get(kind)
     if forbid is not None:
         forbid(*total)
     pattern = _pattern(values, shape)
-    free = set(range(len(shape))) - {d for layer in total for d in layer.dims}
+    free = set(range(len(shape))) - {d for label_map in total for d in label_map.dims}
     uniform = tuple(d for d in free if shape[d] > 1 and not varies(values, [d], shape))
     return Value(shape, tuple(total), is_weight=_only_weights(values), pattern=pattern, uniform=uniform)
 
 
 def _pattern(values: Sequence[Value], shape: tuple[int, ...]) -> Tensor | None:
-    """Which elements of the result are known to be equal, where that is known of an operand; see `Value.pattern`."""
-    spread = [v for v in values if any(n > 1 for n in v.shape)]
-    if all(v.pattern is None for v in spread) or math.prod(shape) > TRACKED:
+    """Return which elements of the result are known to be equal, if this is known of an operand; see `Value.pattern`."""
+    varying = [v for v in values if any(n > 1 for n in v.shape)]
+    if all(v.pattern is None for v in varying) or math.prod(shape) > TRACKED:
         return None
-    found = torch.zeros(shape, dtype=torch.long)
-    for value in spread:
-        own = torch.arange(math.prod(value.shape)).view(value.shape) if value.pattern is None else value.pattern
-        found = torch.unique(found * (int(own.max()) + 1) + own, return_inverse=True)[1]
-    return found
+    pattern = torch.zeros(shape, dtype=torch.long)
+    for value in varying:
+        numbers = torch.arange(math.prod(value.shape)).view(value.shape) if value.pattern is None else value.pattern
+        pattern = torch.unique(pattern * (int(numbers.max()) + 1) + numbers, return_inverse=True)[1]
+    return pattern
 
 
 def _only_weights(values: Sequence[Value]) -> bool:
+    """Return whether a result of these operands depends on parameters and not on inputs."""
     return any(v.is_weight for v in values) and all(v.is_weight or v.constant is not None for v in values)
 
 
@@ -77,176 +84,183 @@ def _merge(
     value: Value,
     kind: str,
 ) -> list[LabelMap]:
-    """Layers of the result of two operands, after uniting those that vary along the same dimensions."""
+    """Return the label maps of the result of two operands, after uniting those that vary along the same dimensions."""
     merged: list[LabelMap] = []
     unmatched = list(right)
     for a in left:
         b = next((r for r in unmatched if r.dims == a.dims), None)
         if b is not None:
-            merged.append(_matched(constraints, a, b, kind))
+            merged.append(_unite_matched(constraints, a, b, kind))
         elif nested := _nested_in(a, unmatched):
-            merged.append(_nested_all(constraints, a, nested, kind))
+            merged.append(_unite_all_nested(constraints, a, nested, kind))
             unmatched = [r for r in unmatched if all(r is not n for n in nested)]
-        elif (b := _beside(a, left, unmatched)) is not None and not (
+        elif (b := _overlapping(a, left, unmatched)) is not None and not (
             varies(left_values, sorted(set(b.dims) - set(a.dims)), shape)
             or varies([value], sorted(set(a.dims) - set(b.dims)), shape)
         ):
-            merged += _side_by_side(constraints, a, b, kind)
+            merged += _unite_overlapping(constraints, a, b, kind)
         else:
-            merged += _alone(constraints, operation, a, [value], shape, kind, weight=_only_weights(left_values))
+            merged += _unmatched(constraints, operation, a, [value], shape, kind, is_weight=_only_weights(left_values))
         unmatched = [r for r in unmatched if r is not b]
     for b in unmatched:
         if any(set(b.dims) & set(a.dims) for a in left):
             constraints.freeze([b], f"{operation} with a value that varies along its units")
         else:
-            merged += _alone(constraints, operation, b, left_values, shape, kind, weight=value.is_weight, right=True)
+            merged += _unmatched(constraints, operation, b, left_values, shape, kind, is_weight=value.is_weight, is_right=True)
     return merged
 
 
-def _alone(
+def _unmatched(
     constraints: Constraints,
     operation: str,
-    layer: LabelMap,
+    label_map: LabelMap,
     others: Sequence[Value],
     shape: tuple[int, ...],
     kind: str,
     *,
-    weight: bool,
-    right: bool = False,
+    is_weight: bool,
+    is_right: bool = False,
 ) -> list[LabelMap]:
-    """Units with no partner in the other operands: those may not vary along them, or the units are tied to their positions."""
-    tied = [d for d in layer.dims if varies(others, [d], shape) and not _same_within_period(layer, others, d, shape)]
-    if tied and weight:
-        constraints.fix(layer)  # a weight for each position of what is no unit
+    """Return the label maps that remain of units without a partner in the other operands.
+
+    The other operands must not vary along them, or the units are tied to their positions.
+    """
+    tied = [d for d in label_map.dims if varies(others, [d], shape) and not _same_within_period(label_map, others, d, shape)]
+    if tied and is_weight:
+        constraints.fix(label_map)  # a weight for each position that is not a unit
         return []
-    if tied and len(tied) == len(layer.dims):
-        constraints.freeze([layer], f"{operation} with a value that varies along its units")
+    if tied and len(tied) == len(label_map.dims):
+        constraints.freeze([label_map], f"{operation} with a value that varies along its units")
         return []
-    inner = set(layer.dims) - set(tied)
+    inner = set(label_map.dims) - set(tied)
     if tied and max(tied) < min(inner):
-        constraints.fix(row_blocks(constraints, layer, sorted(inner)))  # each block stays in place, units move within it
+        constraints.fix(row_blocks(constraints, label_map, sorted(inner)))  # each block stays in place, and units move within it
     elif tied:
-        layer = layer.united(constraints, tied)  # one unit, with its parts in a fixed order
-    if (kind in ("sum", "homogeneous") and not all(map(is_zero, others))) or (kind == "quotient" and right):
-        constraints.rigid(layer)
-    return [layer]
+        label_map = constraints.unite_along(label_map, tied)  # one unit, with its parts in a fixed order
+    if (kind in ("sum", "homogeneous") and not all(map(is_zero, others))) or (kind == "quotient" and is_right):
+        constraints.rigid(label_map)
+    return [label_map]
 
 
-def _nested_in(layer: LabelMap, others: Sequence[LabelMap]) -> list[LabelMap]:
-    """The other layers that vary along some of the layer's dimensions only, or the single one that varies along more."""
-    mine = set(layer.dims)
-    inside = [o for o in others if o.dims and set(o.dims) < mine]
-    around = [o for o in others if mine and mine < set(o.dims)]
+def _nested_in(label_map: LabelMap, others: Sequence[LabelMap]) -> list[LabelMap]:
+    """Return the other label maps that vary along some of the label map's dimensions, or the only one with more dimensions."""
+    dims = set(label_map.dims)
+    inside = [other for other in others if other.dims and set(other.dims) < dims]
+    around = [other for other in others if dims and dims < set(other.dims)]
     return inside if inside and not around else around if len(around) == 1 and not inside else []
 
 
-def _nested_all(constraints: Constraints, layer: LabelMap, nested: Sequence[LabelMap], kind: str) -> LabelMap:
-    """Units with several layers nested in theirs, such as a weight for each head and dimension; inner dimensions come first."""
+def _unite_all_nested(constraints: Constraints, label_map: LabelMap, nested: Sequence[LabelMap], kind: str) -> LabelMap:
+    """Unite units with the units nested in theirs, such as a weight for each head and dimension, inner dimensions first."""
     for other in sorted(nested, key=lambda o: -max(o.dims)):
-        unite = _matched if other.dims == layer.dims else _nested
-        layer = unite(constraints, layer, other, kind)
-    return layer
+        unite = _unite_matched if other.dims == label_map.dims else _unite_nested
+        label_map = unite(constraints, label_map, other, kind)
+    return label_map
 
 
-def _beside(layer: LabelMap, own: Sequence[LabelMap], others: Sequence[LabelMap]) -> LabelMap | None:
-    """The other layer that shares some dimensions, if there is just one, and no third."""
-    found = [o for o in [*own, *others] if o is not layer and set(o.dims) & set(layer.dims)]
-    return found[0] if len(found) == 1 and all(found[0] is not o for o in own) else None
+def _overlapping(label_map: LabelMap, left: Sequence[LabelMap], right: Sequence[LabelMap]) -> LabelMap | None:
+    """Return the label map that shares dimensions with this one, if there is only one and it is on the right."""
+    others = [o for o in [*left, *right] if o is not label_map and set(o.dims) & set(label_map.dims)]
+    return others[0] if len(others) == 1 and all(others[0] is not o for o in left) else None
 
 
-def _side_by_side(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> list[LabelMap]:
-    """An outer product of units within each position of the dimensions that they share: these are blocks of both."""
+def _unite_overlapping(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> list[LabelMap]:
+    """Unite blocks of both label maps, an outer product of units within each position of the dimensions that they share."""
     shared = set(a.dims) & set(b.dims)
-    blocks = [row_blocks(constraints, layer, [d for d in layer.dims if d not in shared]) for layer in (a, b)]
-    constraints.unite(blocks[0].core, blocks[1].core)
+    blocks = [row_blocks(constraints, label_map, [d for d in label_map.dims if d not in shared]) for label_map in (a, b)]
+    constraints.unite(blocks[0].compact, blocks[1].compact)
     if kind != "product":
         constraints.rigid(a, b)
     return [a, b]
 
 
-def row_blocks(constraints: Constraints, layer: LabelMap, inner: Sequence[int], name: str = "blocks") -> LabelMap:
-    """The blocks of units that lie along `inner`, one for each position of the layer's other dimensions."""
-    rows, place = layer.rows(inner)
-    return LabelMap(constraints.enclose(rows, name)[place].expand(layer.ids.shape))
+def row_blocks(constraints: Constraints, label_map: LabelMap, inner: Sequence[int], name: str = "blocks") -> LabelMap:
+    """Return the blocks of units that lie along `inner`, one for each position of the label map's other dimensions."""
+    rows, row_index = label_map.rows(inner)
+    return LabelMap(constraints.enclose(rows, name)[row_index].expand(label_map.ids.shape))
 
 
-def _nested(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> LabelMap:
-    """Units with units of some of their dimensions: blocks, or, along the inner dimensions, a fixed order within a block."""
+def _unite_nested(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> LabelMap:
+    """Unite units with units along some of their dimensions.
+
+    These are blocks if their dimensions come first; otherwise units keep a fixed order within a block.
+    """
     large, small = (a, b) if len(a.dims) > len(b.dims) else (b, a)
     constraints.rigid(small)
     if kind != "product":
         constraints.rigid(large)
     if max(small.dims) < min(set(large.dims) - set(small.dims)):
-        constraints.contains(small.core, large.core)
+        constraints.contains(small.compact, large.compact)
         return large
     constraints.fix(small)
-    return large.united(constraints, small.dims)
+    return constraints.unite_along(large, small.dims)
 
 
-def _matched(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> LabelMap:
-    """Units of two operands along the same dimensions are one."""
-    constraints.unite(a.core, b.core)
+def _unite_matched(constraints: Constraints, a: LabelMap, b: LabelMap, kind: str) -> LabelMap:
+    """Unite the units of two operands along the same dimensions."""
+    constraints.unite(a.compact, b.compact)
     if kind in ("sum", "homogeneous"):
-        constraints.same_factor(a.core, b.core)
+        constraints.same_factor(a.compact, b.compact)
     elif kind in ("product", "quotient"):
-        left, right = torch.broadcast_tensors(a.core, b.core)
-        pairs, where = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1, return_inverse=True)
+        left, right = torch.broadcast_tensors(a.compact, b.compact)
+        pairs, pair_index = torch.unique(torch.stack([left.reshape(-1), right.reshape(-1)]), dim=1, return_inverse=True)
         fresh = constraints.fresh(pairs.shape[1])
         constraints.unite(fresh, pairs[0])
         constraints.relate((1, -1, -1 if kind == "product" else 1), fresh, pairs[0], pairs[1])
-        return LabelMap(fresh[where].view(left.shape).expand(a.ids.shape), a.dims)
+        return LabelMap(fresh[pair_index].view(left.shape).expand(a.ids.shape), a.dims)
     return a
 
 
 def varies(values: Sequence[Value], dims: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether any value, which has no labels there, may differ along `dims` of the broadcast shape."""
+    """Return whether any value, which has no labels there, may vary along `dims` of the broadcast shape."""
     known = [entry for dim in dims for entry in _known_along(values, dim, shape)]
-    return any(numbers is None or bool((numbers != numbers.narrow(own, 0, 1)).any()) for numbers, own in known)
+    return any(numbers is None or bool((numbers != numbers.narrow(dim, 0, 1)).any()) for numbers, dim in known)
 
 
-def _same_within_period(layer: LabelMap, values: Sequence[Value], dim: int, shape: Sequence[int]) -> bool:
-    """Whether labels repeat along `dim` (heads of each sample of a batch) and the values are equal within each period."""
-    ids = layer.core.movedim(dim, 0).flatten(1)
+def _same_within_period(label_map: LabelMap, values: Sequence[Value], dim: int, shape: Sequence[int]) -> bool:
+    """Return whether labels repeat along `dim` (heads of each sample of a batch) with values that are equal in each period."""
+    ids = label_map.compact.movedim(dim, 0).flatten(1)
     n, period = len(ids), len(torch.unique(ids, dim=0))
     if period == n or n % period or bool((ids != ids[:period].repeat(n // period, 1)).any()):
         return False
-    for numbers, own in _known_along(values, dim, shape):
+    for numbers, value_dim in _known_along(values, dim, shape):
         if numbers is None:
             return False
-        rows = numbers.movedim(own, 0).reshape(n // period, period, -1)
+        rows = numbers.movedim(value_dim, 0).reshape(n // period, period, -1)
         if bool((rows != rows[:, :1]).any()):
             return False
     return True
 
 
 def _known_along(values: Sequence[Value], dim: int, shape: Sequence[int]) -> Iterator[tuple[Tensor | None, int]]:
-    """Of the values that may vary along a dimension of the broadcast shape: what is known of them, and their own dimension."""
+    """Yield what is known of each value that may vary along a dimension of the broadcast shape, and the value's dimension."""
     for value in values:
-        own = dim - len(shape) + len(value.shape)
-        if own >= 0 and value.shape[own] > 1 and own not in value.uniform:
-            yield (value.constant if value.constant is not None else value.pattern), own
+        value_dim = dim - len(shape) + len(value.shape)
+        if value_dim >= 0 and value.shape[value_dim] > 1 and value_dim not in value.uniform:
+            yield (value.constant if value.constant is not None else value.pattern), value_dim
 
 
-def unmarked(constraints: Constraints, value: Value, dims: Sequence[int]) -> LabelMap | None:
-    """Labels that nothing else has, along dimensions on which a value without units does not vary: any order is the same.
+def interchangeable_positions(constraints: Constraints, value: Value, dims: Sequence[int]) -> LabelMap | None:
+    """Return fresh labels along dimensions on which a value without units does not vary, so that any order is the same.
 
-    The zeros from which a state starts are such a value. None where it varies there, as inputs of the network do.
+    The zeros from which a state starts are such a value. None if it varies there, as the inputs of the network do.
     """
-    if value.touching(dims) or varies([value], dims, value.shape) or any(value.shape[d] == 1 for d in dims):
+    if value.maps_along(dims) or varies([value], dims, value.shape) or any(value.shape[d] == 1 for d in dims):
         return None
     shape = [n if d in dims else 1 for d, n in enumerate(value.shape)]
-    layer = LabelMap(constraints.fresh(math.prod(shape)).view(shape))
+    label_map = LabelMap(constraints.fresh(math.prod(shape)).view(shape))
     if not is_zero(value):
-        constraints.rigid(layer)
-    return LabelMap(layer.ids.expand(value.shape))
+        constraints.rigid(label_map)
+    return LabelMap(label_map.ids.expand(value.shape))
 
 
 def is_zero(value: Value) -> bool:
-    """Whether a value is a constant zero."""
+    """Return whether a value is a constant zero."""
     return value.constant is not None and not bool(value.constant.any())
 
 
 def _values(arguments: Sequence[Any]) -> list[Value]:
+    """Return values and numbers among arguments as values."""
     return [
         a if isinstance(a, Value) else Value((), constant=torch.as_tensor(a))
         for a in arguments
@@ -285,57 +299,58 @@ def where(constraints: Constraints, condition: Value, a: Any, b: Any) -> Value:
 
 @register_rule("aten::masked_fill")
 def masked_fill(constraints: Constraints, x: Value, mask: Value, value: Any) -> Value:
-    """Overwrite where a mask says so."""
+    """Overwrite where a mask is true."""
     return combine(constraints, "masked_fill", _values((x, mask, value)), "general")
 
 
 @register_rule("aten::bucketize")
 def bucketize(constraints: Constraints, x: Value, *_: Any, **__: Any) -> Value:
-    """The number of the interval in which each value lies."""
+    """Return the index of the interval in which each value lies."""
     return combine(constraints, "bucketize", [x], "general")
 
 
 @register_rule("aten::prelu")
 def prelu(constraints: Constraints, x: Value, weight: Value) -> Value:
-    """max(x, 0) + w min(x, 0), w one number or one per unit along dimension 1: scales pass, signs do not."""
+    """Compute max(x, 0) + w min(x, 0), w one number or one per unit along dimension 1: scales pass, signs do not."""
     if len(weight.shape) == 1 and weight.shape[0] > 1:
         weight = weight.map(lambda ids: along(ids, 1, len(x.shape)))
-    constraints.rigid(*weight.layers)
+    constraints.rigid(*weight.label_maps)
     out = combine(constraints, "prelu", [x, weight], "product")
-    constraints.no_sign(*out.layers)
+    constraints.no_sign(*out.label_maps)
     return out
 
 
 @register_rule("aten::glu")
 def glu(constraints: Constraints, x: Value, dim: int = -1) -> Value:
-    """The first half times the sigmoid of the second."""
+    """Multiply the first half by the sigmoid of the second."""
     half = x.shape[dim] // 2
     value, gate = (x.map(partial(torch.narrow, dim=dim, start=start, length=half)) for start in (0, half))
-    constraints.rigid(*gate.layers)
+    constraints.rigid(*gate.label_maps)
     return combine(constraints, "glu", [value, gate], "product")
 
 
 @register_rule("aten::_weight_norm", "aten::_weight_norm_interface")
 def weight_norm(constraints: Constraints, direction: Value, length: Value, dim: int = 0) -> Value:
-    """W = g v / ||v||, the norm over all axes but `dim`: scales go with g."""
-    constraints.rigid(*direction.layers)
+    """Compute W = g v / ||v||, with the norm over all axes but `dim`: W scales with g."""
+    constraints.rigid(*direction.label_maps)
     return combine(constraints, "weight_norm", [direction, length], "product")
 
 
 @register_rule("aten::lerp")
 def lerp(constraints: Constraints, a: Value, b: Value, weight: Any) -> Value:
-    """Mix two values."""
+    """Interpolate between two values."""
     return combine(constraints, "lerp", [a, b, *_values((weight,))], "general")
 
 
 def _filled(number: float) -> Any:
-    def like(constraints: Constraints, x: Value, *arguments: Any, **_: Any) -> Value:
+    def fill(constraints: Constraints, x: Value, *arguments: Any, **_: Any) -> Value:
+        """Fill a shape with a number."""
         shape = tuple(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple)) else x.shape
         return Value(shape, constant=torch.full((), number).expand(shape))
 
-    return like
+    return fill
 
 
-# memory that is not set yet tells no units apart
+# uninitialised memory is treated as zeros: it must not distinguish units
 register_rule("aten::zeros_like", "aten::new_zeros", "aten::empty_like", "aten::new_empty")(_filled(0.0))
 register_rule("aten::ones_like", "aten::full_like", "aten::new_ones", "aten::new_full")(_filled(1.0))

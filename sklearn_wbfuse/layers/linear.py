@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..network.couplings import along
-from .elementwise import combine, unmarked
-from .labels import Constraints, LabelMap, Value
+from .constraints import Constraints
+from .elementwise import combine, interchangeable_positions
+from .labels import LabelMap, Value
 from .product import product
 from .registry import register_rule, register_sizes
 
@@ -22,21 +23,21 @@ register_sizes(nn.Embedding, num_embeddings=("weight", 0), embedding_dim=("weigh
 
 
 def read(constraints: Constraints, x: Value, x_dim: int, weight: Value, weight_dim: int) -> list[LabelMap]:
-    """A weight reads the units of `x`: unite both axes, element by element.
+    """Unite the units of `x` with an axis of a weight that reads them.
 
     Returns
     -------
     list of LabelMap
-        The layers of `x` that the contraction leaves, still in the shape of `x`.
+        The label maps of `x` that the contraction leaves, still in the shape of `x`.
     """
     x_dim %= len(x.shape)
-    axis = weight.layer(weight_dim)
-    units = x.layer(x_dim)
-    across = [layer for layer in x.touching([x_dim]) if layer is not units]
+    axis = weight.label_map(weight_dim)
+    units = x.label_map(x_dim)
+    across = [label_map for label_map in x.maps_along([x_dim]) if label_map is not units]
     if units is None and len(across) == 1:
-        units, across = across[0].united(constraints, [d for d in across[0].dims if d != x_dim]), []
+        units, across = constraints.unite_along(across[0], [d for d in across[0].dims if d != x_dim]), []
     if units is None and not across:
-        units = unmarked(constraints, x, [x_dim])
+        units = interchangeable_positions(constraints, x, [x_dim])
     if across:
         constraints.freeze(across, "a contraction over part of the dimensions along which units are laid out")
         constraints.fix(units, axis)
@@ -47,23 +48,23 @@ def read(constraints: Constraints, x: Value, x_dim: int, weight: Value, weight_d
         constraints.unite(ids, columns)
         constraints.opposite_factor(ids, columns)
         constraints.consumes(columns)
-    return [layer for layer in x.layers if layer is not units and x_dim not in layer.dims]
+    return [label_map for label_map in x.label_maps if label_map is not units and x_dim not in label_map.dims]
 
 
 def contract(constraints: Constraints, x: Value, x_dim: int, weight: Value, weight_dim: int) -> Value:
-    """Matrix product of an activation and a matrix of weights; the weight's other axis takes the place of `x_dim`."""
+    """Multiply an activation by a matrix of weights; the weight's other axis takes the place of `x_dim`."""
     x_dim %= len(x.shape)
     weight_dim %= 2
-    kept = read(constraints, x, x_dim, weight, weight_dim)
+    remaining = read(constraints, x, x_dim, weight, weight_dim)
     out_dim = 1 - weight_dim
     shape = (*x.shape[:x_dim], weight.shape[out_dim], *x.shape[x_dim + 1 :])
-    layers = [LabelMap(layer.ids.narrow(x_dim, 0, 1).expand(shape), layer.dims) for layer in kept]
-    computed = weight.layer(out_dim)
-    if computed is not None:
-        ids = computed.vector(out_dim)
+    label_maps = [LabelMap(label_map.ids.narrow(x_dim, 0, 1).expand(shape), label_map.dims) for label_map in remaining]
+    output_map = weight.label_map(out_dim)
+    if output_map is not None:
+        ids = output_map.vector(out_dim)
         constraints.produces(ids)
-        layers.append(LabelMap.along(ids, x_dim, shape))
-    return Value(shape, tuple(layers))
+        label_maps.append(LabelMap.along(ids, x_dim, shape))
+    return Value(shape, tuple(label_maps))
 
 
 def add_bias(constraints: Constraints, out: Value, bias: Value | None, dim: int) -> Value:
@@ -77,7 +78,7 @@ def add_bias(constraints: Constraints, out: Value, bias: Value | None, dim: int)
 
 @register_rule("aten::linear")
 def linear(constraints: Constraints, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """Y = x W^T + b, W of shape (out, in)."""
+    """Compute Y = X W^T + b, W of shape (out, in)."""
     if not weight.is_weight or len(weight.shape) != 2:
         out = product(constraints, x, weight.map(lambda ids: ids.movedim(-1, 0)))
         return out if bias is None else combine(constraints, "linear", [out, bias], "sum")
@@ -86,7 +87,7 @@ def linear(constraints: Constraints, x: Value, weight: Value, bias: Value | None
 
 @register_rule("aten::addmm", "aten::_sparse_addmm")
 def addmm(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
-    """Y = b + A B."""
+    """Compute B + X Y, X and Y matrices."""
     return combine(
         constraints, "addmm", [contract(constraints, a, -1, b, 0) if b.is_weight else product(constraints, a, b), bias], "sum"
     )
@@ -94,13 +95,13 @@ def addmm(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -
 
 @register_rule("aten::addmv")
 def addmv(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
-    """Y = b + A x."""
+    """Compute b + A x, A a matrix and x a vector."""
     return combine(constraints, "addmv", [matmul(constraints, a, b), bias], "sum")
 
 
 @register_rule("aten::matmul", "aten::mm", "aten::mv", "aten::dot", "aten::bmm", "aten::_sparse_mm")
 def matmul(constraints: Constraints, a: Value, b: Value) -> Value:
-    """A product with a matrix of weights on either side, or of two computed values."""
+    """Multiply by a matrix of weights on either side, or multiply two computed values."""
     if b.is_weight and len(b.shape) == 2 and not a.is_weight:
         return contract(constraints, a, -1, b, 0)
     if a.is_weight and len(a.shape) == 2 and not b.is_weight and len(b.shape) >= 1:
@@ -110,25 +111,25 @@ def matmul(constraints: Constraints, a: Value, b: Value) -> Value:
 
 @register_rule("aten::bilinear")
 def bilinear(constraints: Constraints, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
-    """y_k = a^T W_k b + b_k, W of shape (out, in a, in b): an axis reads each of the two."""
+    """Compute y_k = a^T W_k b + b_k, W of shape (out, in a, in b): one axis reads each of the two."""
     if not weight.is_weight:
         return opaque(constraints, "a bilinear layer with computed weights", a, b, weight, bias)
-    kept = [read(constraints, x, -1, weight, axis) for axis, x in ((1, a), (2, b))]
-    constraints.freeze([layer for layers in kept for layer in layers], "a bilinear layer along units")
-    shape, computed = (*a.shape[:-1], weight.shape[0]), weight.layer(0)
-    if computed is None:
+    remaining = [read(constraints, x, -1, weight, axis) for axis, x in ((1, a), (2, b))]
+    constraints.freeze([label_map for label_maps in remaining for label_map in label_maps], "a bilinear layer along units")
+    shape, output_map = (*a.shape[:-1], weight.shape[0]), weight.label_map(0)
+    if output_map is None:
         return add_bias(constraints, Value(shape), bias, -1)
-    ids = computed.vector(0)
+    ids = output_map.vector(0)
     constraints.produces(ids)
     return add_bias(constraints, Value(shape, (LabelMap.along(ids, len(shape) - 1, shape),)), bias, -1)
 
 
 @register_rule("aten::embedding")
 def embedding(constraints: Constraints, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
-    """Rows of a table: tokens are fixed, the coordinates are units."""
-    constraints.fix(*index.layers, weight.layer(0))
+    """Look up rows of a table: tokens are fixed, the coordinates are units."""
+    constraints.fix(*index.label_maps, weight.label_map(0))
     shape = (*index.shape, weight.shape[1])
-    axis = weight.layer(1)
+    axis = weight.label_map(1)
     if axis is None:
         return Value(shape)
     ids = axis.vector(1)
@@ -149,15 +150,15 @@ def embedding_bag(
     include_last_offset: bool = False,
     *_: Any,
 ) -> tuple[Value, ...]:
-    """Sums, means or maxima of rows of a table."""
+    """Look up rows of a table, and take their sums, means or maxima."""
     rows = embedding(constraints, weight, index)
     if per_sample_weights is not None:
-        constraints.fix(*per_sample_weights.layers)
+        constraints.fix(*per_sample_weights.label_maps)
     if mode == 2:
-        constraints.no_sign(*rows.layers)
+        constraints.no_sign(*rows.label_maps)
     shape = (offsets.shape[0] - include_last_offset, weight.shape[1])
     return (
-        Value(shape, tuple(LabelMap.along(layer.vector(1), 1, shape) for layer in rows.layers)),
+        Value(shape, tuple(LabelMap.along(label_map.vector(1), 1, shape) for label_map in rows.label_maps)),
         Value(()),
         Value(()),
         Value(()),
@@ -165,8 +166,8 @@ def embedding_bag(
 
 
 def opaque(constraints: Constraints, why: str, *values: Value | None) -> Value:
-    """Freeze all that goes in; what comes out has no labels. The interpreter fills in the shape."""
+    """Freeze the units of all operands; the result has no labels, and the interpreter fills in its shape."""
     for value in values:
         if value is not None:
-            constraints.freeze(value.layers, why)
+            constraints.freeze(value.label_maps, why)
     return Value(())

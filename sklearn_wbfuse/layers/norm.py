@@ -1,4 +1,4 @@
-"""Normalisation: by running statistics, and over units, blocks of units or space."""
+"""Norms: by running statistics, and over units, blocks of units or space."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from .constraints import Constraints
 from .elementwise import combine, row_blocks
-from .labels import Constraints, LabelMap, Value
+from .labels import LabelMap, Value
 from .linear import opaque
 from .registry import Blocks, register_rule, register_sizes
 
@@ -32,60 +33,60 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Value, Value, Value]:
-    """(x - mean) / sqrt(var + eps) * weight + bias, along dimension 1.
+    """Compute (x - mean) / sqrt(var + eps) * weight + bias, along dimension 1.
 
-    The input does not scale (`eps` would notice); the output scales with the weight and bias.
+    The input does not scale (because of `eps`); the output scales with the weight and the bias.
     """
-    given = [v for v in (weight, bias, mean, var) if v is not None]
-    units = x.layer(1)
-    if units is None or any(layer is not units for layer in x.touching(range(1, len(x.shape)))):
-        if x.touching([1]):
-            out = opaque(constraints, "a batch norm across units", x, *given)
+    parameters = [v for v in (weight, bias, mean, var) if v is not None]
+    units = x.label_map(1)
+    if units is None or any(label_map is not units for label_map in x.maps_along(range(1, len(x.shape)))):
+        if x.maps_along([1]):
+            out = opaque(constraints, "a batch norm across units", x, *parameters)
         else:
-            constraints.fix(*(layer for v in given for layer in v.layers))
-            out = Value(x.shape, x.layers)
+            constraints.fix(*(label_map for v in parameters for label_map in v.label_maps))
+            out = Value(x.shape, x.label_maps)
         return out, Value(()), Value(())
-    ids = units.vector(1)
-    axes = {id(v): v.layers[0].vector(0) if v.layers else None for v in given}
-    if any(labels is None for labels in axes.values()):
-        return opaque(constraints, "a batch norm with constant statistics", x, *given), Value(()), Value(())
-    for labels in axes.values():
-        assert labels is not None
-        constraints.unite(ids, labels)
-        constraints.produces(labels)
-    constraints.rigid(units, mean.layers[0], var.layers[0])
-    scaled = [axes[id(v)] for v in (weight, bias) if v is not None]
-    if len(scaled) == 2:
-        constraints.same_factor(*scaled)  # type: ignore[arg-type]
-    out_ids: Any = scaled[0] if weight is not None else constraints.fresh(len(ids))
+    unit_ids = units.vector(1)
+    labels_of = {id(v): v.label_maps[0].vector(0) if v.label_maps else None for v in parameters}
+    if any(ids is None for ids in labels_of.values()):
+        return opaque(constraints, "a batch norm with constant statistics", x, *parameters), Value(()), Value(())
+    for ids in labels_of.values():
+        assert ids is not None
+        constraints.unite(unit_ids, ids)
+        constraints.produces(ids)
+    constraints.rigid(units, mean.label_maps[0], var.label_maps[0])
+    affine = [labels_of[id(v)] for v in (weight, bias) if v is not None]
+    if len(affine) == 2:
+        constraints.same_factor(*affine)  # type: ignore[arg-type]
+    out_ids: Any = affine[0] if weight is not None else constraints.fresh(len(unit_ids))
     if weight is None:
-        constraints.unite(out_ids, ids)
+        constraints.unite(out_ids, unit_ids)
         constraints.rigid(LabelMap(out_ids))
     _leave_out(constraints, mean, var)
     if not mean.shared:
         _leave_out_bias(constraints, x)
-    kept = [layer for layer in x.layers if layer is not units]
-    return Value(x.shape, (*kept, LabelMap.along(out_ids, 1, x.shape))), Value(()), Value(())
+    remaining = [label_map for label_map in x.label_maps if label_map is not units]
+    return Value(x.shape, (*remaining, LabelMap.along(out_ids, 1, x.shape))), Value(()), Value(())
 
 
 def _leave_out(constraints: Constraints, *statistics: Value | None) -> None:
-    """Running statistics are not what neurons are compared by."""
+    """Leave running statistics out of the comparison of neurons."""
     constraints.uncompared.update(v.name for v in statistics if v is not None and v.name)
 
 
 def _leave_out_bias(constraints: Constraints, x: Value) -> None:
-    """Nor is a bias in front of a norm that takes off the mean of every unit alone."""
-    units = x.layer(1)
-    if x.bias and units is not None and all(layer is units for layer in x.touching(range(1, len(x.shape)))):
+    """Leave out a bias before a norm that subtracts the mean of each unit, which cancels the bias."""
+    units = x.label_map(1)
+    if x.bias and units is not None and all(label_map is units for label_map in x.maps_along(range(1, len(x.shape)))):
         constraints.uncompared.add(x.bias)
 
 
 @register_rule("aten::_native_batch_norm_legit")
 def batch_norm_of_the_batch(constraints: Constraints, x: Value, weight: Value | None, bias: Value | None, *options: Any) -> Any:
-    """By the statistics of the batch, which are computed and not kept."""
+    """Normalise by the statistics of the batch, which are computed and not stored."""
     if isinstance(options[0], Value):
-        given = [v for v in (x, weight, bias, *options[:2]) if v is not None]
-        return opaque(constraints, "a batch norm in training mode", *given), Value(()), Value(())
+        tensors = [v for v in (x, weight, bias, *options[:2]) if v is not None]
+        return opaque(constraints, "a batch norm in training mode", *tensors), Value(()), Value(())
     return batch_norm_layer(constraints, x, weight, bias, None, None, True), Value(()), Value(())
 
 
@@ -100,20 +101,20 @@ def batch_norm_layer(
     training: bool,
     *options: float,
 ) -> Value:
-    """The same as one operation of the network's code, or by the statistics of the batch where none are kept."""
+    """Normalise by running statistics, or by those of the batch if there are none, as one operation of the network's code."""
     if mean is not None and var is not None:
         return batch_norm(constraints, x, weight, bias, mean, var, *options[:2])[0]
     _leave_out_bias(constraints, x)
-    constraints.rigid(*x.layers)
+    constraints.rigid(*x.label_maps)
     return _affine(constraints, x, weight, bias, [1])
 
 
 def _affine(constraints: Constraints, x: Value, weight: Value | None, bias: Value | None, dims: Sequence[int]) -> Value:
-    """Times a weight, plus a bias, each with an axis for every one of `dims`; scales go with them."""
+    """Multiply by a weight and add a bias, each with an axis for every one of `dims`; scales pass with them."""
     for value, kind in ((weight, "product"), (bias, "sum")):
         if value is not None:
-            for layer in value.layers:
-                constraints.produces(layer.core.reshape(-1))
+            for label_map in value.label_maps:
+                constraints.produces(label_map.compact.reshape(-1))
             shape = [x.shape[d] if d in dims else 1 for d in range(len(x.shape))]
             x = combine(constraints, "a norm", [x, value.map(lambda ids, shape=shape: ids.reshape(shape))], kind)  # type: ignore[misc]
     return x
@@ -123,30 +124,32 @@ def _affine(constraints: Constraints, x: Value, weight: Value | None, bias: Valu
 def layer_norm(
     constraints: Constraints, x: Value, shape: Sequence[int], weight: Value | None = None, bias: Any = None, *_: Any, **__: Any
 ) -> Value:
-    """Mean 0 (not for the root mean square) and mean square 1 over the last dimensions: a symmetric function of all units there.
+    """Normalise the last dimensions to mean 0 (except for RMSNorm) and mean square 1, a symmetric function of their units.
 
-    Where units lie along more dimensions (a norm of each head), they are blocks; a weight that the blocks share keeps the
-    order within them.
+    Where units lie along more dimensions (a norm of each head), they form blocks; a weight that the blocks share fixes the order
+    within them.
     """
     dims = range(len(x.shape) - len(shape), len(x.shape))
-    constraints.rigid(*x.layers)
-    for layer in x.touching(dims):
-        if not set(layer.dims) <= set(dims):
-            row_blocks(constraints, layer, dims)
-    return _affine(constraints, Value(x.shape, x.layers), weight, bias if isinstance(bias, Value) else None, dims)
+    constraints.rigid(*x.label_maps)
+    for label_map in x.maps_along(dims):
+        if not set(label_map.dims) <= set(dims):
+            row_blocks(constraints, label_map, dims)
+    return _affine(constraints, Value(x.shape, x.label_maps), weight, bias if isinstance(bias, Value) else None, dims)
 
 
 @register_rule("aten::group_norm")
 def group_norm(
     constraints: Constraints, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
 ) -> Value:
-    """Mean 0 and variance 1 over space and the channels of a group: channels lie in blocks."""
-    constraints.rigid(*x.layers)
-    units = x.layer(1)
-    constraints.freeze([layer for layer in x.touching(range(1, len(x.shape))) if layer is not units], "a group norm across units")
+    """Normalise over space and the channels of each group to mean 0 and variance 1: channels lie in blocks."""
+    constraints.rigid(*x.label_maps)
+    units = x.label_map(1)
+    constraints.freeze(
+        [label_map for label_map in x.maps_along(range(1, len(x.shape))) if label_map is not units], "a group norm across units"
+    )
     if units is not None and groups > 1:
         constraints.enclose(units.vector(1).view(groups, -1), "blocks")
-    return _affine(constraints, Value(x.shape, x.layers if units is None else (units,)), weight, bias, [1])
+    return _affine(constraints, Value(x.shape, x.label_maps if units is None else (units,)), weight, bias, [1])
 
 
 @register_rule("aten::instance_norm")
@@ -159,18 +162,18 @@ def instance_norm(
     var: Value | None,
     *options: Any,
 ) -> Value:
-    """Mean 0 and variance 1 over space, or running statistics, for each channel."""
+    """Normalise each channel over space to mean 0 and variance 1, or by running statistics."""
     if mean is not None and var is not None and not options[0]:
         return batch_norm(constraints, x, weight, bias, mean, var, options[1], options[2])[0]
-    constraints.rigid(*x.layers)
-    across = x.touching(range(2, len(x.shape)))
-    constraints.freeze(across, "an instance norm across units")
-    kept = tuple(layer for layer in x.layers if all(layer is not k for k in across))
+    constraints.rigid(*x.label_maps)
+    spatial_maps = x.maps_along(range(2, len(x.shape)))
+    constraints.freeze(spatial_maps, "an instance norm across units")
+    remaining = tuple(label_map for label_map in x.label_maps if all(label_map is not k for k in spatial_maps))
     _leave_out(constraints, mean, var)
     _leave_out_bias(constraints, x)
-    for value in (mean, var):  # kept up in training alone
-        if value is not None and x.layer(1) is not None and value.layers:
-            constraints.unite(x.layer(1).vector(1), value.layers[0].vector(0))  # type: ignore[union-attr]
-            constraints.produces(value.layers[0].vector(0))
-            constraints.rigid(value.layers[0])
-    return _affine(constraints, Value(x.shape, kept), weight, bias, [1])
+    for value in (mean, var):  # updated in training only
+        if value is not None and x.label_map(1) is not None and value.label_maps:
+            constraints.unite(x.label_map(1).vector(1), value.label_maps[0].vector(0))  # type: ignore[union-attr]
+            constraints.produces(value.label_maps[0].vector(0))
+            constraints.rigid(value.label_maps[0])
+    return _affine(constraints, Value(x.shape, remaining), weight, bias, [1])

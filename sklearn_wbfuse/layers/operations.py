@@ -1,8 +1,8 @@
-"""The table of operations: of each the kind, and the few facts that whoever reads a trace needs.
+"""The table of operations: the kind of each, and the few other facts that readers of a trace need.
 
-What an operation means for units is said by its rule (`register_rule`); whatever else depends on which operation it is, reads
-it here. Names are those of ATen without overloads. An operation that is not in the table, such as one of another library, is of
-kind "unknown".
+The rule of an operation (`register_rule`) defines what it does to units; everything else that depends on the operation is read
+from this table. Names are those of ATen without overloads. An operation that is not in the table, such as one of another
+library, is of kind "unknown".
 """
 
 from __future__ import annotations
@@ -12,85 +12,85 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["KINDS", "ROWS", "TABLE", "Facts", "Operation", "facts_of", "named", "operation", "passes_on", "schema_name"]
+__all__ = ["KINDS", "ROWS", "TABLE", "Facts", "Operation", "facts_of", "operation", "operation_names", "passes_on", "schema_name"]
 
 KINDS = {
-    # one value of the result for each of the operands
-    "identity": "the first operand as it is",
-    "sum": "linear: f(c x) = c f(x), of several operands where c is the same",
+    # elementwise: one value of the result for each value of the operands
+    "identity": "the first operand unchanged",
+    "sum": "linear: f(c x) = c f(x), with the same c for all operands",
     "homogeneous": "f(c x) = c f(x) for c > 0",
     "odd": "f(-x) = -f(x)",
     "product": "f(c x, y) = f(x, c y) = c f(x, y)",
     "quotient": "f(c x, y) = c f(x, y) = f(x, y / c)",
-    "general": "elementwise, and nothing else is known",
-    "gates": "one half times a function of the other",
-    # the operands' values at other places
-    "reshapes": "all values in another form or order of dimensions",
-    "expands": "the values repeated along dimensions of size 1 or in front",
+    "general": "elementwise, with no other known property",
+    "gates": "one half of the operand times a function of the other half",
+    # movement: the operands' values at other positions
+    "reshapes": "all values in another shape or order of dimensions",
+    "expands": "the values repeated along dimensions of size 1 or new leading dimensions",
     "repeats": "the values repeated",
-    "moves": "the values in another order, or some of them",
+    "moves": "all or some of the values in another order",
     "splits": "a list of pieces",
-    "picks": "values at positions that a second operand says",
+    "picks": "values at the positions in a second operand",
     "joins": "several operands side by side",
-    "pads": "the values with others around them",
-    "writes": "the values with others written or added at positions",
+    "pads": "the values with padding around them",
+    "writes": "the values with others written or added at some positions",
     # everything else
     "checks": "no value",
     "fills": "values that do not depend on those of the operands",
     "reduces": "one number for all along some dimensions",
-    "orders": "order statistics along a dimension, and where they stand",
+    "orders": "order statistics along a dimension, and their positions",
     "accumulates": "sums, products or extremes up to each position of a dimension",
-    "softmax": "numbers that are not negative and sum to 1 along a dimension",
+    "softmax": "nonnegative numbers that sum to 1 along a dimension",
     "log_softmax": "the logarithm of a softmax",
-    "transforms": "a Fourier transform, or complex numbers taken apart",
-    "normalises": "values brought to mean or size by statistics",
+    "transforms": "a Fourier transform, or a conversion between complex and real numbers",
+    "normalises": "values shifted or scaled by statistics",
     "contracts": "a product summed over dimensions",
-    "embeds": "rows of a table at positions that a second operand says",
-    "convolves": "a kernel with channels, over space",
-    "windows": "the same to every channel, of neighbours in space",
-    "space": "anything else over space: patches, values at places that are computed",
+    "embeds": "rows of a table at the positions in a second operand",
+    "convolves": "a convolution over space",
+    "windows": "the same function of neighbours in space for every channel",
+    "space": "anything else over space: patches, values at computed positions",
     "recurs": "a recurrent layer or cell",
 }
-_SAME_PLACES = ("reshapes", "expands", "repeats")
-_SOME_VALUES = (*_SAME_PLACES, "moves", "splits", "picks", "joins")
+_ALL_VALUES = ("reshapes", "expands", "repeats")
+_SOME_VALUES = (*_ALL_VALUES, "moves", "splits", "picks", "joins")
 _MOVEMENT = (*_SOME_VALUES, "pads", "writes")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the table says of an operation.
+    """Properties of an operation.
 
     Attributes
     ----------
     kind : str
         One of `KINDS`, or "unknown".
     operands : int or None
-        Of an elementwise operation, how many operands in front are united by the one rule for its kind; None for all that are
-        given, 0 if it has a rule of its own.
+        Of an elementwise operation, how many of the first operands the common rule of its kind unites; None for all operands, 0
+        if the operation has its own rule.
     training : int or None
         The position of the argument that switches a dropout on.
     sizes : bool
-        Whether whole numbers among its options may be sizes, which differ between networks of one architecture.
+        Whether integers among its options may be sizes, which differ between networks of one architecture.
     same_as : str
-        An operation that computes the same (of several results the first), whatever the operands' layout in memory.
+        An operation that computes the same (of several results the first) for any memory layout of the operands.
     weight, bias : int or None
-        Positions of the parameters of a layer that computes units as an affine map.
+        Positions of the parameters of a layer that computes units by an affine map.
     channel : int
-        The dimension of such a layer's output that holds units.
+        The dimension of that layer's output that holds units.
     space : int
-        Number of dimensions of space that the first operand has.
+        Number of spatial dimensions of the first operand.
     transposed : bool
-        Whether a convolution spreads its inputs.
-    within : bool
-        Whether each value of the result is one of the first operand's or a mean of several, where the kind does not tell.
+        Whether it is a transposed convolution.
+    within_range : bool
+        Whether each value of the result is one of the first operand's or a mean of several, where the kind does not imply it.
     maxima : bool
-        Whether it takes the largest of neighbours, so that no sign passes.
+        Whether it takes the largest of neighbouring values, so that signs do not pass.
     positions : bool
-        Whether the second result are positions.
+        Whether the second result holds positions.
     bounds : (float, float) or None
-        Numbers that all values of the result lie between, whatever the operands are.
+        Bounds of all values of the result for any operands.
     unset : bool
-        Whether the result is memory that nothing was written to.
+        Whether the result is uninitialised memory.
     """
 
     kind: str
@@ -103,7 +103,7 @@ class Facts:
     channel: int = 1
     space: int = 0
     transposed: bool = False
-    within: bool = False
+    within_range: bool = False
     maxima: bool = False
     positions: bool = False
     bounds: tuple[float, float] | None = None
@@ -111,18 +111,18 @@ class Facts:
 
     @property
     def moves(self) -> bool:
-        """Whether it puts values elsewhere and computes none."""
+        """Whether it moves values and computes none."""
         return self.kind in _MOVEMENT
 
     @property
     def averages(self) -> bool:
         """Whether each value of the result is one of the first operand's, or a mean of several."""
-        return self.within or self.kind in _SOME_VALUES
+        return self.within_range or self.kind in _SOME_VALUES
 
     @property
-    def keeps_places(self) -> bool:
-        """Whether it only gives dimensions another form or order, or repeats what there is."""
-        return self.kind in _SAME_PLACES
+    def keeps_all_values(self) -> bool:
+        """Whether it only changes the shape or the order of dimensions, or repeats values."""
+        return self.kind in _ALL_VALUES
 
     @property
     def computes(self) -> bool:
@@ -131,7 +131,7 @@ class Facts:
 
     @property
     def is_nonlinearity(self) -> bool:
-        """Whether it is a function of each value alone that is not linear, if there is no second operand."""
+        """Whether it is a nonlinear function of each value, unless it has a second operand."""
         return self.kind in ("odd", "general", "homogeneous") and self.operands in (1, None)
 
 
@@ -140,7 +140,7 @@ _UNIT, _SIGNED = (0.0, 1.0), (-1.0, 1.0)
 
 
 def _over_space(names: str, *dimensions: int, kind: str = "windows", **facts: Any) -> Iterator[tuple[str, Facts]]:
-    """Rows of names with the number of dimensions of space left open."""
+    """Yield table rows for several numbers of spatial dimensions, which replace ``#`` in the names."""
     for space in dimensions:
         yield names.replace("#", str(space)), Facts(kind, space=space, channel=-space - 1, **facts)
 
@@ -191,20 +191,20 @@ ROWS: tuple[tuple[str, Facts], ...] = (
     ("slice_scatter", Facts("writes", sizes=True)),
     ("index_add index_copy index_fill index_reduce", Facts("writes")),
     ("_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range", Facts("checks")),
-    # values of their own
+    # new values
     ("zeros zeros_like new_zeros", Facts("fills", sizes=True, bounds=(0.0, 0.0))),
     ("ones ones_like new_ones", Facts("fills", sizes=True, bounds=(1.0, 1.0))),
     ("full full_like new_full arange", Facts("fills", sizes=True)),
     ("empty empty_like new_empty empty_strided new_empty_strided empty_permuted", Facts("fills", sizes=True, unset=True)),
     ("scalar_tensor", Facts("fills")),
     # along dimensions
-    ("mean nanmean amax amin aminmax", Facts("reduces", within=True)),
+    ("mean nanmean amax amin aminmax", Facts("reduces", within_range=True)),
     ("all any", Facts("reduces", bounds=_UNIT)),
     ("sum nansum prod std var std_mean var_mean logsumexp count_nonzero argmax argmin", Facts("reduces")),
     ("linalg_vector_norm norm dist segment_reduce", Facts("reduces")),
     ("max min", Facts("orders", positions=True)),
-    ("median nanmedian mode kthvalue sort topk", Facts("orders", within=True, positions=True)),
-    ("cummax cummin", Facts("accumulates", within=True, positions=True)),
+    ("median nanmedian mode kthvalue sort topk", Facts("orders", within_range=True, positions=True)),
+    ("cummax cummin", Facts("accumulates", within_range=True, positions=True)),
     ("cumsum cumprod logcumsumexp", Facts("accumulates")),
     ("softmax _softmax _safe_softmax", Facts("softmax", bounds=_UNIT)),
     ("log_softmax _log_softmax", Facts("log_softmax", bounds=(-math.inf, 0.0))),
@@ -225,37 +225,37 @@ ROWS: tuple[tuple[str, Facts], ...] = (
     # over space
     *_over_space("conv#d", 1, 2, 3, kind="convolves", weight=1, bias=2),
     *_over_space("conv_transpose#d", 1, 2, 3, kind="convolves", weight=1, bias=2, transposed=True),
-    *_over_space("avg_pool#d adaptive_avg_pool#d", 1, 2, 3, within=True),
-    *_over_space("_adaptive_avg_pool#d", 2, 3, within=True),
-    *_over_space("max_pool#d", 1, 2, 3, within=True, maxima=True),
-    *_over_space("adaptive_max_pool#d max_pool#d_with_indices", 1, 2, 3, within=True, maxima=True, positions=True),
-    *_over_space("upsample_nearest#d _upsample_nearest_exact#d reflection_pad#d replication_pad#d", 1, 2, 3, within=True),
-    *_over_space("upsample_linear#d", 1, within=True),
-    *_over_space("upsample_bilinear#d _upsample_bilinear#d_aa", 2, within=True),
+    *_over_space("avg_pool#d adaptive_avg_pool#d", 1, 2, 3, within_range=True),
+    *_over_space("_adaptive_avg_pool#d", 2, 3, within_range=True),
+    *_over_space("max_pool#d", 1, 2, 3, within_range=True, maxima=True),
+    *_over_space("adaptive_max_pool#d max_pool#d_with_indices", 1, 2, 3, within_range=True, maxima=True, positions=True),
+    *_over_space("upsample_nearest#d _upsample_nearest_exact#d reflection_pad#d replication_pad#d", 1, 2, 3, within_range=True),
+    *_over_space("upsample_linear#d", 1, within_range=True),
+    *_over_space("upsample_bilinear#d _upsample_bilinear#d_aa", 2, within_range=True),
     *_over_space("upsample_bicubic#d _upsample_bicubic#d_aa", 2),
-    *_over_space("upsample_trilinear#d", 3, within=True),
+    *_over_space("upsample_trilinear#d", 3, within_range=True),
     *_over_space("max_unpool#d grid_sampler_#d", 2, 3, kind="space"),
     ("im2col", Facts("space", space=2)),
     ("col2im grid_sampler", Facts("space")),
 )
-"""The table as it is written: names, parted by spaces, and what is true of them."""
+"""The table as it is written: names, separated by spaces, and their properties."""
 
 TABLE: dict[str, Facts] = {name: facts for names, facts in ROWS for name in names.split()}
-"""Every operation by its name."""
+"""The properties of every operation by its name."""
 
 
 class Operation(NamedTuple):
-    """One operation of a traced network; networks of one architecture have equal ones.
+    """One operation of a traced network; networks of one architecture have equal operations.
 
     Attributes
     ----------
     name : str
         With its library: "aten::linear".
     path : str
-        The module that it stands in.
+        The module that contains it.
     options : tuple of str
-        What it is given, as it is printed: values by the position of the operation that computes them, and options that belong
-        to the architecture; sizes are left open.
+        Its arguments as text: values by the position of the operation that computes them, and options that belong to the
+        architecture; sizes are left out.
     """
 
     name: str
@@ -267,31 +267,31 @@ class Operation(NamedTuple):
 
 
 def schema_name(target: Any) -> str:
-    """The name of an operation with its library and without its overload; empty for a function of Python."""
+    """Return the name of an operation with its library and without its overload; empty for a Python function."""
     schema = getattr(target, "_schema", None)
     return schema.name if schema is not None else ""
 
 
 def operation(node: Any) -> str:
-    """The name of what a traced node computes, as it stands in the table; empty for what is no operation."""
+    """Return the name of a traced node's operation as in the table; empty if the node is not an operation."""
     return schema_name(getattr(node, "target", None)).removeprefix("aten::")
 
 
 def facts_of(node: Any) -> Facts:
-    """What the table says of the operation of a traced node."""
+    """Return the properties of a traced node's operation."""
     return TABLE.get(operation(node), _UNKNOWN)
 
 
-def named(*kinds: str, **facts: Any) -> tuple[str, ...]:
-    """The names of all operations of some kinds, or of any if none is given, of which facts are true."""
+def operation_names(*kinds: str, **facts: Any) -> tuple[str, ...]:
+    """Return the names of all operations of some kinds (of any kind by default) with the given properties."""
     return tuple(
         name
-        for name, of in TABLE.items()
-        if (not kinds or of.kind in kinds) and all(getattr(of, key) == value for key, value in facts.items())
+        for name, known in TABLE.items()
+        if (not kinds or known.kind in kinds) and all(getattr(known, key) == value for key, value in facts.items())
     )
 
 
 def passes_on(node: Any) -> bool:
-    """Whether a traced node gives its first operand as it is: an identity, a dropout only if it is switched off."""
+    """Return whether a traced node returns its first operand unchanged: an identity, or a dropout that is switched off."""
     facts = facts_of(node)
     return facts.kind == "identity" and not (facts.training is not None and node.args[facts.training])

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .constraints import Constraints
 from .elementwise import combine, row_blocks, varies
-from .labels import Constraints, LabelMap, Value
+from .labels import LabelMap, Value
 from .reduction import reduced
 from .registry import Blocks, register_rule, register_sizes
 
@@ -27,187 +28,195 @@ register_sizes(
 
 
 def contraction(constraints: Constraints, a: Value, b: Value, letters: tuple[str, str, str], name: str = "heads") -> Value:
-    """What an einsum of two operands says about units.
+    """Contract two operands, as an einsum does.
 
-    Units that are summed over are the same in both operands. Where they also vary along a batch dimension of both (the heads
-    of an attention), each position of it is a block: its units move within it or with it.
+    Units that are summed over are the same in both operands. Where they also vary along a batch dimension of both (the heads of
+    an attention), each of its positions is a block: its units move within it or with it.
 
     Parameters
     ----------
+    constraints : Constraints
     a, b : Value
     letters : (str, str, str)
         One letter per dimension of `a`, of `b` and of the result; dimensions of size 1 broadcast.
     name : str
-        What such blocks are called.
+        Name of these blocks.
     """
-    of_a, of_b, out = letters
-    sides = [(a, of_a), (b, of_b)]
-    summed = list(dict.fromkeys(c for c in of_a + of_b if c not in out))
-    inner = [v.touching([own.index(c) for c in summed if c in own]) for v, own in sides]
+    letters_a, letters_b, out = letters
+    sides = [(a, letters_a), (b, letters_b)]
+    summed = list(dict.fromkeys(c for c in letters_a + letters_b if c not in out))
+    inner = [v.maps_along([own_letters.index(c) for c in summed if c in own_letters]) for v, own_letters in sides]
     partners = _partners(sides, inner, summed)
-    batch = [c for c in out if c in of_a and c in of_b]
+    batch = [c for c in out if c in letters_a and c in letters_b]
     blocks: list[LabelMap] = []
     for pair in partners:
-        laid = [(v, own, layer) for (v, own), layer in zip(sides, pair, strict=True)]
-        blocks += _summed(constraints, laid, batch, summed, out, name)
-    paired = [layer for pair in partners for layer in pair]
-    outer: list[list[LabelMap]] = [[], []]
-    for (value, own), (other, others), layers, left in zip(sides, reversed(sides), inner, outer, strict=True):
-        for layer in layers:
-            rest = None if any(layer is k for k in paired) else _alone(constraints, value, layer, own, other, others, summed)
-            left += [] if rest is None else [rest]
-    known = {d for layer in blocks for d in layer.dims}
+        operands = [(*side, label_map) for side, label_map in zip(sides, pair, strict=True)]
+        blocks += _unite_summed(constraints, operands, batch, summed, out, name)
+    paired = [label_map for pair in partners for label_map in pair]
+    remaining: list[list[LabelMap]] = [[], []]
+    for side, other, label_maps, rest in zip(sides, reversed(sides), inner, remaining, strict=True):
+        for label_map in label_maps:
+            if all(label_map is not m for m in paired):
+                rest += _unpaired(constraints, side, label_map, other, summed)
+    block_dims = {d for label_map in blocks for d in label_map.dims}
     factors = []
-    for (value, own), layers, extra, left in zip(sides, inner, (blocks, []), outer, strict=True):
-        free = [layer for layer in value.layers if all(layer is not k for k in layers)]
-        for layer in free if value.is_weight else ():
-            constraints.produces(layer.core.reshape(-1))
-        factors.append(_factor(value, own, out, [*free, *left], extra, known))
+    for (value, own_letters), label_maps, new, rest in zip(sides, inner, (blocks, []), remaining, strict=True):
+        free = [label_map for label_map in value.label_maps if all(label_map is not m for m in label_maps)]
+        for label_map in free if value.is_weight else ():
+            constraints.produces(label_map.compact.reshape(-1))
+        factors.append(_factor(value, own_letters, out, [*free, *rest], new, block_dims))
     return combine(constraints, "a product", factors, "product")
 
 
 def _partners(
     sides: Sequence[tuple[Value, str]], inner: Sequence[Sequence[LabelMap]], summed: Sequence[str]
 ) -> list[tuple[LabelMap, LabelMap]]:
-    """Layers of both operands that are summed over together: one of each, or those along the same dimensions."""
-    (_, of_a), (_, of_b) = sides
-    if not all(c in of_a and c in of_b for c in summed):
+    """Return pairs of label maps of both operands that are summed together: the only ones, or those along the same dimensions."""
+    (_, letters_a), (_, letters_b) = sides
+    if not all(c in letters_a and c in letters_b for c in summed):
         return []
     if len(inner[0]) == len(inner[1]) == 1:
         return [(inner[0][0], inner[1][0])]
     first, second = (
-        {frozenset(own[d] for d in k.dims): k for k in layers} for (_, own), layers in zip(sides, inner, strict=True)
+        {frozenset(letters[d] for d in m.dims): m for m in label_maps}
+        for (_, letters), label_maps in zip(sides, inner, strict=True)
     )
-    return [(first[k], second[k]) for k in first if k in second]
+    return [(first[letters], second[letters]) for letters in first if letters in second]
 
 
-def _factor(value: Value, own: str, out: str, free: Sequence[LabelMap], extra: Sequence[LabelMap], known: set[int]) -> Value:
-    """One operand after the sum, its dimensions in the order of the result."""
-    shape = tuple(value.shape[own.index(c)] if c in own else 1 for c in out)
-    layers = [LabelMap(_arranged(layer.ids, own, out)) for layer in free]
-    uniform = {d for d, c in enumerate(out) if c in own and not varies([value], [own.index(c)], value.shape)}
-    wide = tuple(max(n, *(layer.ids.shape[d] for layer in extra)) if extra else n for d, n in enumerate(shape))
-    layers = [*(layer.broadcast(wide) for layer in layers), *(layer.broadcast(wide) for layer in extra)]
-    return Value(wide, tuple(layers), is_weight=value.is_weight, uniform=tuple(uniform | known))
+def _factor(
+    value: Value, letters: str, out: str, free: Sequence[LabelMap], new: Sequence[LabelMap], block_dims: set[int]
+) -> Value:
+    """Return one operand after the sum, with its dimensions in the order of the result."""
+    shape = tuple(value.shape[letters.index(c)] if c in letters else 1 for c in out)
+    label_maps = [LabelMap(_arranged(label_map.ids, letters, out)) for label_map in free]
+    uniform = {d for d, c in enumerate(out) if c in letters and not varies([value], [letters.index(c)], value.shape)}
+    wide = tuple(max(n, *(label_map.ids.shape[d] for label_map in new)) if new else n for d, n in enumerate(shape))
+    label_maps = [*(label_map.broadcast(wide) for label_map in label_maps), *(label_map.broadcast(wide) for label_map in new)]
+    return Value(wide, tuple(label_maps), is_weight=value.is_weight, uniform=tuple(uniform | block_dims))
 
 
-def _arranged(ids: Tensor, own: str, order: Sequence[str]) -> Tensor:
-    """Labels with one dimension per letter of `order`, of size 1 where they have none; they must not vary along the others."""
+def _arranged(ids: Tensor, letters: str, order: Sequence[str]) -> Tensor:
+    """Return labels with one dimension per letter of `order`, of size 1 if they lack it; they must not vary along others."""
     for dim in reversed(range(ids.dim())):
-        if own[dim] not in order:
+        if letters[dim] not in order:
             ids = ids.select(dim, 0)
-    kept = [c for c in own if c in order]
-    ids = ids.permute([kept.index(c) for c in order if c in kept])
+    remaining = [c for c in letters if c in order]
+    ids = ids.permute([remaining.index(c) for c in order if c in remaining])
     for position, c in enumerate(order):
-        if c not in kept:
+        if c not in remaining:
             ids = ids.unsqueeze(position)
     return ids
 
 
-def _summed(
+def _unite_summed(
     constraints: Constraints,
-    sides: Sequence[tuple[Value, str, LabelMap]],
+    operands: Sequence[tuple[Value, str, LabelMap]],
     batch: list[str],
     summed: list[str],
     out: str,
     name: str,
 ) -> list[LabelMap]:
-    """Unite the units that are summed over; returns the blocks of a batch dimension along which both sides have units."""
-    laid = []
-    for value, own, layer in sides:
-        layer = layer.united(constraints, [d for d in layer.dims if own[d] not in batch + summed])
-        ids = _arranged(layer.ids, own, batch + summed)
+    """Unite the units that are summed over, and return the blocks of a batch dimension along which both operands have units."""
+    arranged = []
+    for value, letters, label_map in operands:
+        label_map = constraints.unite_along(label_map, [d for d in label_map.dims if letters[d] not in batch + summed])
+        ids = _arranged(label_map.ids, letters, batch + summed)
         if value.is_weight:
             constraints.consumes(ids)
-        laid.append(LabelMap(ids))
-    constraints.unite(laid[0].core, laid[1].core)
-    constraints.opposite_factor(laid[0].core, laid[1].core)
+        arranged.append(LabelMap(ids))
+    constraints.unite(arranged[0].compact, arranged[1].compact)
+    constraints.opposite_factor(arranged[0].compact, arranged[1].compact)
     inner = range(len(batch), len(batch) + len(summed))
-    if not all(set(side.dims) - set(inner) for side in laid):
+    if not all(set(label_map.dims) - set(inner) for label_map in arranged):
         return []
-    blocks = row_blocks(constraints, laid[0], inner, name)
+    blocks = row_blocks(constraints, arranged[0], inner, name)
     return [LabelMap(_arranged(blocks.ids, "".join(batch + summed), out))]
 
 
-def _alone(
-    constraints: Constraints, value: Value, layer: LabelMap, own: str, other: Value, others: str, summed: Sequence[str]
-) -> LabelMap | None:
-    """Units that are summed over and have no partner in the other operand.
+def _unpaired(
+    constraints: Constraints, side: tuple[Value, str], label_map: LabelMap, other_side: tuple[Value, str], summed: Sequence[str]
+) -> list[LabelMap]:
+    """Constrain units that are summed over without a partner in the other operand.
 
-    Returns what they are along the dimensions that are not summed over: units with their parts in a fixed order.
+    Returns their label map along the dimensions that are not summed over, if any: units with their parts in a fixed order.
     """
-    dims = [d for d in layer.dims if own[d] in summed]
-    against = [others.index(own[d]) for d in dims if own[d] in others]
+    (value, letters), (other, other_letters) = side, other_side
+    dims = [d for d in label_map.dims if letters[d] in summed]
+    other_dims = [other_letters.index(letters[d]) for d in dims if letters[d] in other_letters]
     if value.is_weight:
-        constraints.fix(layer)
-    elif len(dims) < len(layer.dims):
-        return layer.united(constraints, dims)
-    elif varies([other], against, other.shape):
-        constraints.freeze([layer], "a product with a value that varies along its units")
+        constraints.fix(label_map)
+    elif len(dims) < len(label_map.dims):
+        return [constraints.unite_along(label_map, dims)]
+    elif varies([other], other_dims, other.shape):
+        constraints.freeze([label_map], "a product with a value that varies along its units")
     else:
-        constraints.rigid(layer)  # a plain sum over all units
-    return None
+        constraints.rigid(label_map)  # a plain sum over all units
+    return []
 
 
 def product(constraints: Constraints, a: Value, b: Value) -> Value:
-    """The matrix product of two computed values, batch dimensions in front, as ``torch.matmul``."""
+    """Multiply two computed values as ``torch.matmul``, with batch dimensions in front."""
     batch = "ABCDEFGH"
-    of_a, of_b = [
+    letters_a, letters_b = [
         batch[len(batch) + 2 - len(v.shape) :] + matrix if len(v.shape) > 1 else "k" for v, matrix in ((a, "ik"), (b, "kj"))
     ]
-    leading = max(of_a[:-2], of_b[:-2], key=len)
-    return contraction(constraints, a, b, (of_a, of_b, leading + "i" * (len(a.shape) > 1) + "j" * (len(b.shape) > 1)))
+    out = max(letters_a[:-2], letters_b[:-2], key=len) + "i" * (len(a.shape) > 1) + "j" * (len(b.shape) > 1)
+    return contraction(constraints, a, b, (letters_a, letters_b, out))
 
 
 @register_rule("aten::baddbmm")
 def baddbmm(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
-    """B + A_k B_k for each k."""
+    """Compute B + A_k B_k for each k."""
     return combine(constraints, "baddbmm", [product(constraints, a, b), bias], "sum")
 
 
 @register_rule("aten::addbmm")
 def addbmm(constraints: Constraints, bias: Value, a: Value, b: Value, **_: Any) -> Value:
-    """B + sum_k A_k B_k."""
+    """Compute B + sum_k A_k B_k."""
     return combine(constraints, "addbmm", [contraction(constraints, a, b, ("bik", "bkj", "ij")), bias], "sum")
 
 
 @register_rule("aten::_cdist_forward", "aten::_euclidean_dist")
 def cdist(constraints: Constraints, a: Value, b: Value, *_: Any) -> Value:
-    """Distances of all rows of two values: units along the rows are the same, and do not scale."""
-    constraints.rigid(*a.layers, *b.layers)
+    """Compute the distances of all rows of two values: units along the rows are the same, and do not scale."""
+    constraints.rigid(*a.label_maps, *b.label_maps)
     return product(constraints, a, b.map(lambda ids: ids.transpose(-2, -1)))
 
 
 @register_rule("aten::einsum")
 def einsum(constraints: Constraints, equation: str, operands: Sequence[Value], **_: Any) -> Value | None:
-    """A sum over letters, of two operands at a time; units that the letters of one operand lay out twice stay in place."""
+    """Sum over letters, two operands at a time; units stay in place if a letter repeats within an operand."""
     letters, out = _letters(equation.replace(" ", ""), [len(v.shape) for v in operands])
-    if any(len(set(own)) < len(own) for own in letters):
-        constraints.freeze([layer for v in operands for layer in v.layers], "an einsum of this form")
+    if any(len(set(operand_letters)) < len(operand_letters) for operand_letters in letters):
+        constraints.freeze([label_map for v in operands for label_map in v.label_maps], "an einsum of this form")
         return None
-    value, own, rest = operands[0], letters[0], list(zip(operands[1:], letters[1:], strict=True))
+    value, value_letters, rest = operands[0], letters[0], list(zip(operands[1:], letters[1:], strict=True))
     while rest:
-        other, others = rest.pop(0)
-        later = out + "".join(mine for _, mine in rest)
-        both = out if not rest else "".join(c for c in dict.fromkeys(own + others) if c in later)
-        value, own = contraction(constraints, value, other, (own, others, both)), both
-    kept = "".join(c for c in own if c in out)
-    value = reduced(constraints, value, tuple(d for d, c in enumerate(own) if c not in out), False, "linear")
-    return value.map(lambda ids: ids.permute([kept.index(c) for c in out]))
+        other, other_letters = rest.pop(0)
+        later = out + "".join(operand_letters for _, operand_letters in rest)
+        product_letters = "".join(c for c in dict.fromkeys(value_letters + other_letters) if c in later) if rest else out
+        value = contraction(constraints, value, other, (value_letters, other_letters, product_letters))
+        value_letters = product_letters
+    remaining = "".join(c for c in value_letters if c in out)
+    value = reduced(constraints, value, tuple(d for d, c in enumerate(value_letters) if c not in out), False, "linear")
+    return value.map(lambda ids: ids.permute([remaining.index(c) for c in out]))
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of the operands and of the result, with those that an ellipsis or a missing result stand for."""
+    """Return the letters of the operands and of the result, including those implied by an ellipsis or a missing result."""
     inputs, arrow, out = equation.partition("->")
     spare = [c for c in string.ascii_letters if c not in equation]
     letters, widest = [], 0
-    for own, rank in zip(inputs.split(","), ranks, strict=True):
-        hidden = rank - len(own.replace("...", ""))
-        letters.append(own.replace("...", "".join(spare[:hidden][::-1])))  # dimensions of an ellipsis are aligned at the right
+    for operand_letters, rank in zip(inputs.split(","), ranks, strict=True):
+        hidden = rank - len(operand_letters.replace("...", ""))
+        letters.append(
+            operand_letters.replace("...", "".join(spare[:hidden][::-1]))
+        )  # dimensions of an ellipsis are aligned at the right
         widest = max(widest, hidden)
     batch = "".join(spare[:widest][::-1])
-    named = sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1)
-    return letters, out.replace("...", batch) if arrow else batch + "".join(named)
+    free = sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1)
+    return letters, out.replace("...", batch) if arrow else batch + "".join(free)
 
 
 @register_rule("aten::scaled_dot_product_attention")
@@ -223,15 +232,15 @@ def attention(
     enable_gqa: bool = False,
     **_: Any,
 ) -> Value:
-    """softmax(Q K^T) V for each head: heads move as a whole; q with k, and v with what reads the result, within them."""
+    """Compute softmax(Q K^T) V for each head: heads move as a whole, and within a head Q with K, and V with its readers."""
     if enable_gqa:
-        key, value = (_repeated(v, query.shape[-3] // v.shape[-3]) for v in (key, value))
+        key, value = (_repeat_heads(v, query.shape[-3] // v.shape[-3]) for v in (key, value))
     scores = product(constraints, query, key.map(lambda ids: ids.transpose(-2, -1)))
     if mask is not None:
         scores = combine(constraints, "an attention mask", [scores, mask], "sum")
-    constraints.rigid(*scores.layers)
+    constraints.rigid(*scores.label_maps)
     return product(constraints, scores, value)
 
 
-def _repeated(x: Value, times: int) -> Value:
+def _repeat_heads(x: Value, times: int) -> Value:
     return x.map(lambda ids: ids.repeat_interleave(times, -3))

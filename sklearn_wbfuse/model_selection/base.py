@@ -1,4 +1,4 @@
-"""What the predictors share: a clone of a fusion is fitted, and its fused network run on rows."""
+"""The base of classifier and regressor, which fit a clone of a fusion and run the fused network on rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Predictor"]
 
 
 class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimator):
-    """What classifier and regressor share: a clone of `fusion` is fitted, and its fused network run on rows."""
+    """Base of classifier and regressor: fits a clone of `fusion` and runs the fused network on rows."""
 
     _parameter_constraints: ClassVar[dict] = {
         "fusion": [HasMethods(["fit", "set_params"]), None],
@@ -34,7 +34,7 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
 
     fusion: Any
     batch_size: int
-    _kind: str  # of outputs: "binary" where one column tells two classes, or "targets"
+    _kind: str  # of outputs: "binary" if one column separates two classes, or "targets"
     fusion_: Any
 
     def __sklearn_tags__(self) -> Any:
@@ -45,14 +45,14 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
         return tags
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name; where `fusion` is None also those of the fusion that stands for it, so that searches find them."""
+        """Return parameters by name; if `fusion` is None, including those of the default fusion, so that searches find them."""
         params = super().get_params(deep)
         if deep and self.fusion is None:
             params |= {f"fusion__{name}": value for name, value in WassersteinFusion().get_params().items()}
         return params
 
     def set_params(self, **params: Any) -> Any:
-        """Set parameters by name; ``fusion__reg`` is `reg` of the fusion."""
+        """Set parameters by name; ``fusion__reg`` is the parameter `reg` of the fusion."""
         nested = [name for name in params if name.startswith("fusion__")]
         if nested and params.get("fusion", self.fusion) is None:
             options = {name.removeprefix("fusion__"): params.pop(name) for name in nested}
@@ -66,15 +66,15 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
         return self.fusion_.fused_model_
 
     def _fit_fusion(self, X: Any, y: Any) -> np.ndarray:
-        """Fit a clone of the fusion; what the fused network returns for a few rows."""
+        """Fit a clone of the fusion, and return the outputs of the fused network on a few rows."""
         data = X if isinstance(X, FusionInput) else None
         if y is not None and data is not None:
             check_labels(data, y)
         if data is None:
-            X = list(X) if isinstance(X, Iterator) else X  # which is read once
+            X = list(X) if isinstance(X, Iterator) else X  # an iterator can only be read once
             validate_models(X)
             if y is not None:
-                raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone, and y.")
+                raise InvalidModelError("Labels need rows: fit(FusionInput(models, X), y). Got models alone and y.")
         fusion = WassersteinFusion() if self.fusion is None else clone(self.fusion)
         if isinstance(fusion, (ClassifierMixin, RegressorMixin)):
             raise FusionError(f"fusion must be a fusion, such as WassersteinFusion(). Got {label_of(fusion)}.")
@@ -87,7 +87,7 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
         return outputs(fusion.fused_model_, data[:2]) if data is not None else self._example_outputs(fusion)
 
     def _example_outputs(self, fusion: Any) -> np.ndarray:
-        """What the fused network returns for the inputs of the discovery; for a fusion of others, which has none, for a guess."""
+        """Return the fused network's outputs on the inputs of the discovery, or on guessed ones for fusions that have none."""
         model, inputs = fusion.fused_model_, getattr(fusion, "_inputs", None)
         try:
             inputs = guess_inputs(model) if inputs is None else inputs
@@ -96,8 +96,8 @@ class Predictor(PersistenceMixin, HelpfulMixin, MetaEstimatorMixin, BaseEstimato
             if hasattr(fusion, "_inputs"):
                 raise
             raise FusionError(
-                f"{type(fusion).__name__} has no inputs that its fused network could be run on; give rows, "
-                f"fit(FusionInput(models, X)). ({error})"
+                f"{type(fusion).__name__} has no inputs to run its fused network on; give rows, fit(FusionInput(models, X)). "
+                f"({error})"
             ) from error
 
     def _outputs(self, X: Any) -> np.ndarray:

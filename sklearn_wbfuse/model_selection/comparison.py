@@ -1,4 +1,4 @@
-"""Fusions side by side with their controls."""
+"""Comparison of fusions with their controls."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ from .table import Comparison, counted, n_parameters
 __all__ = ["compare", "unaligned"]
 
 PREDICTORS = (FusionClassifier, FusionRegressor)
-BATCH_SIZE = 200  # of what is no predictor
+BATCH_SIZE = 200  # of fusions that are not in a predictor
 
 
 def compare(
     models: Sequence[nn.Module], X: Any, y: Any, fusions: Any = None, *, X_fit: Any = None, verbose: bool = True
 ) -> Comparison:
-    """Fuse models in several ways and score the results beside their controls.
+    """Fuse models in several ways and score the results together with their controls.
 
-    The controls are every parent, the best of them, their ensemble (the ceiling), the plain average of their parameters (the
-    floor) and, for each fusion with a `correction`, the same correction of the plain average.
+    The controls are every parent, the best parent, the ensemble of the parents (an upper baseline), the plain average of their
+    parameters (a lower baseline) and, for each fusion with a `correction`, the same correction of the plain average.
 
     Parameters
     ----------
     models : list of Module
-        The parents. They are not changed.
+        The parents. They are not modified.
     X : array-like or Tensor of shape (n_samples, ...), or tuple of them
-        Rows that everything is scored on; a tuple for networks with several inputs. The fits see the first two rows at most,
-        as examples for the discovery.
+        Rows to score on; a tuple for networks with several inputs. The fits use at most the first two rows, as examples for the
+        discovery.
     y : array-like of shape (n_samples, ...)
         Labels (class k is output k), scored by accuracy, or continuous targets, scored by R2.
     fusions : estimator or list of estimators, optional
-        What to compare, ``WassersteinFusion()`` by default; an empty list gives the controls alone. The estimators are cloned
-        and stay as they are. Predictors among them say how the outputs of all networks of the table are read: with a
-        `FusionRegressor` the score is R2, whatever `y` holds; a `FusionClassifier` names the labels of the outputs by `classes`,
-        and says by `outputs` whether these are probabilities. Predictors that disagree are refused.
+        The fusions to compare, ``WassersteinFusion()`` by default; with an empty list only the controls are scored. The
+        estimators are cloned and not modified. Predictors among them define how the outputs of all networks are interpreted:
+        with a `FusionRegressor` the score is R2 for any `y`; a `FusionClassifier` defines the labels of the outputs by `classes`,
+        and by `outputs` whether these are probabilities. Predictors must not contradict each other.
     X_fit : like X, optional
-        Rows without labels for the fits, other than those of `X`: the fits get ``FusionInput(models, X_fit)``. Without them
+        Unlabelled rows for the fits, other than those of `X`: the fits receive ``FusionInput(models, X_fit)``. Without them
         ``probe="auto"`` means noise.
     verbose : bool, default=True
         Print the table.
@@ -65,37 +65,36 @@ def compare(
     Returns
     -------
     Comparison
-        The rows of the table, a list of one dict each; it prints as the table, has its `metric` and `title`, and
-        ``to_frame()`` makes a ``pandas.DataFrame`` of it. Keys of a row, None where there is no value:
+        The rows of the table, a list of one dict each. It prints as the table, has a `metric` and a `title`, and
+        ``to_frame()`` converts it to a ``pandas.DataFrame``. The keys of a row, None if there is no value:
 
-        - ``name``: that of a fusion shows the parameters that are not at their defaults;
-        - ``score``: accuracy or R2, as `score` of the fusions gives it; that of the ensemble is of the mean softmax output for
-          classes, of the mean output for targets, single logits and probabilities;
-        - ``to_parents``: the score less the mean of the parents';
-        - ``agreement``: of a fusion with its parents, the mean of ``agreement_.with_parents`` over parents that have a weight; it
-          needs no label, and is measured on what the fit saw, not on `X`. None for controls, whose estimators have it too;
-        - ``parameters``: how many there are; the ensemble has those of all parents;
-        - ``seconds``: of the fit. Finding the neuron groups has a row of its own, since the fits share it and nothing else; a
-          fusion with `example_inputs` of its own finds them again;
-        - ``note``: what there is to say: "below its best parent", and "alignment did not help", with what to try, where that is
-          no better than the same without alignment. A fusion that raises a FusionError, or that needs
-          what is not built yet, keeps its row: no score, and the message here;
+        - ``name``: for a fusion with the parameters that are not at their defaults;
+        - ``score``: accuracy or R2, as by `score` of the fusions. The ensemble is the mean softmax output for classes, and the
+          mean output for targets, single logits and probabilities;
+        - ``to_parents``: the score minus the parents' mean;
+        - ``agreement``: the agreement of a fusion with its parents, the mean of ``agreement_.with_parents`` over parents of
+          nonzero weight. It needs no labels and is measured on the inputs of the fit, not on `X`. None for controls;
+        - ``parameters``: their number, for the ensemble in all parents;
+        - ``seconds``: the duration of the fit. Finding the neuron groups has a row of its own, since all fits share it; a fusion
+          with its own `example_inputs` finds them again;
+        - ``note``: "below its best parent", and "alignment did not help" with a suggestion if the fusion is no better than the
+          same without alignment. A fusion that raises a FusionError or NotImplementedError has no score, and the message here;
         - ``estimator``: the fitted fusion.
 
-        A fusion that would warn of a poor agreement says so by these alone.
+        Warnings about a poor agreement are not shown, since the table contains this information.
 
     Raises
     ------
     InvalidModelError, NonFiniteError, ArchitectureMismatchError, DiscoveryError, SelfCheckError
-        The models can't be fused by anything.
+        If the models cannot be fused.
     FusionError
-        `X`, `y` and `X_fit` do not fit together or have no rows, a label has no output, or predictors disagree.
+        If `X`, `y` and `X_fit` do not match or have no rows, a label has no output, or predictors contradict each other.
     TypeError
-        An entry of `fusions` is no estimator.
+        If an entry of `fusions` is no estimator.
 
     Examples
     --------
-    Two networks that differ in the order of their neurons alone:
+    Two networks that only differ in the order of their neurons:
 
     >>> import copy, torch
     >>> from torch import nn
@@ -124,62 +123,62 @@ def compare(
     [('plain average', 0.74), ('WassersteinFusion()', 1.0)]
     """
     parents = validate_models(models)
-    given = _estimators(fusions)
+    estimators = _estimators(fusions)
     rows, y = _labelled(X, y)
     shared = FusionInput(parents, (rows[:2] if X_fit is None else _other_rows(X_fit, rows)).arrays)
     start = time.perf_counter()
-    architectures = architectures_of(parents, shared)  # kept in shared.cache
+    architectures = architectures_of(parents, shared)  # stored in shared.cache
     seconds = time.perf_counter() - start
-    kept = dict(shared.cache)
-    score = _Score(y, given, architectures[0].spec)
-    table, mean, best = _of_parents(parents, rows, score)
+    discovery = dict(shared.cache)
+    score = _Score(y, estimators, architectures[0].spec)
+    table, mean, best = _rows_of_parents(parents, rows, score)
     table.append(_row("finding the neuron groups", seconds=seconds, note="once, for all fits"))
     controls: list[tuple[list[Any], dict[str, Any]]] = []
-    losers: list[tuple[Any, dict[str, Any]]] = []
-    for name, estimator, note in _with_controls(given):
-        ready, data = _without_data(estimator, shared) if X_fit is None else (clone(estimator), shared)
-        shared.cache.clear()  # of what other fits left there
-        shared.cache.update(kept)
-        row = _of_fusion(name, ready, data, rows, score, judged=note is None)
+    below_best: list[tuple[Any, dict[str, Any]]] = []
+    for name, estimator, note in _with_controls(estimators):
+        to_fit, data = _without_data(estimator, shared) if X_fit is None else (clone(estimator), shared)
+        shared.cache.clear()  # fits share the discovery only
+        shared.cache.update(discovery)
+        row = _row_of_fusion(name, to_fit, data, rows, score, is_control=note is not None)
         if row["score"] is not None:
             row["to_parents"] = row["score"] - mean
             row["note"] = ("below its best parent" if row["score"] < best else "") if note is None else note
         table.append(row)
-        if isinstance(_inside(estimator), VanillaAveraging):
-            controls.append((_identity(_inside(estimator)), row))
+        if isinstance(_fusion_of(estimator), VanillaAveraging):
+            controls.append((_identity(_fusion_of(estimator)), row))
         elif row["score"] is not None and row["score"] < best:
-            losers.append((estimator, row))
-    for estimator, row in losers:
-        alone = _identity(unaligned(estimator))
-        if any(row["score"] <= other["score"] for key, other in controls if key == alone and other["score"] is not None):
-            row["note"] += f"; alignment did not help{_what_to_try(_inside(estimator), X_fit)}"
-    seen = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
-    title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {seen}."
-    found = Comparison(table, score.metric, title)
+            below_best.append((estimator, row))
+    for estimator, row in below_best:
+        control = _identity(unaligned(estimator))
+        if any(row["score"] <= other["score"] for key, other in controls if key == control and other["score"] is not None):
+            row["note"] += f"; alignment did not help{_suggestion(_fusion_of(estimator), X_fit)}"
+    data_of_fits = "no data" if X_fit is None else f"{counted(shared, 'other row')}, without labels"
+    title = f"{counted(parents, 'network')}; {score.metric} on {counted(rows, 'row')}. The fits saw {data_of_fits}."
+    comparison = Comparison(table, score.metric, title)
     if verbose:
-        print(found, flush=True)
-    return found
+        print(comparison, flush=True)
+    return comparison
 
 
 def _row(name: str, **values: Any) -> dict[str, Any]:
-    """One row of the table, None where nothing is given."""
+    """Return one row of the table, with None for missing values."""
     keys = ("score", "to_parents", "agreement", "parameters", "seconds")
     return {"name": name, **dict.fromkeys(keys), "note": "", "estimator": None, **values}
 
 
 def _estimators(fusions: Any) -> list[Any]:
-    """A list of estimators.
+    """Return a list of estimators.
 
     Raises
     ------
     TypeError
-        Naming the first entry that is none.
+        If an entry is no estimator; the message names the first one.
     """
     if fusions is None:
         return [WassersteinFusion()]
-    alone = isinstance(fusions, (type, nn.Module, str)) or not isinstance(fusions, Iterable)
-    given = [fusions] if alone else list(fusions)
-    for position, fusion in enumerate(given):
+    is_single = isinstance(fusions, (type, nn.Module, str)) or not isinstance(fusions, Iterable)
+    estimators = [fusions] if is_single else list(fusions)
+    for position, fusion in enumerate(estimators):
         kind = type(fusion).__name__
         if isinstance(fusion, type):
             wrong = f"the class {fusion.__name__}; give an instance, {fusion.__name__}()"
@@ -190,35 +189,35 @@ def _estimators(fusions: Any) -> list[Any]:
         else:
             continue
         raise TypeError(f"fusions[{position}] must be an estimator. Got {wrong}.")
-    return given
+    return estimators
 
 
 def _labelled(X: Any, y: Any) -> tuple[FusionInput, np.ndarray]:
-    """Rows and their labels, as many of the one as of the other."""
+    """Return rows and their labels after checking that their numbers agree."""
     rows = rows_of(X)
     labels = as_array(y)
     if not len(rows):
-        raise FusionError("There are no rows to score on; X needs at least one.")
+        raise FusionError("X must have at least one row. Got none.")
     if not labels.shape or len(labels) != len(rows):
         got = f"y has {len(labels)}" if labels.shape else f"y is {short_text(y)}"
         raise FusionError(
-            f"X has {len(rows)} rows but {got}; give one label per row. Several inputs of a network go into a tuple, not a list."
+            f"X has {len(rows)} rows but {got}; give one label per row. Put several inputs of a network into a tuple, not a list."
         )
     return rows, labels
 
 
 def _other_rows(X_fit: Any, scored: FusionInput) -> FusionInput:
-    """Rows for the fits, which must not be those that are scored."""
+    """Return rows for the fits after checking that they are not the rows to score on."""
     rows = rows_of(X_fit)
     if not len(rows):
-        raise FusionError("X_fit has no rows; leave it out to fuse without data.")
-    if any(_share_memory(own, array) for own in rows.arrays for array in scored.arrays):
-        raise FusionError("X_fit is X or shares memory with it; give the fits other rows than those they are scored on, or none.")
+        raise FusionError("X_fit must have rows. Got none; leave it out to fuse without data.")
+    if any(_share_memory(for_fit, for_score) for for_fit in rows.arrays for for_score in scored.arrays):
+        raise FusionError("X_fit must hold other rows than X. Got rows that share memory with X; give others, or none.")
     return rows
 
 
 def _share_memory(*pair: Any) -> bool:
-    """Whether two arrays have elements in common; beyond the CPU, whether they are one tensor."""
+    """Return whether two arrays have elements in common; on other devices than the CPU, whether they are the same tensor."""
     if any(isinstance(a, Tensor) and a.device.type != "cpu" for a in pair):
         return pair[0] is pair[1]
     bits = [a.detach().view(torch.int16) if a.dtype == torch.bfloat16 else a for a in pair]
@@ -226,16 +225,16 @@ def _share_memory(*pair: Any) -> bool:
     return np.shares_memory(first, second)
 
 
-def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> tuple[list[dict[str, Any]], float, float]:
-    """Rows of the parents, their mean, the best and the ensemble; the scores of the mean and of the best."""
+def _rows_of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> tuple[list[dict[str, Any]], float, float]:
+    """Return the rows of the parents, their mean, the best and the ensemble; and the scores of the mean and the best."""
     predicted = [outputs(parent, rows) for parent in parents]
-    scores = [score(own, f"parent {i}") for i, own in enumerate(predicted)]
+    scores = [score(outputs, f"parent {i}") for i, outputs in enumerate(predicted)]
     sizes = [n_parameters(parent) for parent in parents]
     mean, best = float(np.mean(scores)), int(np.argmax(scores))
     stacked = np.stack(predicted).astype(np.float64)
     if score.metric == "accuracy" and not score.probabilities and stacked.ndim > 2 and stacked.shape[2] > 1:
         stacked = softmax(stacked, axis=2)
-    table = [_row(f"parent {i}", score=own, parameters=size) for i, (own, size) in enumerate(zip(scores, sizes, strict=True))]
+    table = [_row(f"parent {i}", score=value, parameters=size) for i, (value, size) in enumerate(zip(scores, sizes, strict=True))]
     table.append(_row("parents, mean", score=mean))
     table.append(_row("best parent", score=scores[best], parameters=sizes[best], note=f"parent {best}"))
     table.append(_row("ensemble", score=score(stacked.mean(0), "the ensemble"), parameters=sum(sizes)))
@@ -244,19 +243,19 @@ def _of_parents(parents: list[nn.Module], rows: FusionInput, score: _Score) -> t
     return table, mean, scores[best]
 
 
-def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _Score, *, judged: bool) -> dict[str, Any]:
-    """Fit and score; an error of this library goes into the note."""
+def _row_of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _Score, *, is_control: bool) -> dict[str, Any]:
+    """Fit and score an estimator; errors of this library go into the note."""
     row = _row(name)
     try:
         start = time.perf_counter()
         with warnings.catch_warnings(), outputs_are("targets" if score.metric == "R2" else "binary"):
-            warnings.simplefilter("ignore", PoorFusionWarning)  # the row says how good it is
+            warnings.simplefilter("ignore", PoorFusionWarning)  # the row shows the agreement
             estimator.fit(data)
         row["seconds"] = time.perf_counter() - start
         if not hasattr(estimator, "fused_model_"):
-            raise TypeError(f"{name} has no fused_model_ after fit; compare takes fusions such as WassersteinFusion().")
+            raise TypeError(f"fusions must have a fused_model_ after fit, as WassersteinFusion() has. {name} has none.")
         row["estimator"], row["parameters"] = estimator, n_parameters(estimator.fused_model_)
-        row["agreement"] = _agreement(estimator) if judged else None
+        row["agreement"] = None if is_control else _agreement(estimator)
         batch_size = estimator.batch_size if isinstance(estimator, PREDICTORS) else BATCH_SIZE
         predicted = outputs(estimator.fused_model_, rows, batch_size)
         row["score"] = score(predicted, "the fused network")
@@ -266,7 +265,7 @@ def _of_fusion(name: str, estimator: Any, data: Any, rows: FusionInput, score: _
 
 
 class _Score:
-    """As `score` of the fusions or of the predictors among them, but no score where outputs are not numbers."""
+    """Scores like the fusions, or like the predictors among them, but raises an error for outputs that are not finite."""
 
     def __init__(self, y: np.ndarray, fusions: list[Any], spec: NetworkSpec):
         self.y, self.probabilities, self.classifier = y, spec.ends_in_probabilities, None
@@ -274,13 +273,13 @@ class _Score:
         regressors = [f for f in fusions if isinstance(f, FusionRegressor)]
         if classifiers and regressors:
             raise FusionError(
-                f"y holds classes or targets, but fusions hold {label_of(classifiers[0])} and {label_of(regressors[0])}; "
-                "compare classifiers and regressors in two calls."
+                f"fusions must not mix classifiers and regressors. Got {label_of(classifiers[0])} and "
+                f"{label_of(regressors[0])}; compare them in two calls."
             )
         if regressors and y.dtype.kind not in "biuf":
             raise FusionError(f"A FusionRegressor needs numbers in y. Got {y.dtype}.")
         if classifiers:
-            self.probabilities = _read(classifiers, spec)
+            self.probabilities = _common_kind(classifiers, spec)
             self.classifier = FusionClassifier(classes=classifiers[0].classes)
         is_continuous = bool(regressors) or (not classifiers and holds_targets(y))
         self.metric = "R2" if is_continuous else "accuracy"
@@ -289,7 +288,7 @@ class _Score:
         if not np.isfinite(predicted).all() if self.metric == "R2" else np.isnan(predicted).any():
             raise FusionError(f"The outputs of {whose} hold NaN or infinite values.")
         y, classifier = self.y, self.classifier
-        if classifier is not None:  # columns in the order of the sorted classes, which decides ties
+        if classifier is not None:  # columns in the order of the sorted classes, which breaks ties
             columns = class_scores(predicted, self.probabilities)
             classifier.classes_, order = classifier._sorted_classes(columns.shape[1])
             classifier._check_known(y)
@@ -297,79 +296,79 @@ class _Score:
         return score_outputs(predicted, y, probabilities=self.probabilities, is_continuous=self.metric == "R2", whose=whose)
 
 
-def _read(classifiers: list[FusionClassifier], spec: NetworkSpec) -> bool:
-    """Whether classifiers take outputs for probabilities; they must agree on that and on the classes."""
+def _common_kind(classifiers: list[FusionClassifier], spec: NetworkSpec) -> bool:
+    """Return whether classifiers interpret outputs as probabilities; they must agree on that and on the classes."""
 
-    def meant(classifier: FusionClassifier) -> dict[str, Any]:
+    def interpretation(classifier: FusionClassifier) -> dict[str, Any]:
         classes = None if classifier.classes is None else as_array(classifier.classes).tolist()
         probabilities = are_probabilities(classifier.outputs, spec)
-        default = classes is None or classes == list(range(np.size(classes)))
-        return {"classes": "0, 1, ..." if default else classes, "outputs": "probabilities" if probabilities else "logits"}
+        is_default = classes is None or classes == list(range(np.size(classes)))
+        return {"classes": "0, 1, ..." if is_default else classes, "outputs": "probabilities" if probabilities else "logits"}
 
-    first = meant(classifiers[0])
+    first = interpretation(classifiers[0])
     for classifier in classifiers[1:]:
-        for name, value in meant(classifier).items():
+        for name, value in interpretation(classifier).items():
             if value != first[name]:
                 raise FusionError(
-                    f"The predictors among fusions must agree on {name}. {label_of(classifiers[0])} says "
-                    f"{reprlib.repr(first[name])} and {label_of(classifier)} {reprlib.repr(value)}; compare them in two calls."
+                    f"The predictors among fusions must agree on {name}. Got {reprlib.repr(first[name])} of "
+                    f"{label_of(classifiers[0])} and {reprlib.repr(value)} of {label_of(classifier)}; compare them in two calls."
                 )
     return first["outputs"] == "probabilities"
 
 
 def _with_controls(fusions: list[Any]) -> list[tuple[str, Any, str | None]]:
-    """Name, estimator and note of everything to be fitted; the note of a fusion, None, depends on its score.
+    """Return name, estimator and note of all fits; the note of a fusion, None, will depend on its score.
 
-    A correction without alignment is fitted once for all fusions that differ in their alignment alone.
+    A correction without alignment is fitted once for all fusions that only differ in their alignment.
     """
-    found: list[tuple[str, Any, str | None]] = [("plain average", VanillaAveraging(), "")]
-    corrected = [_identity(f) for f in map(_inside, fusions) if isinstance(f, VanillaAveraging)]
+    fits: list[tuple[str, Any, str | None]] = [("plain average", VanillaAveraging(), "")]
+    corrected = [_identity(f) for f in map(_fusion_of, fusions) if isinstance(f, VanillaAveraging)]
     for fusion in fusions:
-        found.append((label_of(fusion), fusion, None))
+        fits.append((label_of(fusion), fusion, None))
         control = unaligned(fusion)
         if getattr(control, "correction", None) is not None and _identity(control) not in corrected:
             corrected.append(_identity(control))
-            found.append((label_of(control), control, "the same correction without alignment"))
-    seen: Counter[str] = Counter()
-    for position, (name, estimator, note) in enumerate(found):
-        seen[name] += 1
-        if seen[name] > 1:
-            found[position] = (f"{name} #{seen[name]}", estimator, note)
-    return found
+            fits.append((label_of(control), control, "the same correction without alignment"))
+    counts: Counter[str] = Counter()
+    for position, (name, estimator, note) in enumerate(fits):
+        counts[name] += 1
+        if counts[name] > 1:
+            fits[position] = (f"{name} #{counts[name]}", estimator, note)
+    return fits
 
 
 def unaligned(fusion: Any) -> Any:
-    """The plain average that differs from a fusion in the alignment alone; without a correction nothing is drawn."""
-    options = _inside(fusion).get_params(deep=False)
+    """Return the plain average that only differs from a fusion in the alignment."""
+    options = _fusion_of(fusion).get_params(deep=False)
     names = ["weights"] if options.get("correction") is None else list(VanillaAveraging().get_params())
     return VanillaAveraging(**{name: value for name, value in options.items() if name in names})
 
 
-def _what_to_try(fusion: Any, X_fit: Any) -> str:
-    """What may help the alignment of a fusion, of what it does not do yet."""
+def _suggestion(fusion: Any, X_fit: Any) -> str:
+    """Return options that may improve the alignment of a fusion."""
     options = fusion.get_params(deep=False)
-    tries = ["X_fit=..."] if X_fit is None else []
+    suggestions = ["X_fit=..."] if X_fit is None else []
     if "cost" in options:
-        tries.append("cost=0.5" if options["cost"] in ("weight", "auto") else "cost='weight'")
-    tries += ["n_init=4"] if options.get("n_init") == 1 else []
-    return f", try {', '.join(tries)}" if tries else ""
+        suggestions.append("cost=0.5" if options["cost"] in ("weight", "auto") else "cost='weight'")
+    suggestions += ["n_init=4"] if options.get("n_init") == 1 else []
+    return f", try {', '.join(suggestions)}" if suggestions else ""
 
 
 def _agreement(estimator: Any) -> float | None:
-    """How much a fitted fusion, or that of a predictor, agrees with its parents."""
-    found = getattr(getattr(estimator, "fusion_", estimator), "agreement_", None)
-    return None if found is None else found.mean
+    """Return the mean agreement with the parents of a fitted fusion, or of that of a predictor."""
+    agreement = getattr(getattr(estimator, "fusion_", estimator), "agreement_", None)
+    return None if agreement is None else agreement.mean
 
 
-def _inside(estimator: Any) -> Any:
-    """The fusion that a predictor fits; any other estimator is its own."""
+def _fusion_of(estimator: Any) -> Any:
+    """Return the fusion that a predictor fits, or the estimator itself if it is no predictor."""
     if not isinstance(estimator, PREDICTORS):
         return estimator
     return WassersteinFusion() if estimator.fusion is None else estimator.fusion
 
 
 def _identity(estimator: Any) -> list[Any]:
-    """Parameters, comparable: tensors, arrays and lists by their identity."""
+    """Return the parameters in a form that can be compared: tensors, arrays and lists by their identity."""
     values = estimator.get_params(deep=False).values()
     plain = (type(None), str, int, float)
     return [
@@ -378,16 +377,16 @@ def _identity(estimator: Any) -> list[Any]:
 
 
 def _without_data(estimator: Any, shared: FusionInput) -> tuple[Any, Any]:
-    """A copy of an estimator, and what to fit it on, such that it sees nothing but the models and example inputs.
+    """Return a clone of an estimator and its input, such that the fit only uses the models and example inputs.
 
-    `shared` holds two rows: an estimator that could take them for data gets the list of models and noise like them instead.
+    `shared` holds two rows: an estimator that might use them as data receives the list of models and similar noise instead.
     """
-    ready, options = clone(estimator), estimator.get_params(deep=True)
+    cloned, options = clone(estimator), estimator.get_params(deep=True)
     probes = [name for name in options if name.removeprefix("fusion__") in ("probe", "probe__kind")]
     changed: dict[str, Any] = {name: "noise" for name in probes if options[name] == "auto"}
-    if isinstance(_inside(estimator), BaseFusion) and all(options[name] != "data" for name in probes):
-        return ready.set_params(**changed), shared
+    if isinstance(_fusion_of(estimator), BaseFusion) and all(options[name] != "data" for name in probes):
+        return cloned.set_params(**changed), shared
     for name in ("example_inputs", "fusion__example_inputs"):
         if name in options and options[name] is None:
             changed[name] = noise_like(shared.taken_by(shared.models[0]).tensors(shared.models[0]))
-    return ready.set_params(**changed), list(shared.models)
+    return cloned.set_params(**changed), list(shared.models)

@@ -1,4 +1,4 @@
-"""A fusion as a classifier or regressor of scikit-learn: it predicts with the fused network."""
+"""A fusion as a classifier or regressor of scikit-learn, which predicts with the fused network."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = ["FusionClassifier", "FusionRegressor"]
 class FusionClassifier(ClassifierMixin, Predictor):
     r"""Fuse networks into one and classify with it.
 
-    A network with outputs z of shape (n_samples, n_classes) gives class k the probability :math:`e^{z_k} / \sum_j e^{z_j}`: z
-    are logits or log-probabilities. Probabilities are only divided by their sum. A single output is the logit, or the
-    probability, of the second of two classes.
+    For outputs z of shape (n_samples, n_classes), logits or log-probabilities, class k has the probability
+    :math:`e^{z_k} / \sum_j e^{z_j}`. Outputs that are probabilities are only divided by their sum. A single output is the logit
+    or the probability of the second of two classes.
 
     Parameters
     ----------
@@ -42,29 +42,29 @@ class FusionClassifier(ClassifierMixin, Predictor):
     classes : array-like of shape (n_classes,), optional
         Labels of the outputs, in the order of the outputs; 0, 1, ... by default.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
-        whole numbers where it does not run on these as they are.
+        Number of rows of one run of the network. It runs on its own device, and rows are cast to its floating-point dtype:
+        floats, and integers if it does not run on these as they are.
     outputs : {"auto", "logits", "probabilities"}, default="auto"
-        What the network returns; "auto" says probabilities where its operations keep all outputs within 0 and 1: a
-        softmax or a sigmoid, and what casts, clamps, averages or moves their values. A handwritten ending that can't be seen is
-        taken for logits.
+        The kind of outputs; "auto" means probabilities if the network's operations confine all outputs to [0, 1]: a softmax or a
+        sigmoid, perhaps followed by operations that cast, clamp, average or rearrange their values. If this cannot be determined
+        from the operations, outputs are logits.
 
     Attributes
     ----------
     fusion_ : estimator
-        The fitted fusion, with `couplings_`, `graph_` and what else it has.
+        The fitted fusion, with its `couplings_`, `graph_` and other attributes.
     fused_model_ : Module
-        That of `fusion_`.
+        The fused network of `fusion_`.
     classes_ : ndarray of shape (n_classes,)
-        Labels in sorted order, which is the order of the columns of `predict_proba` and `decision_function`.
+        Sorted labels, in the order of the columns of `predict_proba` and `decision_function`.
 
     See Also
     --------
-    compare : Fusions beside their controls, without a search.
+    compare : Fusions together with their controls, without a search.
 
     Examples
     --------
-    Which fusion, and which `reg`?
+    A search over fusions and their parameter `reg`:
 
     >>> import torch
     >>> from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -107,9 +107,9 @@ class FusionClassifier(ClassifierMixin, Predictor):
         X : FusionInput, or list of Module
             The models, and rows if there are any.
         y : array-like of shape (n_samples,), optional
-            Labels. They are checked and not learnt from. Positions in the sorted `classes` are taken for labels, as some tools
-            of scikit-learn hand them over; `classes_` are then 0, 1, .... The last position must be among them: tools number the
-            labels that occur, so that a missing class shifts the others.
+            Labels. They are only checked. Positions in the sorted `classes` are accepted too, since some tools of scikit-learn
+            pass these on; `classes_` are then 0, 1, .... The last position must be among them: these tools number the labels
+            that occur, so that a missing class shifts the others.
 
         Returns
         -------
@@ -118,22 +118,22 @@ class FusionClassifier(ClassifierMixin, Predictor):
         Raises
         ------
         FusionError
-            If the network is no classifier, `classes` or `y` does not fit to its outputs, or `y` holds positions that a missing
+            If the network is no classifier, `classes` or `y` does not match its outputs, or `y` holds positions that a missing
             class may have shifted.
 
         Notes
         -----
-        Where `classes` are whole numbers, positions can be labels too, and nothing tells them apart. So give every class to tools
-        that number labels or compare `classes_` with those that occur: ``VotingClassifier``, ``StackingClassifier``,
-        ``CalibratedClassifierCV``, ``cross_val_predict(method="predict_proba")``. Where `y` lacks one of 0, 1, ... the first
-        predicts shifted labels, and the others end in an IndexError or ValueError of their own.
+        If `classes` are integers, positions cannot be distinguished from labels. Pass all classes to tools that number labels or
+        compare `classes_` with the labels that occur: ``VotingClassifier``, ``StackingClassifier``, ``CalibratedClassifierCV``,
+        ``cross_val_predict(method="predict_proba")``. If `y` lacks one of 0, 1, ..., the first of these predicts shifted labels,
+        and the others raise an IndexError or ValueError.
         """
         labels = None if y is None else column_or_1d(as_array(y), warn=True)
         if labels is not None:
             check_classification_targets(labels)
-        found = self._fit_fusion(X, labels)
-        self._probabilities = self._are_probabilities(X, found)
-        count = class_scores(found).shape[1]
+        example_outputs = self._fit_fusion(X, labels)
+        self._probabilities = self._are_probabilities(X, example_outputs)
+        count = class_scores(example_outputs).shape[1]
         self.classes_, self._order = self._sorted_classes(count)
         if labels is not None and not np.isin(labels, self.classes_).all():
             if np.isin(labels, np.arange(count)).all():
@@ -142,42 +142,44 @@ class FusionClassifier(ClassifierMixin, Predictor):
             self._check_known(labels)
         return self
 
-    def _are_probabilities(self, X: Any, found: np.ndarray) -> bool:
-        """Whether outputs are probabilities; a fusion of others may have no graph that tells."""
+    def _are_probabilities(self, X: Any, example_outputs: np.ndarray) -> bool:
+        """Return whether outputs are probabilities; a fusion of another library may have no `graph_` to determine it."""
         spec = getattr(self.fusion_, "graph_", None)
         answer = are_probabilities(self.outputs, spec)
-        within = self.outputs == "auto" and found.min() >= 0 and found.max() <= 1 + 1e-3  # or there is no need to trace it
-        if within and spec is None and isinstance(X, FusionInput):
+        is_possible = (
+            self.outputs == "auto" and example_outputs.min() >= 0 and example_outputs.max() <= 1 + 1e-3
+        )  # if not, the network need not be traced
+        if is_possible and spec is None and isinstance(X, FusionInput):
             answer = seems_probable(self.fused_model_, X.tensors(self.fused_model_, slice(0, 2)))
-        if self.outputs == "auto" and not answer and sum_to_one(found):
+        if self.outputs == "auto" and not answer and sum_to_one(example_outputs):
             warnings.warn(
-                "The network's outputs look like probabilities, but its operations do not tell so, and they count as logits. Say "
-                "which they are: FusionClassifier(outputs='probabilities') or outputs='logits'.",
+                "The network's outputs look like probabilities, but its operations do not determine this, and they count as "
+                "logits. Set FusionClassifier(outputs='probabilities') or outputs='logits'.",
                 FusionWarning,
                 stacklevel=4,
             )
         return answer
 
     def _sorted_classes(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of so many outputs in sorted order, and the output of each."""
-        given = np.arange(count) if self.classes is None else as_array(self.classes)
+        """Return the labels of `count` outputs in sorted order, and the output of each."""
+        labels = np.arange(count) if self.classes is None else as_array(self.classes)
         try:
-            classes, order = np.unique(given, return_index=True)
+            classes, order = np.unique(labels, return_index=True)
         except TypeError as error:
             raise FusionError(f"classes must be labels of one type. Got {short_text(self.classes)}.") from error
-        if given.ndim != 1 or len(classes) != len(given):
+        if labels.ndim != 1 or len(classes) != len(labels):
             raise FusionError(f"classes must be a list of labels that are all different. Got {short_text(self.classes)}.")
-        if len(given) != count:
-            raise FusionError(f"classes has {len(given)} labels, but the network tells {count} classes apart.")
+        if len(labels) != count:
+            raise FusionError(f"classes must have one label for each of the network's {count} classes. Got {len(labels)}.")
         return classes, order
 
     def predict(self, X: Any) -> np.ndarray:
-        """Labels of rows.
+        """Predict the labels of rows.
 
         Parameters
         ----------
         X : FusionInput, or array-like of shape (n_samples, ...)
-            Models that a FusionInput carries are not looked at.
+            Rows; the models of a FusionInput are ignored.
 
         Returns
         -------
@@ -192,7 +194,7 @@ class FusionClassifier(ClassifierMixin, Predictor):
         return self.classes_[best]
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs of the network in the order of `classes_`; for two classes the second less the first.
+        """Return the network's outputs in the order of `classes_`; for two classes the second minus the first.
 
         Returns
         -------
@@ -202,17 +204,17 @@ class FusionClassifier(ClassifierMixin, Predictor):
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes in the order of `classes_`.
+        """Return the probabilities of the classes in the order of `classes_`.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
         """
         scores = self._scores(X)
-        return _shares(scores) if self._probabilities else softmax(scores, axis=1)
+        return _normalised(scores) if self._probabilities else softmax(scores, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of `predict_proba`.
+        """Return the logarithms of `predict_proba`.
 
         Returns
         -------
@@ -220,10 +222,10 @@ class FusionClassifier(ClassifierMixin, Predictor):
         """
         scores = self._scores(X)
         with np.errstate(divide="ignore"):
-            return np.log(_shares(scores)) if self._probabilities else log_softmax(scores, axis=1)
+            return np.log(_normalised(scores)) if self._probabilities else log_softmax(scores, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Accuracy.
+        """Return the accuracy.
 
         Parameters
         ----------
@@ -245,21 +247,21 @@ class FusionClassifier(ClassifierMixin, Predictor):
         return class_scores(predicted, self._probabilities)[:, self._order]
 
     def _check_positions(self, positions: np.ndarray, count: int) -> None:
-        """Positions that a tool has given to the labels that occur are those of all classes only if there are as many."""
+        """Check that positions include the last one: only then has no class been lost by numbering the labels that occur."""
         if positions.max() < count - 1:
             raise FusionError(
-                f"y holds {np.unique(positions)[:5].tolist()} where the classes are {_few(self.classes_)}: positions, as "
-                "VotingClassifier, StackingClassifier and cross_val_predict of probabilities make of the labels that occur. "
-                f"{count - 1} is not among them, so a class may be missing and the others shifted. Give y with all classes, in "
-                "stratified folds, or labels themselves."
+                f"y must hold labels, {_shortened(self.classes_)}, or all of their positions. Got "
+                f"{np.unique(positions)[:5].tolist()}: positions, with which VotingClassifier, StackingClassifier and "
+                f"cross_val_predict of probabilities replace the labels that occur. {count - 1} is not among them, so a class "
+                "may be missing and the others shifted. Give y with all classes, in stratified folds, or labels themselves."
             )
 
     def _check_known(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise FusionError(
-                f"y holds {unknown[:5].tolist()}, but the classes are {_few(self.classes_)}; relabel y, or say which labels the "
-                "outputs stand for: FusionClassifier(classes=[...])."
+                f"y must hold labels among {_shortened(self.classes_)}. Got {unknown[:5].tolist()}; relabel y, or name the labels "
+                "of the outputs: FusionClassifier(classes=[...])."
             )
 
 
@@ -271,15 +273,15 @@ class FusionRegressor(RegressorMixin, Predictor):
     fusion : estimator, optional
         Any fusion of this library; ``WassersteinFusion()`` by default. It is cloned.
     batch_size : int, default=200
-        Rows that the network is run on at a time. It runs on its own device, and rows are cast to its floating type: floats, and
-        whole numbers where it does not run on these as they are.
+        Number of rows of one run of the network. It runs on its own device, and rows are cast to its floating-point dtype:
+        floats, and integers if it does not run on these as they are.
 
     Attributes
     ----------
     fusion_ : estimator
-        The fitted fusion, with `couplings_`, `graph_` and what else it has.
+        The fitted fusion, with its `couplings_`, `graph_` and other attributes.
     fused_model_ : Module
-        That of `fusion_`.
+        The fused network of `fusion_`.
 
     Examples
     --------
@@ -307,7 +309,7 @@ class FusionRegressor(RegressorMixin, Predictor):
         X : FusionInput, or list of Module
             The models, and rows if there are any.
         y : array-like of shape (n_samples,) or (n_samples, n_targets), optional
-            Targets. They are checked and not learnt from.
+            Targets. They are only checked.
 
         Returns
         -------
@@ -319,12 +321,12 @@ class FusionRegressor(RegressorMixin, Predictor):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Outputs of the network.
+        """Predict the targets of rows.
 
         Parameters
         ----------
         X : FusionInput, or array-like of shape (n_samples, ...)
-            Models that a FusionInput carries are not looked at.
+            Rows; the models of a FusionInput are ignored.
 
         Returns
         -------
@@ -334,7 +336,7 @@ class FusionRegressor(RegressorMixin, Predictor):
         return predicted[:, 0] if predicted.ndim == 2 and predicted.shape[1] == 1 else predicted
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        """R2, the mean over targets.
+        """Return R2, averaged over targets.
 
         Parameters
         ----------
@@ -354,12 +356,12 @@ class FusionRegressor(RegressorMixin, Predictor):
         return float(r2_score(targets.reshape(n, -1), predicted.reshape(n, -1), sample_weight=sample_weight))
 
 
-def _shares(scores: np.ndarray) -> np.ndarray:
-    """Probabilities divided by their sum; equal ones where all are 0."""
+def _normalised(scores: np.ndarray) -> np.ndarray:
+    """Divide probabilities by their sum; rows of zeros become equal probabilities."""
     sums = scores.sum(1, keepdims=True)
     return np.where(sums == 0, 1 / scores.shape[1], scores / np.where(sums == 0, 1, sums)).astype(scores.dtype)
 
 
-def _few(classes: np.ndarray) -> str:
+def _shortened(classes: np.ndarray) -> str:
     shown = classes[:10].tolist()
     return f"{shown}" if len(classes) <= 10 else f"{shown} and {len(classes) - 10} more"

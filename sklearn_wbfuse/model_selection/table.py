@@ -1,9 +1,9 @@
-"""The table of a comparison: as rows, as text, as a frame."""
+"""The table of a comparison, as rows, as text, or as a data frame."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from torch import nn
@@ -12,42 +12,42 @@ from ..base import aligned
 
 __all__ = ["Comparison", "counted", "n_parameters"]
 
-LONGEST_NOTE = 60  # characters; longer ones are printed below the table
+LONGEST_NOTE = 60  # characters; longer notes are printed below the table
 
 
 def n_parameters(model: nn.Module) -> int:
-    """How many numbers the parameters of a network hold; tied ones count once."""
+    """Return the number of parameters of a network; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def counted(things: Any, name: str) -> str:
-    """How many things, with their name in the plural where it belongs."""
-    return f"{len(things):,} {name}{'s' if len(things) != 1 else ''}"
+def counted(items: Sized, name: str) -> str:
+    """Return the number of items with their name, in the plural if needed."""
+    return f"{len(items):,} {name}{'s' if len(items) != 1 else ''}"
 
 
 class Comparison(list[dict[str, Any]]):
-    """The rows of a comparison, one dict each, with what they are about.
+    """The rows of a comparison, one dict each, with their metric and title.
 
-    It iterates and indexes as the list of its rows; ``print(comparison)`` shows the table.
+    It is the list of its rows; ``print(comparison)`` shows the table.
 
     Attributes
     ----------
     metric : {"accuracy", "R2"}
-        What ``score`` is.
+        The metric of ``score``.
     title : str
-        Networks, rows and what the fits saw, in a sentence.
+        A description of the networks, the rows and the data of the fits.
 
     Examples
     --------
     >>> row = {"name": "parent 0", "score": 0.5, "to_parents": 0.0, "agreement": None}
-    >>> found = Comparison([row | {"parameters": 10, "seconds": None, "note": ""}], "accuracy", "1 network.")
-    >>> print(found)
+    >>> comparison = Comparison([row | {"parameters": 10, "seconds": None, "note": ""}], "accuracy", "1 network.")
+    >>> print(comparison)
     1 network.
     <BLANKLINE>
     network   accuracy  to parents  parameters  seconds  note
     --------  --------  ----------  ----------  -------  ----
     parent 0    50.00%       +0.00          10
-    >>> found[0]["score"]
+    >>> comparison[0]["score"]
     0.5
     """
 
@@ -62,7 +62,7 @@ class Comparison(list[dict[str, Any]]):
         return f"Comparison({counted(self, 'row')}, {self.metric})"
 
     def to_frame(self) -> Any:
-        """The rows as a ``pandas.DataFrame``.
+        """Return the rows as a ``pandas.DataFrame``.
 
         Raises
         ------
@@ -70,14 +70,14 @@ class Comparison(list[dict[str, Any]]):
             If pandas is not installed.
         """
         try:
-            import pandas as pd  # local: not needed for anything else
+            import pandas as pd  # imported here: nothing else needs it
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install pandas. Without it, list(comparison) has the rows.") from error
         return pd.DataFrame(list(self))
 
 
 def _table_text(table: list[dict[str, Any]], metric: str) -> str:
-    """The table in aligned columns, long notes below it."""
+    """Format the table in aligned columns, with long notes below it."""
     digits = ".2%" if metric == "accuracy" else ".4f"
     share = ".1%" if metric == "accuracy" else ".3f"
     formats = {"score": digits, "to_parents": "+z" + digits, "agreement": share, "parameters": ",d", "seconds": ".2f"}

@@ -15,10 +15,10 @@ __all__ = ["NetworkSpec", "RecurrentState", "RedundantBiasPair"]
 
 @dataclass(frozen=True, eq=False)
 class RedundantBiasPair:
-    """Two biases that at some positions only occur as a sum (b_ih and b_hh of recurrent layers)."""
+    """Two biases of which the network depends on the sum alone at some positions (b_ih and b_hh of recurrent layers)."""
 
-    kept: str
-    other: str
+    bias: str
+    redundant_bias: str
     positions: np.ndarray
 
 
@@ -28,19 +28,19 @@ class RecurrentState:
 
     Attributes
     ----------
-    given : bool
-        An input of the network, or an output.
-    leaf : int
+    is_input : bool
+        Whether it is an input of the network; otherwise an output.
+    position : int
         Position among the tensors of the inputs or outputs.
-    slot : int or None
-        Position along the first of its three dimensions.
+    layer_index : int or None
+        Index along its first dimension (layers and directions); None if it has two dimensions.
     labels : LabelledTensor
         Of its last dimension.
     """
 
-    given: bool
-    leaf: int
-    slot: int | None
+    is_input: bool
+    position: int
+    layer_index: int | None
     labels: LabelledTensor
 
 
@@ -57,7 +57,7 @@ class NetworkSpec:
     tensors : dict of str to LabelledTensor
     uncompared : frozenset of str
         Tensors that matching leaves out: running means and variances of norms, and biases that the mean of a norm cancels.
-    summed : tuple of RedundantBiasPair
+    bias_pairs : tuple of RedundantBiasPair
     states : tuple of RecurrentState
     operations : tuple of (str, str, tuple of str)
         Name, module and options of each operation of the network, in order; equal for networks of one architecture.

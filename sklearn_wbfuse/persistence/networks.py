@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..discovery import Architecture, cast_inputs, device_of, plain_copy, validate_models, write_back
 from ..discovery.parametrized import recompute
-from ..discovery.restricted import drop_symmetry
+from ..discovery.spec_changes import drop_symmetry
 from ..exceptions import (
     ArchitectureMismatchError,
     DiscoveryError,

@@ -79,10 +79,10 @@ def shuffled(spec, rng):
 
 def problem_of(spec, states, weights=None, **options):
     both = [extract_features(spec, s, 1.0) for s in states]
-    within = {n: g.block_group for n, g in spec.groups.items() if g.block_group}
+    block_groups = {n: g.block_group for n, g in spec.groups.items() if g.block_group}
     weights = weights or [1 / len(states)] * len(states)
     options = {"sizes": spec.sizes, "source_sizes": [spec.sizes] * len(states), **options}
-    return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), within=within, **options)
+    return Problem(both[0][0], [arrays for _, arrays in both], mixture=Mixture(weights), block_groups=block_groups, **options)
 
 
 def keeps_blocks(problem, plans):
@@ -194,7 +194,7 @@ def test_a_group_in_blocks_that_stands_twice_in_a_tensor(seed):
         LabelledTensor("w", (n, n), (axis("x", n, "out"), axis("x", n, "in"))),
         LabelledTensor("b", (3, n), ((), axis("x", n, "in"))),
     ]
-    spec = NetworkSpec({g.name: g for g in (Group("g", blocks), Group("x", n, within="g"))}, {t.name: t for t in tensors})
+    spec = NetworkSpec({g.name: g for g in (Group("g", blocks), Group("x", n, block_group="g"))}, {t.name: t for t in tensors})
     first, (order, _) = state(spec, rng), shuffled(spec, rng)
     copy = {k: relabel(t, spec.tensors[k], order, {}) for k, t in first.items()}
     problem = problem_of(spec, [first, copy])

@@ -329,7 +329,7 @@ MISTAKES = {
         "holds no state dict but a dict with ['epoch']",
     ),
     "other names": (renamed, (*PAIR, *MODEL), "b.pt does not fit to --model: .*only stored are ['xfirst.weight'"),
-    "other outputs": (reshaped, (*PAIR, *MODEL), "b.pt does not fit to --model: 'head.bias' has the shape (4,)"),
+    "other outputs": (reshaped, (*PAIR, *MODEL), "b.pt does not fit to --model: .*Got 'head.bias' of shape (4,)"),
     "inputs that can't be guessed": (
         lambda: torch.save(__import__("users_nets").Pictures().state_dict(), "a.pt"),
         ("inspect", "a.pt", "--model", "nets.py:Pictures"),

@@ -226,7 +226,7 @@ class FuserConformance:
             self.make().fit([])
 
     def test_a_bare_module(self):
-        with pytest.raises(InvalidModelError, match="put the models into a list"):
+        with pytest.raises(InvalidModelError, match="Put the models into a list"):
             self.make().fit(nn.Linear(2, 2))
 
     def test_something_that_is_no_module(self):
@@ -239,7 +239,7 @@ class FuserConformance:
             self.make().fit([scripted, scripted])
 
     def test_a_lazy_module(self):
-        with pytest.raises(InvalidModelError, match="run the model once"):
+        with pytest.raises(InvalidModelError, match="Run the model once"):
             self.make().fit([nn.LazyLinear(2)])
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -251,7 +251,7 @@ class FuserConformance:
 
     def test_two_devices(self):
         models = [nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]
-        with pytest.raises(InvalidModelError, match=r"one device. Got model 0 on cpu, model 1 on meta; move them"):
+        with pytest.raises(InvalidModelError, match=r"one device. Got model 0 on cpu, model 1 on meta. Move them"):
             self.make().fit(models)
 
     def test_different_depths(self):
@@ -275,7 +275,7 @@ class FuserConformance:
             self.make(example_inputs=(torch.zeros(2, 7),)).fit(models)
 
     def test_inputs_that_can_not_be_guessed(self):
-        with pytest.raises(DiscoveryError, match=r"begins with the Conv2d 'left'; give some: .*example_inputs="):
+        with pytest.raises(DiscoveryError, match=r"begins with the Conv2d 'left'\. Give some: .*example_inputs="):
             self.make().fit(family("cnn", 2))
 
     @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [np.nan, 1.0]])

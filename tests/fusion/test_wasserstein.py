@@ -309,13 +309,13 @@ class TestPyTorchPolicy:
         models = family()
         for m in models:
             nn.utils.parametrize.register_parametrization(m.linears[0], "weight", OneWay())
-        with pytest.raises(DiscoveryError, match=r"'linears.0.weight' has no right_inverse"):
+        with pytest.raises(DiscoveryError, match=r"must have a right_inverse .* for 'linears.0.weight'"):
             WassersteinFusion(correction=None).fit(models)
 
     def test_a_model_that_can_not_be_copied(self):
         a, b = family()
         a.generator = (i for i in range(3))
-        with pytest.raises(InvalidModelError, match="can't be deep-copied"):
+        with pytest.raises(InvalidModelError, match="can't be copied"):
             WassersteinFusion().fit([a, b])
 
     def test_integer_buffers_come_from_the_first_model(self):

@@ -24,17 +24,17 @@ class Channels(nn.Module):
         return self.last(F.relu(self.operation(F.relu(self.first(x)))))
 
 
-def channels(operation, groups, width=8, scalable=None, within=None, signable=(), **options):
+def channels(operation, groups, width=8, scalable=None, block_groups=None, signable=(), **options):
     build = functools.partial(lambda make: Channels(make(), width), operation)
-    blocks = within or {}
+    blocks = block_groups or {}
     scalable = set(groups) - set(blocks.values()) if scalable is None else scalable
     return Case(build, (2, 3, 6, 6), groups, scalable, set(signable), blocks, **options)
 
 
 def grouped(layer, width, blocks, **options):
-    within = {"first": "operation.blocks", "operation": "operation.blocks"}
+    block_groups = {"first": "operation.blocks", "operation": "operation.blocks"}
     groups = {"operation.blocks": blocks, "first": 8, "operation": width}
-    return channels(layer, groups, width, within=within, **options)
+    return channels(layer, groups, width, block_groups=block_groups, **options)
 
 
 class TestConvolutions(AdapterConformance):
@@ -100,21 +100,23 @@ class ChannelsLast(nn.Module):
 
 
 NORMS = {
-    "group norm": channels(lambda: nn.GroupNorm(4, 8), {"operation.blocks": 4, "first": 8}, within={"first": "operation.blocks"}),
+    "group norm": channels(
+        lambda: nn.GroupNorm(4, 8), {"operation.blocks": 4, "first": 8}, block_groups={"first": "operation.blocks"}
+    ),
     "group norm of all": channels(lambda: nn.GroupNorm(1, 8), {"first": 8}),
     "group norm of each": channels(lambda: nn.GroupNorm(8, 8), {"first": 8}),
     "group norm without weights": channels(
         lambda: nn.GroupNorm(2, 8, affine=False),
         {"operation.blocks": 2, "first": 8},
         scalable=set(),
-        within={"first": "operation.blocks"},
+        block_groups={"first": "operation.blocks"},
         widens=False,
     ),
     "group norm by hand": channels(
         lambda: lambda x: (lambda y: y / (1 + y.mean((2, 3, 4), keepdim=True) ** 2))(x.unflatten(1, (4, 2))).flatten(1, 2),
         {"blocks": 4, "first": 8},
         scalable=set(),
-        within={"first": "blocks"},
+        block_groups={"first": "blocks"},
         widens=False,
     ),
     "batch norm without statistics": channels(lambda: nn.BatchNorm2d(8, track_running_stats=False), {"first": 8}),
@@ -558,7 +560,7 @@ def test_masks_of_infinities_and_of_padding():
 def test_complex_tensors_are_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
-    with pytest.raises(DiscoveryError, match="'phase' of Sequential is complex"):
+    with pytest.raises(DiscoveryError, match="Got complex 'phase' in Sequential"):
         Architecture.of(model)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sklearn_wbfuse import WassersteinFusion, discover
-from sklearn_wbfuse.layers.operations import KINDS, ROWS, TABLE, Operation, named
+from sklearn_wbfuse.layers.operations import KINDS, ROWS, TABLE, Operation, operation_names
 from sklearn_wbfuse.layers.registry import RULES, register_sizes
 
 aten = torch.ops.aten
@@ -115,7 +115,7 @@ def same(a, b):
 
 
 def all_of(*kinds):
-    return pytest.mark.parametrize("name", named(*kinds))
+    return pytest.mark.parametrize("name", operation_names(*kinds))
 
 
 def first_schema(name):
@@ -215,7 +215,7 @@ def test_windows(name):
     result = getattr(aten, name)(x, *options)
     assert (isinstance(result, tuple) and not result[1].is_floating_point()) == facts.positions
     y = run(name, x, *options)
-    assert (x.min() - 1e-6 <= y.min() and y.max() <= x.max() + 1e-6) == facts.within
+    assert (x.min() - 1e-6 <= y.min() and y.max() <= x.max() + 1e-6) == facts.within_range
     assert same(run(name, -x, *options), -y) != facts.maxima
     other = run(name, torch.cat([x[:, :1], x[:, 1:] + 1], 1), *options)
     assert y.dim() == x.dim() and same(other[:, 0], y[:, 0]) and not same(other[:, 1], y[:, 1])
@@ -232,7 +232,7 @@ def test_order_statistics_and_means_lie_within_the_values(name):
     assert (isinstance(result, tuple) and not result[1].is_floating_point()) == facts.positions
     values = result if isinstance(result, tuple) and not facts.positions else [run(name, x, *options, **named_options)]
     inside = all(x.min() <= v.min() and v.max() <= x.max() for v in values)
-    assert inside == (facts.within or name in ("max", "min"))
+    assert inside == (facts.within_range or name in ("max", "min"))
 
 
 @all_of("softmax", "log_softmax")
@@ -263,7 +263,9 @@ def test_parameters_and_channels_of_layers(name):
 
 
 def test_every_layer_with_a_weight_and_one_result_has_its_positions():
-    kinds = [n for n in named("normalises", "convolves") if len(first_schema(n).returns) == 1 and "weight_norm" not in n]
+    kinds = [
+        n for n in operation_names("normalises", "convolves") if len(first_schema(n).returns) == 1 and "weight_norm" not in n
+    ]
     assert all(TABLE[n].weight is not None for n in [*kinds, "linear"])
 
 
@@ -278,7 +280,7 @@ def test_batch_norms_by_other_names():
     x, one, zero = draw(4, 3), torch.ones(3), torch.zeros(3)
     y = aten.batch_norm(x, one, zero, zero, one, False, 0.1, 1e-5, False)
     native = aten._native_batch_norm_legit_no_training(x, one, zero, zero, one, 0.1, 1e-5)[0]
-    assert same(y, native) and len(named("normalises", same_as="batch_norm")) == 2
+    assert same(y, native) and len(operation_names("normalises", same_as="batch_norm")) == 2
 
 
 class Wide(nn.Module):

@@ -348,8 +348,8 @@ class TestSymmetry:
         """The sign of a unit does not go with a sigmoid gate."""
         model = randomised(Recurrent(kind, 4), np.random.default_rng(0))
         monkeypatch.setitem(registry.RULES, f"aten::{kind}", None)
-        monkeypatch.setitem(recurrent.KINDS, kind, dataclasses.replace(recurrent.KINDS[kind], writer=gate))
-        recurrent._sequence(kind)
+        monkeypatch.setitem(recurrent.CELL_KINDS, kind, dataclasses.replace(recurrent.CELL_KINDS[kind], writer=gate))
+        recurrent._register_layer(kind)
         with pytest.warns(FusionWarning, match=r"signs of groups \['rnn.l0'\] change the output"):
             spec = discover(model, (model.example,))
         assert not spec.groups["rnn.l0"].signable
@@ -463,5 +463,5 @@ class TestWidths:
 
     def test_levels_of_one_layer_have_one_width(self):
         model = randomised(Recurrent("lstm", 4, levels=2), np.random.default_rng(0))
-        with pytest.raises(WidthError, match=r"levels and directions of the LSTM .rnn. have one hidden size.*: 6"):
+        with pytest.raises(WidthError, match=r"one hidden size\. Got .*: 6.* in the LSTM .rnn."):
             WassersteinFusion({"rnn.l1": 6}, example_inputs=(model.example,)).fit([model])

@@ -102,7 +102,7 @@ def test_a_rule_for_an_own_operation():
 
     @register_rule("tests_wbfuse::soft")
     def rule(constraints, x):
-        constraints.no_scale(*x.layers)
+        constraints.no_scale(*x.label_maps)
         return x
 
     assert discover(Small()).sizes == {"a": 6}

@@ -756,7 +756,7 @@ def test_tokens_stay_whole_numbers():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"models": "a model"}, InvalidModelError, "put the models into a list"),
+        ({"models": "a model"}, InvalidModelError, "Put the models into a list"),
         ({"models": []}, InvalidModelError, "at least one model"),
         ({"models": "two depths"}, ArchitectureMismatchError, "different parameters"),
         ({"fusions": WassersteinFusion}, TypeError, r"fusions\[0\] .* the class WassersteinFusion; give an instance"),

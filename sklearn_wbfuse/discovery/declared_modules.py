@@ -1,4 +1,4 @@
-"""Modules declared by hand pass through the trace as one operation, and their rule says what was declared."""
+"""Declared modules: they pass through the trace as one operation whose rule follows the declaration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ..layers import FIXED, Constraints, LabelMap, Value, declaration_of, regist
 from ..layers.elementwise import combine
 from ..layers.linear import read
 
-__all__ = ["declared_forwards", "hold_declared"]
+__all__ = ["attach_declared", "declared_forwards"]
 
 _NUMBERS = itertools.count()
 _MODULES: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
-"""Copies of the declared modules of every trace that is alive, by the number that stands in the trace."""
+"""Copies of the declared modules of every live trace, by their number in the trace."""
 
 
 def _run(x: Tensor, parameters: Sequence[Tensor], key: int) -> Tensor:
+    """Run a declared module with some parameters."""
     module = _MODULES[key]
     named = dict(zip(declaration_of(module).axes, parameters, strict=True))  # type: ignore[union-attr]
     return torch.func.functional_call(module, named, (x,))
@@ -31,7 +32,7 @@ def _run(x: Tensor, parameters: Sequence[Tensor], key: int) -> Tensor:
 
 @torch.library.custom_op("sklearn_wbfuse::declared", mutates_args=())
 def declared(x: Tensor, parameters: list[Tensor], key: int) -> Tensor:
-    """Stands for the forward of a declared module."""
+    """Represent the forward of a declared module."""
     return _run(x, parameters, key).clone()
 
 
@@ -42,7 +43,7 @@ def _(x: Tensor, parameters: list[Tensor], key: int) -> Tensor:
 
 @contextlib.contextmanager
 def declared_forwards(model: nn.Module) -> Iterator[None]:
-    """Within the context, declared modules of the model are single operations."""
+    """Make declared modules of the model single operations within the context."""
     changed, copies = [], []
     for module in model.modules():
         declaration = declaration_of(module)
@@ -65,42 +66,42 @@ def declared_forwards(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def hold_declared(program: Any) -> None:
-    """Let the operations of a trace keep their modules."""
+def attach_declared(program: Any) -> None:
+    """Attach the declared modules to the operations of a trace, so that they live as long as it does."""
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.sklearn_wbfuse.declared.default):
         node.meta["declared"] = _MODULES[node.args[2]]
 
 
 @register_rule("sklearn_wbfuse::declared")
 def declared_rule(constraints: Constraints, x: Value, parameters: Sequence[Value], key: int) -> Value:
-    """Read "in" axes, compute "out" axes, unite "unit" axes with the input."""
+    """Read by "in" axes, compute by "out" axes, and unite "unit" axes with the input."""
     declaration = declaration_of(_MODULES[key])
     assert declaration is not None
-    constraints.rigid(*x.layers)
+    constraints.rigid(*x.label_maps)
     units: list[LabelMap] = []
     for value, entry in zip(parameters, declaration.axes.values(), strict=True):
         for axis, kind in enumerate(entry):
-            layer = value.layer(axis)
-            if layer is None:
+            label_map = value.label_map(axis)
+            if label_map is None:
                 continue
-            constraints.rigid(layer)
+            constraints.rigid(label_map)
             if kind is None:
-                constraints.fix(layer)
+                constraints.fix(label_map)
             elif kind == "in":
                 read(constraints, x, declaration.input_dim, value, axis)
             elif kind == "unit":
-                vector = Value((value.shape[axis],), (LabelMap.along(layer.vector(axis), 0, (value.shape[axis],)),))
-                combine(constraints, "a declared module", [_last(x, declaration.input_dim), vector], "general")
+                vector = Value((value.shape[axis],), (LabelMap.along(label_map.vector(axis), 0, (value.shape[axis],)),))
+                combine(constraints, "a declared module", [_move_to_end(x, declaration.input_dim), vector], "general")
             else:
-                units.append(LabelMap.along(layer.vector(axis), 0, (value.shape[axis],)))
+                units.append(LabelMap.along(label_map.vector(axis), 0, (value.shape[axis],)))
     if declaration.elementwise:
-        return Value(x.shape, x.layers)
-    for layer in units:
-        constraints.unite(units[0].ids, layer.ids)
-        constraints.produces(layer.ids)
+        return Value(x.shape, x.label_maps)
+    for label_map in units:
+        constraints.unite(units[0].ids, label_map.ids)
+        constraints.produces(label_map.ids)
     labels = units[0].ids if units else torch.full((1,), FIXED)
     return Value((-1,), (LabelMap(labels, (declaration.output_dim,)),))
 
 
-def _last(x: Value, dim: int) -> Value:
+def _move_to_end(x: Value, dim: int) -> Value:
     return x.map(lambda ids: ids.movedim(dim, -1))
