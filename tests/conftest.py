@@ -1,5 +1,7 @@
+import copy
 import gc
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +42,29 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """Count deep copies of networks, but for those within a copy, in `copies`; `traced` has the number of rows of each trace."""
+    result, depth = SimpleNamespace(copies=0, traced=[]), [0]
+    deepcopy, export = copy.deepcopy, torch.export.export
+
+    def counted(x, memo=None, **options):
+        result.copies += isinstance(x, torch.nn.Module) and not depth[0]
+        depth[0] += 1
+        try:
+            return deepcopy(x, memo, **options)
+        finally:
+            depth[0] -= 1
+
+    def traced(model, inputs, **options):
+        result.traced.append(len(inputs[0]))
+        return export(model, inputs, **options)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    monkeypatch.setattr(torch.export, "export", traced)
+    return result
 
 
 def pytest_collection_modifyitems(items):

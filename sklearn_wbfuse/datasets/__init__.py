@@ -1,6 +1,6 @@
 """Data sets and reference architectures, for the demo, the examples and the benchmarks alone."""
 
-from ._files import DatasetError
+from .files import DatasetError
 from .architectures import MLP, VGG11, MLPNet, RecurrentNet, ResNet20, TextNet
 from .cifar import load_cifar10
 from .digits import load_digits, train_mlp, train_recurrent

@@ -65,7 +65,7 @@ def write_folder(
     checksums = {name: hashlib.sha256(d).hexdigest() for name, d in data.items()}
     version = sys.modules[__name__.partition(".")[0]].__version__
     head = {"format": FORMAT, "format_version": VERSION, "library_version": version, "sha256": checksums}
-    data[DESCRIPTION] = (_text(_sealed({**head, **content})) + "\n").encode()
+    data[DESCRIPTION] = (_text(sealed({**head, **content})) + "\n").encode()
     card = folder / CARD
     if card.is_file() and not card.read_bytes().startswith(CARD_HEAD.encode()):
         data[CARD] = card.read_bytes()
@@ -158,7 +158,7 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} has format version {content.get('format_version')}, written by sklearn_wbfuse "
             f"{content.get('library_version')}; this one reads {VERSION}. Update sklearn_wbfuse."
         )
-    if content != _sealed({k: v for k, v in content.items() if k != "checksum"}):
+    if content != sealed({k: v for k, v in content.items() if k != "checksum"}):
         raise PersistenceError(
             f"{path} was changed after it was saved (another checksum). Load the original and change parameters by set_params."
         )
@@ -169,7 +169,7 @@ def _refused(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
     """A description with its own checksum."""
     canonical = json.dumps(content, sort_keys=True, allow_nan=False)
     return {**content, "checksum": hashlib.sha256(canonical.encode()).hexdigest()}

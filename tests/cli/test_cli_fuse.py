@@ -16,9 +16,8 @@ from networks import disguised, mlps, randomised
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
-from sklearn_wbfuse.cli import fuse
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
-from sklearn_wbfuse.persistence.files import _sealed
+from sklearn_wbfuse.persistence.files import sealed
 
 NETS = """
 import torch
@@ -265,12 +264,12 @@ def test_warnings_are_notes(work, nets, capsys):
     assert (code, err) == (0, "") and "Note: " in out and "stay in place" in out
 
 
-def test_interrupted(work, capsys, monkeypatch):
-    def interrupt(*arguments):
+def test_interrupted(work, nets, capsys, monkeypatch):
+    def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fuse, "build", interrupt)
-    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 130
+    monkeypatch.setattr(nets, "Net", interrupted)
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", "--model", "users_nets:Net")[0] == 130
 
 
 def save_arrays(**arrays):
@@ -413,6 +412,6 @@ def test_the_agreement_is_printed_kept_and_inspected(work, capsys, data):
     for key in ("agreement", "agreement_reason"):  # as earlier versions saved it
         del content["fitted"][key]
     del content["checksum"]
-    (work / "out" / "fusion.json").write_text(json.dumps(_sealed(content)))
+    (work / "out" / "fusion.json").write_text(json.dumps(sealed(content)))
     assert "was not measured: saved before" in run(capsys, "inspect", "out")[1]
     assert "saved before" in load("out", model=users_net()).agreement_reason_
