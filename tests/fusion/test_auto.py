@@ -49,6 +49,18 @@ class Given:
     inputs: Any
 
 
+class Costly(nn.Module):
+    """Multiplies each row by a matrix that is not there, so that only its cost counts."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        torch.empty(len(x), self.width, device="meta") @ torch.empty(self.width, self.width, device="meta")
+        return x
+
+
 class Whole(nn.Module):
     """Reads whole numbers as numbers."""
 
@@ -167,9 +179,8 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
 
 @pytest.mark.parametrize(("width", "expected"), [(1, 2000), (10**4, None), (10**6, 64)], ids=["cheap", "between", "huge"])
 def test_samples_are_capped_by_what_they_cost(width, expected):
-    probe, layer = Probe(n_samples=2000, n_steps=4), nn.Linear(width, width, device="meta")
-    architecture = Given(plain=layer, inputs=(torch.zeros(3, width, device="meta"),))
-    found = sized_probe(probe, 2 * [architecture], capped=True)
+    probe = Probe(n_samples=2000, n_steps=4)
+    found = sized_probe(probe, 2 * [Given(plain=Costly(width), inputs=(torch.zeros(3, 5),))], capped=True)
     if expected is None:  # each parent once, 4 steps of half of the samples at three times the cost, and the fused network
         expected = int(CAP / (width**2 * (2 * (1 + 4 * 3 / 2) + 1)))
     assert found.n_samples == expected and found.batch_size <= found.n_samples

@@ -1,6 +1,7 @@
 """`compare`: the rows of its table, what the fits get to see, errors, and how the table is printed."""
 
 import copy
+import logging
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +19,6 @@ from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, Vanil
 from sklearn_wbfuse.base import label_of
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import ArchitectureMismatchError, FusionError, InvalidModelError, PoorFusionWarning
-from sklearn_wbfuse.fusion import BaseFusion
 from sklearn_wbfuse.model_selection import comparison
 from sklearn_wbfuse.model_selection.table import Comparison
 
@@ -62,7 +62,7 @@ class Recorder(VanillaAveraging):
     def fit(self, models, y=None):
         Recorder.fitted.append((self, models))
         average = VanillaAveraging(weights=self.weights, example_inputs=self.example_inputs).fit(models)
-        self.fused_model_, self._inputs = average.fused_model_, average._inputs
+        self.fused_model_ = average.fused_model_
         return self
 
 
@@ -673,12 +673,13 @@ class TestPredictors:
             ([FusionRegressor()], np.arange(ROWS), r"shape \(80,\), but the outputs of parent 0 have shape \(80, 3\)"),
         ],
     )
-    def test_errors_before_any_fit(self, monkeypatch, fusions, y, message):
+    def test_errors_before_any_fit(self, caplog, fusions, y, message):
+        caplog.set_level(logging.INFO, "sklearn_wbfuse")
         models = family()
         X, labels, _ = data(models)
-        monkeypatch.setattr(BaseFusion, "fit", lambda *_: pytest.fail("fitted"))
         with pytest.raises(FusionError, match=message):
             compare(models, X, labels if y is None else y, [WassersteinFusion(), *fusions], verbose=False)
+        assert not any("fusing" in record.getMessage() for record in caplog.records)
 
     def test_what_means_the_same_agrees(self):
         models = family()
