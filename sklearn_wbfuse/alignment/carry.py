@@ -14,6 +14,7 @@ from ..network.couplings import Coupling, Permutation, along
 from ..network.groups import Block, LabelledTensor, put, relabel, take
 from ..network.mixture import Mixture
 from ..network.spec import NetworkSpec
+from ..network.types import State
 
 __all__ = ["Carrier", "check_blocks", "mean_scales"]
 
@@ -62,12 +63,12 @@ class Carrier:
                 if c.signs is not None:
                     self.factor[name] = c.signs * self.factor.get(name, 1.0)
 
-    def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def state(self, state: State) -> dict[str, Tensor]:
         """Carry all tensors; the result has the target's names."""
         names = {self.correspondence.tensor(name): name for name in self.target.tensors}
         return {names[name]: self.tensor(names[name], state) for name in state}
 
-    def tensor(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+    def tensor(self, name: str, state: State) -> Tensor:
         """Return one tensor of the target, computed from the source's state."""
         source_name = self.correspondence.tensor(name)
         if self.is_relabelling:
