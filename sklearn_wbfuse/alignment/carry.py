@@ -11,7 +11,7 @@ from torch import Tensor
 from ..exceptions import WidthError
 from ..network.correspondence import SAME_NAMES, Correspondence
 from ..network.couplings import Coupling, Permutation, along
-from ..network.groups import Block, LabelledTensor, put, relabel, take
+from ..network.groups import TensorBlock, LabelledTensor, put, relabel, take
 from ..network.mixture import Mixture
 from ..network.spec import NetworkSpec
 from ..network.types import State
@@ -111,7 +111,7 @@ def check_blocks(source: NetworkSpec, target: NetworkSpec, correspondence: Corre
             )
 
 
-def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:
+def _times(array: Tensor, block: TensorBlock, scales: Scales, sign: int) -> Tensor:
     """Multiply units by their scales, or divide by them if `sign` is -1."""
     for axis, span in enumerate(block.axes):
         if span.exponent and span.group in scales:
