@@ -11,7 +11,7 @@ from torch import Tensor
 from ..exceptions import WidthError
 from ..network.correspondence import SAME_NAMES, Correspondence
 from ..network.couplings import Coupling, Permutation, along
-from ..network.groups import TensorBlock, LabelledTensor, put, relabel, take
+from ..network.groups import LabelledTensor, TensorBlock, put, relabel, take
 from ..network.mixture import Mixture
 from ..network.spec import NetworkSpec
 from ..network.types import State
