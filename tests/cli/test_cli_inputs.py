@@ -1,5 +1,4 @@
 """What users may give to ``wbfuse``, wrong and unusual, and what becomes of it."""
-# ruff: noqa: F811 - the fixtures of test_cli_fuse
 
 import contextlib
 import io
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from test_cli_fuse import DATA, MODEL, PAIR, X, nest, nets, run, save_arrays, state, users_net, work, write  # noqa: F401
+from commands import DATA, MODEL, PAIR, X, nest, run, save_arrays, state, users_net, write
 from torch import nn
 from torch.nn.utils import prune
 
@@ -91,12 +90,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_give_one_line(name, work, nets, capsys, monkeypatch):
+def test_mistakes_give_one_line(name, work, capsys):
     prepare, arguments, message = MISTAKES[name]
     if prepare is not None:
         prepare()
     if "-o" in arguments and "out" not in arguments:
-        monkeypatch.setattr(nets, "Net", lambda *sizes: pytest.fail("it is told before anything is read"))
+        (work / "nets.py").write_text("raise RuntimeError('it is told before anything is read')")
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and err.startswith(f"wbfuse {arguments[0]}: error: ")
     position = 0
