@@ -14,6 +14,7 @@ settings.register_profile("thorough", deadline=None, max_examples=200, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # no doctests there, and all have one name
 DEVICE = os.environ.get("WBFUSE_DEVICE", "cpu")
 
 

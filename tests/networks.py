@@ -308,14 +308,14 @@ class Recurrent(nn.Module):
         relu = kind == "rnn_relu"
         below = {"table": 0} if tokens else {}
         for level in range(levels):
-            found = {}
+            above = {}
             for k, direction in enumerate(directions):
                 suffix = "" if loop else f"_l{level}{direction}"
                 name = "rnn" if loop else f"rnn.l{level}{direction}"
                 state = f"{name}_proj" if projection else name
                 self._level(name, state, suffix, hidden, out, relu, bias, below)
-                found[state] = k * out
-            below = found
+                above[state] = k * out
+            below = above
         for name, offset in below.items():
             for head in ("fc", "aux"):
                 self.truth.read(name, head, offset=offset)
@@ -415,8 +415,8 @@ def diagonal(weight, groups):
     """What a convolution in groups keeps of such a weight."""
     if groups is None:
         return weight
-    each = weight.shape[1] // groups
-    return torch.cat([b[:, k * each : (k + 1) * each] for k, b in enumerate(weight.chunk(groups))])
+    width = weight.shape[1] // groups
+    return torch.cat([b[:, k * width : (k + 1) * width] for k, b in enumerate(weight.chunk(groups))])
 
 
 widths = st.integers(2, 9)

@@ -180,8 +180,8 @@ class LastLeads(LayerByLayer):
 
     def align(self, parents, target, objective=None):
         back = {name: Permutation(np.arange(size)[::-1]) for name, size in target.sizes.items()}
-        found = [self.match_layers(parents[-1], parent) for parent in parents]
-        return Alignment.of(parents, target, [{name: back[name].compose(c) for name, c in own.items()} for own in found])
+        couplings = [self.match_layers(parents[-1], parent) for parent in parents]
+        return Alignment.of(parents, target, [{name: back[name].compose(c) for name, c in plans.items()} for plans in couplings])
 
 
 def test_a_further_network_is_matched_whichever_leads():
@@ -310,16 +310,16 @@ def test_a_correction_that_returns_nothing_is_a_named_error():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("roles", "words"),
     [
         ((LayerByLayer,), "aligner must be an instance of Aligner. Got class LayerByLayer"),
         ((Identity(), ByMagnitude), "averager must be an instance of Averager. Got class ByMagnitude"),
         ((WeightedMean(), Identity()), "aligner must be an instance of Aligner"),
     ],
 )
-def test_roles_of_another_kind(given, words):
+def test_roles_of_another_kind(roles, words):
     with pytest.raises(TypeError, match=words):
-        Roles(*given)
+        Roles(*roles)
 
 
 def test_bases_are_abstract():

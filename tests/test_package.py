@@ -97,12 +97,12 @@ class TestTests:
         wrong = []
         for path in sorted(self.HERE.rglob("*.py")):
             tree = ast.parse(path.read_text())
-            own = {*_defined(tree), CONSTRAINTS}
+            defined_here = {*_defined(tree), CONSTRAINTS}
             for node in ast.walk(tree):
                 if _comes_from_elsewhere(node):
                     names = [*node.module.split("."), *(a.name for a in node.names)]
                     wrong += [f"{path.name}:{node.lineno} imports {name}" for name in names if _is_private(name)]
-                is_private = isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr in private - own
+                is_private = isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr in private - defined_here
                 if is_private and not _belongs_to_others(node.attr):
                     wrong.append(f"{path.name}:{node.lineno} reads {ast.unparse(node)}")
         assert not wrong, "\n".join(wrong)

@@ -28,7 +28,7 @@ class Units:
 
     def keys(self):
         """Each unit as the set of all its (tensor, axis, position)."""
-        return [frozenset((*at, p) for at, index in self.places.items() for p in index[u].tolist()) for u in range(self.size)]
+        return [frozenset((*axis, p) for axis, index in self.places.items() for p in index[u].tolist()) for u in range(self.size)]
 
 
 class Table:
@@ -54,9 +54,9 @@ class Table:
         """Position p of this axis belongs to ``units[p]``; a tensor that is None, or units that are, stand nowhere."""
         if tensor is None or units is None:
             return
-        at = self.names[id(tensor)], axis
-        assert len(units) == tensor.shape[axis] * (self.diagonal.get(at[0], 1) if axis == 1 else 1), at
-        assert np.array_equal(self.places.setdefault(at, units), units), at
+        axis_key = self.names[id(tensor)], axis
+        assert len(units) == tensor.shape[axis] * (self.diagonal.get(axis_key[0], 1) if axis == 1 else 1), axis_key
+        assert np.array_equal(self.places.setdefault(axis_key, units), units), axis_key
 
     def writes(self, layer, units):
         """A linear layer, convolution or depthwise convolution computes units."""

@@ -53,8 +53,8 @@ def network(content, template, folder, trust=False, ignore_extra=False):
     return network_of(checkpoint, Template(template, inputs)), ", ".join(checkpoint.notes)
 
 
-def same(found, model):
-    a, b = found.state_dict(), model.state_dict()
+def same(built, model):
+    a, b = built.state_dict(), model.state_dict()
     return a.keys() == b.keys() and all(torch.equal(t, b[n]) and t.dtype == b[n].dtype for n, t in a.items())
 
 
@@ -83,8 +83,8 @@ WRAPPED = [
 def test_wrappers_and_prefixes_are_taken_off(prefix, paths, tmp_path):
     model = Encoded(7 if prefix == "net." else 5)  # other widths take their time
     state = {f"{prefix}{n}": t for n, t in wrapped(model, *paths).state_dict().items()}
-    found, notes = network(state, Encoded(), tmp_path)
-    assert same(found, model) and (f"without the prefix {prefix!r}" if prefix and not paths else "names such as") in notes
+    built, notes = network(state, Encoded(), tmp_path)
+    assert same(built, model) and (f"without the prefix {prefix!r}" if prefix and not paths else "names such as") in notes
 
 
 names = st.lists(st.sampled_from(["module", "_orig_mod", "model", "0", "a"]), min_size=1, max_size=3).map(".".join)
@@ -115,15 +115,15 @@ EXTRA = {
 
 @pytest.mark.parametrize("name", EXTRA)
 def test_extra_entries_are_named_and_left_out_if_that_is_asked_for(name, tmp_path):
-    extra, said = EXTRA[name]
+    extra, message = EXTRA[name]
     model = Encoded()
     content = {"epoch": 3, "callbacks": {"best": {"score": torch.ones(())}}}
     content["state_dict"] = {f"net.{n}": t for n, t in model.state_dict().items()} | extra
-    with pytest.raises(FusionError, match=re.escape(said)) as raised:
+    with pytest.raises(FusionError, match=re.escape(message)) as raised:
         network(content, Encoded(), tmp_path)
     assert "--ignore-extra" in str(raised.value) and "net.head.bias" not in str(raised.value)
-    found, notes = network(content, Encoded(), tmp_path, ignore_extra=True)
-    assert same(found, model) and f"without {', '.join(map(repr, extra))}" in notes
+    built, notes = network(content, Encoded(), tmp_path, ignore_extra=True)
+    assert same(built, model) and f"without {', '.join(map(repr, extra))}" in notes
 
 
 @pytest.mark.parametrize("ignore_extra", [False, True])
@@ -183,8 +183,8 @@ def test_floats_that_can_not_be_indices_are_refused(tmp_path):
         model.register_buffer("order", torch.tensor(order))
         return model
 
-    found, _ = network({n: t.float() for n, t in indexed([2, 0, 1]).state_dict().items()}, indexed([0, 1, 2]), tmp_path)
-    assert torch.equal(found.order, torch.tensor([2, 0, 1]))
+    built, _ = network({n: t.float() for n, t in indexed([2, 0, 1]).state_dict().items()}, indexed([0, 1, 2]), tmp_path)
+    assert torch.equal(built.order, torch.tensor([2, 0, 1]))
     with pytest.raises(FusionError, match=r"'order' holds torch.float32 that can't be torch.int64"):
         network(indexed([0.5, 1.0, 2.0]).state_dict(), indexed([0, 1, 2]), tmp_path)
 
@@ -203,8 +203,8 @@ def test_wrapped_layers_that_are_pruned(tmp_path):
     model = Encoded()
     for name in ("weight", "bias"):
         prune.l1_unstructured(model.encoder["conv"][0], name, amount=0.5)
-    found, notes = network(wrapped(model, "encoder.conv.0=_orig_mod").state_dict(), Encoded(), tmp_path)
-    assert torch.equal(found.encoder["conv"][0].weight, model.encoder["conv"][0].weight) and "masks of its pruning" in notes
+    built, notes = network(wrapped(model, "encoder.conv.0=_orig_mod").state_dict(), Encoded(), tmp_path)
+    assert torch.equal(built.encoder["conv"][0].weight, model.encoder["conv"][0].weight) and "masks of its pruning" in notes
 
 
 class Twins(nn.Module):
@@ -224,8 +224,8 @@ class Twins(nn.Module):
 )
 def test_two_tensors_for_one_that_is_tied(make, width, names, tmp_path):
     untied, tied = make(False, width), make(True, width)
-    said = f"{names[0]!r}, for it is one tensor with {names[1]!r} (tied), and two different ones are stored. Give a network in"
-    with pytest.raises(FusionError, match=re.escape(said)):
+    message = f"{names[0]!r}, for it is one tensor with {names[1]!r} (tied), and two different ones are stored. Give a network in"
+    with pytest.raises(FusionError, match=re.escape(message)):
         network(untied.state_dict(), make(), tmp_path)
     alone = {n: t for n, t in tied.state_dict().items() if n != names[0]}
     for state in (tied.state_dict(), {n: t.clone() for n, t in tied.state_dict().items()}, alone):

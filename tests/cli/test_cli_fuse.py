@@ -34,8 +34,8 @@ def test_fuse_without_data(work, nets, capsys, arguments, options):
     for model, name in zip(models, "ab", strict=True):
         model.load_state_dict(state(f"{name}.pt"))
     expected = WassersteinFusion(random_state=0, **options).fit(models).fused_model_.state_dict()
-    found = safetensors.torch.load_file("out/model.safetensors")
-    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    state_dict = safetensors.torch.load_file("out/model.safetensors")
+    assert set(state_dict) == set(expected) and all(torch.equal(state_dict[n], expected[n]) for n in state_dict)
 
 
 def test_the_snippet_of_the_card_loads_the_network(work, capsys):

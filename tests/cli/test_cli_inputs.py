@@ -153,8 +153,8 @@ def test_prefixes_of_the_network_itself_stay(name, work):
     network = nn.Module()
     network.add_module(name, nn.Linear(2, 3))
     torch.save({f"module.{n}": t for n, t in network.state_dict().items()}, "own.pt")
-    found = network_of(read(work / "own.pt", False), Template(network))
-    assert torch.equal(found.get_submodule(name).weight, network.get_submodule(name).weight)
+    built = network_of(read(work / "own.pt", False), Template(network))
+    assert torch.equal(built.get_submodule(name).weight, network.get_submodule(name).weight)
 
 
 @pytest.mark.parametrize(("pruned", "width"), [(False, 4), (True, 4), (True, 6)])
@@ -169,10 +169,10 @@ def test_checkpoints_of_pruned_networks(pruned, width, work):
     model = net(width, True)
     torch.save(model.state_dict(), "pruned.pt")
     checkpoint = read(pathlib.Path("pruned.pt"), False)
-    found = network_of(checkpoint, Template(net(4, pruned)))
-    torch.testing.assert_close(found[2].weight, model[2].weight)
+    built = network_of(checkpoint, Template(net(4, pruned)))
+    torch.testing.assert_close(built[2].weight, model[2].weight)
     x = torch.randn(5, 3)
-    torch.testing.assert_close(found(x), model(x))
+    torch.testing.assert_close(built(x), model(x))
     assert ("with the masks of its pruning applied" in str(checkpoint)) is not pruned
 
 
@@ -221,10 +221,10 @@ def test_the_card_says_what_was_done(work, nets, capsys, monkeypatch):
 
 def test_what_is_not_a_result_is_not_overwritten(work, capsys):
     (work / "out").mkdir()
-    for name, said in (("README.md", "README.md was not written by wbfuse"), ("model.safetensors", "but no fusion.json")):
+    for name, message in (("README.md", "README.md was not written by wbfuse"), ("model.safetensors", "but no fusion.json")):
         (work / "out" / name).write_text("mine")
         code, _, err = run(capsys, *PAIR, *MODEL, "--overwrite")
-        assert code == 2 and said in err and (work / "out" / name).read_text() == "mine"
+        assert code == 2 and message in err and (work / "out" / name).read_text() == "mine"
         (work / "out" / name).unlink()
     (work / "out" / "README.md").write_text("# A fused network\n")
     assert run(capsys, *PAIR, *MODEL)[0] == 0

@@ -56,7 +56,7 @@ class AlignerConformance:
         first, *others = (p.state for p in AlignedParents.of(parents, alignment, target))
         for other in others:
             assert_same(other, first, 1e-9)
-        assert all(c.is_permutation for own in alignment.couplings for c in own.values())
+        assert all(c.is_permutation for plans in alignment.couplings for c in plans.values())
         assert not alignment.energy > 1e-9
 
     @pytest.mark.parametrize("name", BUILDERS)
@@ -68,9 +68,9 @@ class AlignerConformance:
         sizes = aligner.sizes([p.spec for p in parents])
         first, second = (aligner.align(parents, architecture.resized(sizes).spec) for _ in range(2))
         assert len(first.couplings) == len(first.source_scales) == len(parents)
-        for parent, own, again in zip(parents, first.couplings, second.couplings, strict=True):
-            assert list(own) == list(parent.spec.groups) and {*own} == {*models[0].truth.sizes}
-            for group, coupling in own.items():
+        for parent, plans, again in zip(parents, first.couplings, second.couplings, strict=True):
+            assert list(plans) == list(parent.spec.groups) and {*plans} == {*models[0].truth.sizes}
+            for group, coupling in plans.items():
                 assert coupling.shape == (sizes[group], parent.spec.sizes[group])
                 assert coupling.marginal_error() < 1e-9
                 assert coupling.same_as(again[group], 0.0)
@@ -80,11 +80,11 @@ class AlignerConformance:
     @pytest.mark.parametrize("name", BUILDERS)
     def test_blocks_move_as_a_whole(self, name):
         _, target, alignment = self.aligned(family(name, 2))
-        for own in alignment.couplings:
+        for plans in alignment.couplings:
             for group, blocks in ((g.name, g.block_group) for g in target.spec.groups.values() if g.block_group):
-                outer = own[blocks].mass
+                outer = plans[blocks].mass
                 n, m = outer.shape
-                inner = own[group].mass
+                inner = plans[group].mass
                 inner = inner.reshape(n, len(inner) // n, m, -1).sum((1, 3))
                 np.testing.assert_allclose(inner, outer, atol=1e-12)
 
@@ -106,5 +106,5 @@ class AlignerConformance:
             assert all(word in str(error) for word in ("'linears.0'", "8", "4", "model 1"))
             return
         alignment = self.make().align(parents, target.resized(sizes).spec)
-        for parent, own in zip(parents, alignment.couplings, strict=True):
-            assert {g: c.shape for g, c in own.items()} == {g: (sizes[g], n) for g, n in parent.spec.sizes.items()}
+        for parent, plans in zip(parents, alignment.couplings, strict=True):
+            assert {g: c.shape for g, c in plans.items()} == {g: (sizes[g], n) for g, n in parent.spec.sizes.items()}

@@ -50,8 +50,8 @@ class AveragerConformance:
         state = self.make().average(parents)
         assert {*state} == {*parents.target.spec.tensors}
         for key, tensor in state.items():
-            own = parents[0].state[key]
-            assert (tensor.shape, tensor.dtype, tensor.device) == (own.shape, own.dtype, own.device), key
+            first = parents[0].state[key]
+            assert (tensor.shape, tensor.dtype, tensor.device) == (first.shape, first.dtype, first.device), key
             assert torch.isfinite(tensor).all()
         for parent, old in zip(parents, before, strict=True):
             assert_same(parent.parent.state, old)
@@ -59,7 +59,7 @@ class AveragerConformance:
     @pytest.mark.parametrize("name", ["mlp", "resnet"])
     def test_the_order_of_parents_of_equal_weights_does_not_matter(self, name):
         models = family(name, 3)
-        first, second = (self.make().average(aligned(own)) for own in (models, models[::-1]))
+        first, second = (self.make().average(aligned(parents)) for parents in (models, models[::-1]))
         assert_same(first, second, 1e-12)
         assert_same(self.make().average(aligned(models)), first)
 
@@ -69,8 +69,8 @@ class AveragerConformance:
         state = self.make().average(aligned(models, masses=masses))
         plain = self.make().average(aligned(models))
         for key in ("linears.0.weight", "linears.0.bias", "norms.0.weight", "norms.0.running_var"):
-            own = [m.state_dict()[key] for m in models]
-            torch.testing.assert_close(state[key][:3], own[0][:3], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(state[key][5:], own[1][5:], rtol=1e-12, atol=1e-12)
+            tensors = [m.state_dict()[key] for m in models]
+            torch.testing.assert_close(state[key][:3], tensors[0][:3], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(state[key][5:], tensors[1][5:], rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(state[key][3:5], plain[key][3:5], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(state["linears.2.weight"], plain["linears.2.weight"], rtol=1e-12, atol=1e-12)

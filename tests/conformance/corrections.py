@@ -56,8 +56,8 @@ class CorrectionConformance:
     def fused(self, models, data=None, **parameters):
         """The fused networks without and with the correction."""
         options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, "cost": "weight", **parameters}
-        given = models if data is None else FusionInput(models, data)
-        return [WassersteinFusion(**options, correction=c).fit(given).fused_model_ for c in (None, self.make())]
+        fitted_on = models if data is None else FusionInput(models, data)
+        return [WassersteinFusion(**options, correction=c).fit(fitted_on).fused_model_ for c in (None, self.make())]
 
     @given(network=networks(), seed=st.integers(0, 99))
     def test_permuted_copies_are_left_exactly_alone(self, network, seed, device):
@@ -81,8 +81,8 @@ class CorrectionConformance:
         old = [values(m) for m in models], data.clone(), torch.random.get_rng_state()
         before, after = self.fused(models, data, probe="data")
         assert torch.equal(torch.random.get_rng_state(), old[2]) and torch.equal(data, old[1])
-        for model, kept in zip(models, old[0], strict=True):
-            assert_same(values(model), kept)
+        for model, before_fit in zip(models, old[0], strict=True):
+            assert_same(values(model), before_fit)
         assert {k: (v.shape, v.dtype, v.device) for k, v in values(after).items()} == {
             k: (v.shape, v.dtype, v.device) for k, v in values(before).items()
         }
@@ -119,9 +119,9 @@ class CorrectionConformance:
                 largest[0] = k
                 yield torch.full((50, 5), float(k), dtype=torch.float64)
 
-        given = FusionInput.from_batches(models, batches(), 40, random_state=0)
-        assert largest[0] == 199 and len(given) == 40 and given.arrays[0][:, 0].unique().numel() > 20
-        fusion = WassersteinFusion(correction=self.make(), probe="data", random_state=0).fit(given)
+        drawn = FusionInput.from_batches(models, batches(), 40, random_state=0)
+        assert largest[0] == 199 and len(drawn) == 40 and drawn.arrays[0][:, 0].unique().numel() > 20
+        fusion = WassersteinFusion(correction=self.make(), probe="data", random_state=0).fit(drawn)
         assert all(torch.isfinite(v).all() for v in values(fusion.fused_model_).values())
 
     def test_one_model_is_left_alone(self):

@@ -32,29 +32,29 @@ class Hidden(nn.Sequential):
 
 def networks(kind, n_outputs, count=3):
     torch.manual_seed(0)
-    found = [kind(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, n_outputs)).eval() for _ in range(count)]
-    for model in found:  # both classes occur
+    networks = [kind(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, n_outputs)).eval() for _ in range(count)]
+    for model in networks:  # both classes occur
         model[2].bias.data -= nn.Sequential(*model)(X).mean(0)
-    return found
+    return networks
 
 
 def losses(models):
     """Cross-entropy of probabilities, by hand."""
     with torch.no_grad():
-        found = [m(X) for m in models]
-    return [float(-torch.log(torch.where(Y == 1, p[:, -1], 1 - p[:, -1])).mean()) for p in found]
+        outputs_of_models = [m(X) for m in models]
+    return [float(-torch.log(torch.where(Y == 1, p[:, -1], 1 - p[:, -1])).mean()) for p in outputs_of_models]
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_probabilities_that_are_said_to_be_such(n_outputs):
     models = networks(Hidden, n_outputs)
-    said = InterpolationDisplay.from_models(*models[:2], X, Y, n_points=2, metric="loss", outputs="probabilities")
-    np.testing.assert_allclose(said.loss_before, losses(models[:2]), rtol=1e-5)
+    display = InterpolationDisplay.from_models(*models[:2], X, Y, n_points=2, metric="loss", outputs="probabilities")
+    np.testing.assert_allclose(display.loss_before, losses(models[:2]), rtol=1e-5)
     plane = LossPlaneDisplay.from_models(*models, X, Y, n_points=2, outputs="probabilities")
     np.testing.assert_allclose([*plane.point_values.values()][:3], losses(models), rtol=1e-5)
     classifier = FusionClassifier(outputs="probabilities").fit(models[:2])
     drawn = InterpolationDisplay.from_estimator(classifier, models[:2], X, Y, n_points=2)
-    np.testing.assert_allclose(drawn.loss_before, said.loss_before)
+    np.testing.assert_allclose(drawn.loss_before, display.loss_before)
     error = 100 * (1 - FusionClassifier(outputs="probabilities").fit(models[:1]).score(X, Y))
     assert drawn.before[0] == pytest.approx(error) and 0 < error < 100
 
@@ -64,11 +64,11 @@ def test_probabilities_by_the_last_operation(end):
     models = [nn.Sequential(*m, end()) for m in networks(nn.Sequential, 1 if end is nn.Sigmoid else 2, 2)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", FusionWarning)
-        found = InterpolationDisplay.from_models(*models, X, Y, n_points=2, metric="loss")
-    np.testing.assert_allclose(found.loss_before, losses(models), rtol=1e-5)
+        display = InterpolationDisplay.from_models(*models, X, Y, n_points=2, metric="loss")
+    np.testing.assert_allclose(display.loss_before, losses(models), rtol=1e-5)
     with pytest.warns(FusionWarning, match="look like probabilities"):
         other = InterpolationDisplay.from_models(*models, X, Y, n_points=2, outputs="logits")
-    assert abs(other.loss_before - found.loss_before).min() > 1e-3
+    assert abs(other.loss_before - display.loss_before).min() > 1e-3
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
@@ -104,8 +104,8 @@ def test_what_can_not_be_traced_counts_as_logits():
 @pytest.mark.parametrize("kind", [WassersteinFusion, FusionClassifier])
 def test_searches_stand_for_what_they_found(kind):
     models = networks(nn.Sequential, 2, 2)
-    given = FusionInput(models, X)
-    search = GridSearchCV(kind(), {("fusion__" if kind is FusionClassifier else "") + "reg": [0.0]}, cv=2).fit(given, Y.numpy())
+    rows = FusionInput(models, X)
+    search = GridSearchCV(kind(), {("fusion__" if kind is FusionClassifier else "") + "reg": [0.0]}, cv=2).fit(rows, Y.numpy())
     own, fusion = fitted(search)
     assert type(own) is kind and fusion is getattr(own, "fusion_", own) and "0" in fusion.couplings_[0]
     assert CouplingDisplay.from_estimator(search).group == "0"

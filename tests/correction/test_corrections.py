@@ -125,8 +125,8 @@ class TestRepair(CorrectionConformance):
         aligned = WassersteinFusion(correction=None, **options).fit(FusionInput(models, X))
         fused = WassersteinFusion(correction="repair", **options).fit(FusionInput(models, X)).fused_model_
         for layer in (1, 3, 6):
-            wanted, found = aligned_mean(aligned, models, X, layer), statistics(fused, X, layer)
-            for a, b in zip(wanted, found, strict=True):
+            wanted, fused_statistics = aligned_mean(aligned, models, X, layer), statistics(fused, X, layer)
+            for a, b in zip(wanted, fused_statistics, strict=True):
                 torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
         assert (statistics(aligned.fused_model_, X, 3)[1] < 0.97 * statistics(fused, X, 3)[1]).any()
 
@@ -156,15 +156,15 @@ class TestClosedRepair(CorrectionConformance):
     @pytest.mark.parametrize("shift", [True, False])
     def test_a_single_layer_comes_out_as_forward(self, shift):
         models, X = [nn.Linear(4, 6).double() for _ in range(3)], torch.randn(200, 4, dtype=torch.float64)
-        found = [
+        networks = [
             WassersteinFusion(correction=Repair(m, shift=shift), probe=DATA, weights=[0.5, 0.3, 0.2], random_state=0)
             .fit(FusionInput(models, X))
             .fused_model_
             for m in ("forward", "closed")
         ]
-        assert_same(*map(values, found), 1e-9)
+        assert_same(*map(values, networks), 1e-9)
         mean = sum(w * m.weight for w, m in zip([0.5, 0.3, 0.2], models, strict=True))
-        assert (found[1].weight / mean > 1.1).any()
+        assert (networks[1].weight / mean > 1.1).any()
 
     def test_of_hidden_layers_the_ratio_is_that_of_the_formula(self):
         models, X = [MLP([4, 9, 9, 3]).double() for _ in range(3)], torch.randn(300, 4, dtype=torch.float64)
@@ -266,13 +266,13 @@ def test_batch_norms_that_are_not_there_are_a_warning():
 def test_several_corrections_follow_one_another():
     models = [trained(convolutional, seed) for seed in range(2)]
     options = {"probe": Probe("noise", n_samples=100), "random_state": 0, "example_inputs": torch.zeros(2, 1, 6, 6)}
-    found = [
+    states = [
         WassersteinFusion(correction=c, **options).fit(models).fused_model_.state_dict()
         for c in ("regression", ("batchnorm", "regression"), ("repair", Regression()), ["regression"])
     ]
-    assert not torch.equal(found[0]["3.weight"], found[1]["3.weight"])
-    assert not torch.equal(found[1]["3.weight"], found[2]["3.weight"])
-    assert torch.equal(found[0]["3.weight"], found[3]["3.weight"])
+    assert not torch.equal(states[0]["3.weight"], states[1]["3.weight"])
+    assert not torch.equal(states[1]["3.weight"], states[2]["3.weight"])
+    assert torch.equal(states[0]["3.weight"], states[3]["3.weight"])
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_scores_of_networks_in_training_mode_put_it_back():
 def test_whole_numbers_for_rows_are_cast_to_what_a_network_takes():
     model, rows = network(3), np.arange(20).reshape(5, 4)
     y = np.array([0, 1, 2, 0, 1])
-    found = Objective(FusionInput([], rows), y).loss(model)
-    torch.testing.assert_close(found, F.cross_entropy(model(torch.as_tensor(rows).double()), torch.as_tensor(y)))
+    loss = Objective(FusionInput([], rows), y).loss(model)
+    torch.testing.assert_close(loss, F.cross_entropy(model(torch.as_tensor(rows).double()), torch.as_tensor(y)))
 
 
 def test_one_label_for_each_row():

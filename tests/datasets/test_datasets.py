@@ -134,8 +134,8 @@ def test_cifar_from_its_archive(folders):
     members = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     with tarfile.open(archive, "w:gz") as tar:
         for i, name in enumerate(members):
-            own = slice(2 * i, 2 * i + 2)
-            rows = np.concatenate([labels(12)[own, None], x[own].transpose(0, 3, 1, 2).reshape(2, -1)], axis=1)
+            part = slice(2 * i, 2 * i + 2)
+            rows = np.concatenate([labels(12)[part, None], x[part].transpose(0, 3, 1, 2).reshape(2, -1)], axis=1)
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = rows.size
             tar.addfile(member, io.BytesIO(rows.tobytes()))

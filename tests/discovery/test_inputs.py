@@ -38,19 +38,19 @@ MAPPINGS = {
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_keyword_arguments_take_their_places(mapping, tmp_path):
     torch.manual_seed(0)
-    model, given = Reader().eval(), MAPPINGS[mapping]
-    ids, gap, mask = as_inputs(given, model)
+    model, mapping_given = Reader().eval(), MAPPINGS[mapping]
+    ids, gap, mask = as_inputs(mapping_given, model)
     assert gap is None and ids.tolist() == TOKENS and mask.tolist() == MASK
     assert len(as_inputs({"input_ids": ids}, model)) == 1
-    classifier = FusionClassifier(WassersteinFusion(example_inputs=given, correction="regression", random_state=0))
+    classifier = FusionClassifier(WassersteinFusion(example_inputs=mapping_given, correction="regression", random_state=0))
     fused = classifier.fit([model]).fused_model_
     torch.testing.assert_close(fused(ids, attention_mask=mask), model(ids, attention_mask=mask), atol=1e-4, rtol=1e-4)
     classifier.save(tmp_path / "saved")
     again = load(tmp_path / "saved", model=model)
     assert torch.equal(again.fused_model_(ids, None, mask), fused(ids, None, mask))
-    if isinstance(given, dict):  # a whole mapping is one argument in a tuple
+    if isinstance(mapping_given, dict):  # a whole mapping is one argument in a tuple
         with pytest.raises(DiscoveryError, match=r"shapes \(\{.*\(2, 3\)"):
-            discover(model, (given,))
+            discover(model, (mapping_given,))
 
 
 def test_the_tokens_of_a_tokenizer():

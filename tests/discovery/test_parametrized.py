@@ -180,13 +180,13 @@ def test_own_parametrizations_limit_what_neurons_can_do(kind, activation, groups
     fusion = WassersteinFusion(random_state=0, correction=None).fit(models)
     for model, moved in zip(models, fusion.transform(models), strict=True):
         torch.testing.assert_close(moved(x), model(x), rtol=1e-10, atol=1e-10)
-    found = fusion.graph_
+    spec = fusion.graph_
     if groups is None:
-        assert not found.groups
-        assert found.frozen == (("2.weight", "its parametrization can't hold it with neurons moved: group '0', group '2'"),)
+        assert not spec.groups
+        assert spec.frozen == (("2.weight", "its parametrization can't hold it with neurons moved: group '0', group '2'"),)
     else:
-        assert list(found.groups) == ["0", "2"]
-        assert all({s for s in ("scalable", "signable") if getattr(g, s)} == groups for g in found.groups.values())
+        assert list(spec.groups) == ["0", "2"]
+        assert all({s for s in ("scalable", "signable") if getattr(g, s)} == groups for g in spec.groups.values())
 
 
 class Recurrent(nn.Module):

@@ -110,8 +110,8 @@ class TestDeclared:
         moved = fusion.transform(models)[1]
         x = models[1].example
         torch.testing.assert_close(run(moved, x), run(models[1], x))
-        _, own = models[1](x, first_state(models[1]))
-        assert not torch.allclose(moved(x, own)[0], models[1](x, own)[0])  # another network's state means nothing to it
+        _, state = models[1](x, first_state(models[1]))
+        assert not torch.allclose(moved(x, state)[0], models[1](x, state)[0])  # another network's state means nothing to it
 
     def test_parents_of_different_sizes(self):
         models = [build(kind="gru", seed=n, hidden=n) for n in (5, 4)]
@@ -134,8 +134,8 @@ class TestDeclared:
         torch.manual_seed(0)
         models, x, h = [Elman().double() for _ in range(2)], torch.randn(2, 3).double(), torch.zeros(2, 5).double()
         moved = WassersteinFusion(example_inputs=(x, h), correction=None).fit(models).transform(models)[1]
-        (_, own), (_, theirs) = models[1](x, h), moved(x, h)
-        torch.testing.assert_close(moved(x, theirs)[0], models[1](x, own)[0])
+        (_, state), (_, theirs) = models[1](x, h), moved(x, h)
+        torch.testing.assert_close(moved(x, theirs)[0], models[1](x, state)[0])
 
     def test_an_output_that_does_not_exist(self):
         class Wrong(Stateful):

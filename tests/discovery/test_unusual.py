@@ -438,8 +438,8 @@ class TestReadPastTheParts:
 
             def __deepcopy__(self, memo):
                 twin = Kept("copy")
-                for own, other in zip(twin.parameters(), self.parameters(), strict=True):
-                    own.data.copy_(other.data)
+                for mine, other in zip(twin.parameters(), self.parameters(), strict=True):
+                    mine.data.copy_(other.data)
                 return twin
 
         model, other, order = Kept(), Kept(), torch.randperm(8)

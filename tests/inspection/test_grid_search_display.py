@@ -52,7 +52,7 @@ def search(grid, kind=GridSearchCV, **options):
 
 def scores_of(fitted, **params):
     results = fitted.cv_results_
-    chosen = [all(own.get(n, None) == v for n, v in params.items()) for own in results["params"]]
+    chosen = [all(candidate.get(n, None) == v for n, v in params.items()) for candidate in results["params"]]
     return results["mean_test_score"][chosen]
 
 
@@ -68,7 +68,7 @@ def test_the_matrix_is_that_of_the_search(a, b):
         for j, other in enumerate(sorted(b)):
             (expected,) = scores_of(fitted, a=one, b=other)
             assert display.scores[i, j] == expected
-    best = tuple(own[place] for own, place in zip(display.values, display.best, strict=True))
+    best = tuple(values[place] for values, place in zip(display.values, display.best, strict=True))
     assert best == (fitted.best_params_["a"], fitted.best_params_["b"])
     assert display.tried.all() and not display.scores_without_params and not display.others
     matplotlib.pyplot.close("all")
@@ -79,9 +79,9 @@ def test_a_line_has_standard_errors_and_the_best_over_the_others():
     display = GridSearchDisplay.from_estimator(fitted, "a")
     assert display.params == ["a"] and display.values == [[0.1, 1, 10]] and display.others == ["c"]
     for place, a in enumerate(display.values[0]):
-        own = scores_of(fitted, a=a)
-        assert display.scores[place] == own.max()
-        position = np.flatnonzero(fitted.cv_results_["mean_test_score"] == own.max())[0]
+        scores = scores_of(fitted, a=a)
+        assert display.scores[place] == scores.max()
+        position = np.flatnonzero(fitted.cv_results_["mean_test_score"] == scores.max())[0]
         splits = [fitted.cv_results_[f"split{k}_test_score"][position] for k in range(3)]
         assert display.errors[place] == pytest.approx(np.std(splits, ddof=1) / np.sqrt(3))
     assert display.ax_.get_title() == "Best over c"
@@ -115,7 +115,7 @@ def test_candidates_without_a_parameter_are_not_dropped():
     assert line.others == ["inner__a"]
     texts = [t.get_text() for t in line.ax_.get_legend().get_texts()]
     assert texts == ["best", "Plain()", "others: failed"] or texts == ["Plain()", "others: failed"]
-    (dashed,) = [own for own in line.ax_.get_lines() if own.get_label() == "Plain()"]
+    (dashed,) = [drawn for drawn in line.ax_.get_lines() if drawn.get_label() == "Plain()"]
     assert set(dashed.get_ydata()) == {plain}
     whole = GridSearchDisplay.from_estimator(fitted, "inner")
     assert [t.get_text() for t in whole.ax_.get_xticklabels()] == ["Scored()", "Plain()"]
@@ -199,15 +199,15 @@ def test_a_halving_search_has_last_rounds():
     results = fitted.cv_results_
     for i, a in enumerate(display.values[0]):
         for j, b in enumerate(display.values[1]):
-            own = [k for k, p in enumerate(results["params"]) if p == {"a": a, "b": b}]
-            assert display.scores[i, j] == results["mean_test_score"][max(own, key=lambda k: results["iter"][k])]
+            candidates = [k for k, p in enumerate(results["params"]) if p == {"a": a, "b": b}]
+            assert display.scores[i, j] == results["mean_test_score"][max(candidates, key=lambda k: results["iter"][k])]
     assert display.best == (fitted.best_params_["a"], fitted.best_params_["b"])
     assert "each in its last round" in display.ax_.get_title()
     line = GridSearchDisplay.from_estimator(fitted, "a")
     for a, score in zip(line.values[0], line.scores, strict=True):
-        own = [k for k, p in enumerate(results["params"]) if p["a"] == a]
-        furthest = max(results["iter"][k] for k in own)
-        assert score == max(results["mean_test_score"][k] for k in own if results["iter"][k] == furthest)
+        candidates = [k for k, p in enumerate(results["params"]) if p["a"] == a]
+        furthest = max(results["iter"][k] for k in candidates)
+        assert score == max(results["mean_test_score"][k] for k in candidates if results["iter"][k] == furthest)
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,9 @@ def test_losses_of_networks_that_end_in_probabilities(outputs, make):
     y = torch.arange(60) % z.shape[1]
     evaluator, rows = Evaluator(X, y, make().fit([model, model])), np.sort(np.random.RandomState(0).choice(60, 21, replace=False))
     for some, chosen in ((evaluator, np.arange(60)), (evaluator.some(21, np.random.RandomState(0)), rows)):
-        found = some(model)
-        assert found["loss"] == pytest.approx(float(F.cross_entropy(z[chosen], y[chosen])), rel=1e-4)
-        assert found["error"] == pytest.approx(100 * float((z[chosen].argmax(1) != y[chosen]).float().mean()))
+        display = some(model)
+        assert display["loss"] == pytest.approx(float(F.cross_entropy(z[chosen], y[chosen])), rel=1e-4)
+        assert display["error"] == pytest.approx(100 * float((z[chosen].argmax(1) != y[chosen]).float().mean()))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -225,10 +225,10 @@ def test_two_panels_share_one_legend():
     assert [text.get_text() for text in legend.get_texts()] == ["before alignment", "after alignment"]
     assert all(ax.get_legend() is None for ax in display.axes_) and len(display.lines_) == 4
     np.testing.assert_array_equal(display.lines_[0].get_ydata(), [0, 2, 0])
-    given = matplotlib.pyplot.subplots(1, 2)[1]
-    assert display.plot(given, metric=["error", "loss"]).axes_ == list(given)
-    assert given[1].get_ylabel().startswith("Loss") and not given[0].figure.legends and given[1].get_legend() is None
-    assert [text.get_text() for text in given[0].get_legend().get_texts()] == ["before alignment", "after alignment"]
+    axes = matplotlib.pyplot.subplots(1, 2)[1]
+    assert display.plot(axes, metric=["error", "loss"]).axes_ == list(axes)
+    assert axes[1].get_ylabel().startswith("Loss") and not axes[0].figure.legends and axes[1].get_legend() is None
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["before alignment", "after alignment"]
     narrow = matplotlib.pyplot.subplots(1, 2, figsize=(5, 2))[1]
     display.plot(narrow, metric=["error", "loss"])
     assert [ax.get_title() for ax in narrow] == [title.replace(": ", ":\n") for title in titles[::-1]]

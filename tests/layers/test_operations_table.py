@@ -98,16 +98,16 @@ def draw(*shape, scale=1.0):
 
 def operands(name, size=64):
     scale = 5.0 if name in ("trunc", "frac") else 1.0
-    found = [draw(size, scale=scale) for _ in range(2 if name in SECOND.split() else 1)]
+    drawn = [draw(size, scale=scale) for _ in range(2 if name in SECOND.split() else 1)]
     if name.startswith("bitwise"):
-        found = [(5 * x).long() for x in found]
+        drawn = [(5 * x).long() for x in drawn]
     return {
-        "where": [found[0] > 0, *found, draw(size)][:1] + found,
-        "masked_fill": [found[0], found[-1] > 0],
-        "bucketize": [found[0], torch.linspace(-1, 1, 5)],
-        "lerp": [*found, draw(size)],
-        "prelu": [found[0], draw(1)],
-    }.get(name, found)
+        "where": [drawn[0] > 0, *drawn, draw(size)][:1] + drawn,
+        "masked_fill": [drawn[0], drawn[-1] > 0],
+        "bucketize": [drawn[0], torch.linspace(-1, 1, 5)],
+        "lerp": [*drawn, draw(size)],
+        "prelu": [drawn[0], draw(1)],
+    }.get(name, drawn)
 
 
 def same(a, b):
@@ -178,17 +178,17 @@ def test_what_is_filled_does_not_depend_on_values(name):
 
 @all_of("reshapes", "expands", "repeats", "moves", "splits", "picks", "joins")
 def test_movement_leaves_the_values_as_they_are(name):
-    kind, given = TABLE[name].kind, MOVED[name.removesuffix("_copy")]
-    result = getattr(aten, name)(*given)
+    kind, arguments = TABLE[name].kind, MOVED[name.removesuffix("_copy")]
+    result = getattr(aten, name)(*arguments)
     pieces = [result] if isinstance(result, torch.Tensor) else result
-    before = torch.cat([x.flatten() for x in (given[0] if isinstance(given[0], list) else [given[0]])])
+    before = torch.cat([x.flatten() for x in (arguments[0] if isinstance(arguments[0], list) else [arguments[0]])])
     after = torch.cat([p.flatten() for p in pieces])
     assert set(after.tolist()) <= set(before.tolist())
-    assert (kind == "splits") == isinstance(result, (list, tuple)) and (kind == "joins") == isinstance(given[0], list)
+    assert (kind == "splits") == isinstance(result, (list, tuple)) and (kind == "joins") == isinstance(arguments[0], list)
     if kind in SAME_PLACES:
         assert set(after.tolist()) == set(before.tolist())
     if kind not in ("splits", "joins"):
-        x = given[0]
+        x = arguments[0]
         orders = itertools.permutations(range(x.dim()))
         same_form = len(after) == x.numel() and any(torch.equal(x.permute(o).flatten(), after) for o in orders)
         assert same_form == (kind == "reshapes")
@@ -254,10 +254,10 @@ def test_parameters_and_channels_of_layers(name):
     after = {"batch_norm": [None, None, True, 0.1, 1e-5, False], "instance_norm": [None, None, True, 0.1, 1e-5, False]}
     x = x.mT.contiguous() if facts.channel == -1 else x
     shape = {"convolves": (n, n, *[2] * facts.space), "contracts": (n, n)}.get(facts.kind, (n,))
-    weight, given = draw(*shape), ([None] if facts.bias is not None else [])
+    weight, bias = draw(*shape), ([None] if facts.bias is not None else [])
     changed = weight.clone()
     changed.select(int(facts.transposed), 1).add_(1)
-    a, b = (run(name, x, *between.get(name, []), w, *given, *after.get(name, [])) for w in (weight, changed))
+    a, b = (run(name, x, *between.get(name, []), w, *bias, *after.get(name, [])) for w in (weight, changed))
     moved = (a != b).movedim(facts.channel, 0).flatten(1).any(1)
     assert moved.tolist() == [False, True, False, False]
 

@@ -212,9 +212,9 @@ class Packed(Recurrent):
     def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, self.batch_first, self.enforce_sorted)
         out, state = self.rnn(packed)
-        out, own = pad_packed_sequence(out, self.batch_first, self.padding_value, self.total_length)
+        out, n_steps = pad_packed_sequence(out, self.batch_first, self.padding_value, self.total_length)
         out = out if self.batch_first else out.transpose(0, 1)
-        h = out.sum(1) / own[:, None] if self.readout == "mean" else torch.cat([*memory(state)[0]], 1)
+        h = out.sum(1) / n_steps[:, None] if self.readout == "mean" else torch.cat([*memory(state)[0]], 1)
         return torch.cat([self.fc(h), self.aux(h)], 1)
 
 
@@ -271,11 +271,11 @@ class TestPacked:
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
     def test_other_threads_pack_while_a_network_is_traced(self):
-        x, lengths, found, done = torch.randn(6, 5, 4), FALLING, [], threading.Event()
+        x, lengths, kinds, done = torch.randn(6, 5, 4), FALLING, [], threading.Event()
 
         def pack():
             while not done.is_set():
-                found.append(type(pack_padded_sequence(x, lengths, batch_first=True)))
+                kinds.append(type(pack_padded_sequence(x, lengths, batch_first=True)))
 
         thread = threading.Thread(target=pack)
         thread.start()
@@ -284,7 +284,7 @@ class TestPacked:
         finally:
             done.set()
             thread.join()
-        assert set(found) == {PackedSequence}
+        assert set(kinds) == {PackedSequence}
 
     @pytest.mark.parametrize("lengths", [FALLING, torch.full((6,), 5)], ids=["mixed", "full"])
     def test_padding_that_is_not_zero_allows_no_signs_whatever_the_example_lengths(self, lengths):

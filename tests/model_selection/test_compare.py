@@ -28,7 +28,7 @@ def test_rows_scores_and_sizes_of_classes():
     ]
     rows = by_name(table)
     logits = [m(torch.as_tensor(X)).detach().numpy() for m in models]
-    parents = [accuracy_score(y, own.argmax(1)) for own in logits]
+    parents = [accuracy_score(y, outputs.argmax(1)) for outputs in logits]
     assert [rows[f"parent {i}"]["score"] for i in range(3)] == parents
     assert len(set(parents)) == 3
     assert rows["parents, mean"]["score"] == pytest.approx(np.mean(parents))

@@ -64,17 +64,17 @@ class TestWhatTheFitsSee:
         models = family()
         X, y, _ = data(models)
         compare(models, X, y, [Other()], verbose=False)
-        ((fusion, given),) = Other.fitted
-        assert given == models and fusion.example_inputs[0].shape == (2, 5)
+        ((fusion, fitted_on),) = Other.fitted
+        assert fitted_on == models and fusion.example_inputs[0].shape == (2, 5)
         assert not torch.isin(fusion.example_inputs[0], torch.as_tensor(X)).any()
 
     def test_rows_for_the_fits(self, recorder):
         models = family()
         X, y, _ = data(models)
         compare(models, X[:60], y[:60], [Aligned(), Aligned(probe="data")], X_fit=X[60:], verbose=False)
-        for fusion, given in recorder.fitted:
-            assert isinstance(given, FusionInput) and given.models == models
-            np.testing.assert_array_equal(given.arrays[0], X[60:])
+        for fusion, fitted_on in recorder.fitted:
+            assert isinstance(fitted_on, FusionInput) and fitted_on.models == models
+            np.testing.assert_array_equal(fitted_on.arrays[0], X[60:])
             assert fusion.example_inputs is None
         assert [fusion.probe for fusion, _ in recorder.fitted] == ["auto", "auto", "data"]
 
@@ -116,25 +116,25 @@ class TestWhatTheFitsSee:
         models = family()
         X, y, targets = data(models)
         y = targets if make is FusionRegressor else y
-        own = (torch.ones(3, 5, dtype=torch.float64),)
-        fusions = [make(Aligned()), make(Aligned(probe="data", example_inputs=own)), make(Aligned(probe=Probe("data")))]
+        inputs = (torch.ones(3, 5, dtype=torch.float64),)
+        fusions = [make(Aligned()), make(Aligned(probe="data", example_inputs=inputs)), make(Aligned(probe=Probe("data")))]
         compare(models, X, y, fusions, verbose=False)
         (auto, first), (named, second), (probed, third) = recorder.fitted[1:]
         assert auto.probe == "noise" and len(first) == 2 and auto.example_inputs is None
         assert second == third == models and named.probe == "data" and probed.probe.kind == "data"
-        assert torch.equal(named.example_inputs[0], own[0])
+        assert torch.equal(named.example_inputs[0], inputs[0])
         del recorder.fitted[:]
         compare(models, X[:60], y[:60], make(Aligned()), X_fit=X[60:], verbose=False)
-        fusion, given = recorder.fitted[-1]
+        fusion, fitted_on = recorder.fitted[-1]
         assert (fusion.probe, fusion.example_inputs) == ("auto", None)
-        np.testing.assert_array_equal(given.arrays[0], X[60:])
+        np.testing.assert_array_equal(fitted_on.arrays[0], X[60:])
 
     def test_example_inputs_of_an_estimator_stay(self, recorder):
         models = family()
         X, y, _ = data(models)
-        own = (torch.ones(3, 5, dtype=torch.float64),)
-        compare(models, X, y, [Aligned(example_inputs=own)], verbose=False)
-        assert torch.equal(recorder.fitted[-1][0].example_inputs[0], own[0])
+        inputs = (torch.ones(3, 5, dtype=torch.float64),)
+        compare(models, X, y, [Aligned(example_inputs=inputs)], verbose=False)
+        assert torch.equal(recorder.fitted[-1][0].example_inputs[0], inputs[0])
 
     @pytest.mark.parametrize("with_data", [False, True])
     def test_nothing_given_is_changed(self, with_data):
@@ -143,12 +143,12 @@ class TestWhatTheFitsSee:
         before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
         X, y, _ = data(models)
         fusion = WassersteinFusion(random_state=0)
-        parameters, kept, state = fusion.get_params(), X.copy(), torch.random.get_rng_state()
+        parameters, rows_before, state = fusion.get_params(), X.copy(), torch.random.get_rng_state()
         compare(models, X[:60], y[:60], [fusion], X_fit=X[60:] if with_data else None, verbose=False)
         assert fusion.get_params() == parameters and not hasattr(fusion, "fused_model_")
         assert models[0].training and not models[1].training
         assert all(torch.equal(old[k], v) for m, old in zip(models, before, strict=True) for k, v in m.state_dict().items())
-        assert np.array_equal(X, kept) and torch.equal(torch.random.get_rng_state(), state)
+        assert np.array_equal(X, rows_before) and torch.equal(torch.random.get_rng_state(), state)
 
 
 class TestCorrectionsWithoutAlignment:
@@ -185,7 +185,7 @@ class TestCorrectionsWithoutAlignment:
         models = family()
         X, y, _ = data(models)
         inputs = [(torch.full((2, 5), float(k), dtype=torch.float64),) for k in (0, 1)]
-        fusions = [WassersteinFusion(correction="repair", example_inputs=own) for own in inputs]
+        fusions = [WassersteinFusion(correction="repair", example_inputs=example) for example in inputs]
         names = [row["name"] for row in compare(models, X, y, fusions, verbose=False)]
         assert len([name for name in names if name.startswith("VanillaAveraging")]) == 2
 

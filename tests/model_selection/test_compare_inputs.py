@@ -94,9 +94,9 @@ def test_bad_input_has_its_error(change, error, message):
     X, y, _ = data(models)
     named = {"a model": models[0], "two depths": [models[0], *family((5, 8, 3))], "X": X}
     change = {key: named.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
-    given = {"models": models, "X": X, "y": y, **change}
+    arguments = {"models": models, "X": X, "y": y, **change}
     with pytest.raises(error, match=message):
-        compare(**given, verbose=False)
+        compare(**arguments, verbose=False)
 
 
 class TestPrinting:

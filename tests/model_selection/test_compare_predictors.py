@@ -52,18 +52,18 @@ class TestPredictors:
         X, y, _ = data(models)
         plain = silent(models, X, y, PLAIN)
         averaging = FusionClassifier(VanillaAveraging(), classes=names)
-        found = self.scores(models, X, names[y], [FusionClassifier(PLAIN, classes=names.tolist()), PLAIN, averaging])
-        for name, score in found.items():
+        scores = self.scores(models, X, names[y], [FusionClassifier(PLAIN, classes=names.tolist()), PLAIN, averaging])
+        for name, score in scores.items():
             same = "plain average" if "Vanilla" in name else NAME if "Classifier" in name else name
             assert score == plain[same]["score"]
-        assert len(found) == 9
+        assert len(scores) == 9
 
     def test_whole_numbers_in_another_order(self):
         models = family()
         X, y, _ = data(models)
         expected = silent(models, X, y)["parent 0"]["score"]
-        found = self.scores(models, X, np.array([2, 0, 1])[y], [FusionClassifier(classes=[2, 0, 1])])
-        assert found["parent 0"] == expected != silent(models, X, np.array([2, 0, 1])[y])["parent 0"]["score"]
+        scores = self.scores(models, X, np.array([2, 0, 1])[y], [FusionClassifier(classes=[2, 0, 1])])
+        assert scores["parent 0"] == expected != silent(models, X, np.array([2, 0, 1])[y])["parent 0"]["score"]
 
     @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["yes", "no"]])
     def test_a_single_logit(self, classes):
@@ -71,10 +71,10 @@ class TestPredictors:
         X, _, _ = data(family())
         y = np.random.default_rng(0).integers(0, 2, ROWS)
         labels = y if classes is None else np.array(classes)[y]
-        found = self.scores(models, X, labels, [FusionClassifier(classes=classes)])
+        scores = self.scores(models, X, labels, [FusionClassifier(classes=classes)])
         logits = [m(torch.as_tensor(X)).detach().numpy()[:, 0] for m in models]
-        assert found["parent 1"] == np.mean((logits[1] > 0) == y)
-        assert found["ensemble"] == np.mean((sum(logits) > 0) == y)
+        assert scores["parent 1"] == np.mean((logits[1] > 0) == y)
+        assert scores["ensemble"] == np.mean((sum(logits) > 0) == y)
 
     def test_ties_go_to_the_first_of_the_sorted_classes(self):
         models = [nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double() for _ in range(2)]
@@ -82,8 +82,8 @@ class TestPredictors:
             for model in models:
                 model[2].weight.zero_()
                 model[2].bias.zero_()
-        found = self.scores(models, np.eye(2), ["no", "no"], [FusionClassifier(classes=["yes", "no"])])
-        assert set(found.values()) == {1.0}
+        scores = self.scores(models, np.eye(2), ["no", "no"], [FusionClassifier(classes=["yes", "no"])])
+        assert set(scores.values()) == {1.0}
 
     def test_probabilities_that_the_code_hides(self):
         class Softsign(nn.Module):
@@ -100,10 +100,10 @@ class TestPredictors:
         p = np.stack([m(torch.as_tensor(X)).detach().numpy()[:, 0] for m in models])
         y = (p[0] > 0.5).astype(int)
         assert 0 < y.sum() < ROWS
-        found = self.scores(models, X, y, [FusionClassifier(PLAIN, outputs="probabilities"), PLAIN])
-        assert found["parent 0"] == 1 and found["parent 1"] == np.mean((p[1] > 0.5) == y)
-        assert found["ensemble"] == np.mean((p.mean(0) > 0.5) == y)
-        assert found[NAME] == found[label_of(FusionClassifier(PLAIN, outputs="probabilities"))]
+        scores = self.scores(models, X, y, [FusionClassifier(PLAIN, outputs="probabilities"), PLAIN])
+        assert scores["parent 0"] == 1 and scores["parent 1"] == np.mean((p[1] > 0.5) == y)
+        assert scores["ensemble"] == np.mean((p.mean(0) > 0.5) == y)
+        assert scores[NAME] == scores[label_of(FusionClassifier(PLAIN, outputs="probabilities"))]
         assert self.scores(models, X, y, [FusionClassifier()])["parent 0"] == y.mean()  # guessed to be logits
 
     def test_logits_said_of_probabilities(self):
@@ -117,10 +117,10 @@ class TestPredictors:
         X, _, _ = data(family())
         y = np.stack([m(torch.as_tensor(X)).detach().numpy() for m in models]).mean(0)
         y = np.round(100 * y).astype(int)[:, 0] if targets == 1 else np.round(100 * y).astype(int)
-        found = self.scores(models, X, y, [FusionRegressor(PLAIN, batch_size=7), PLAIN])
+        scores = self.scores(models, X, y, [FusionRegressor(PLAIN, batch_size=7), PLAIN])
         predicted = models[1](torch.as_tensor(X)).detach().numpy()
-        assert found["parent 1"] == pytest.approx(r2_score(y, predicted))
-        assert found[NAME] == pytest.approx(found[label_of(FusionRegressor(PLAIN, batch_size=7))])
+        assert scores["parent 1"] == pytest.approx(r2_score(y, predicted))
+        assert scores[NAME] == pytest.approx(scores[label_of(FusionRegressor(PLAIN, batch_size=7))])
         compare(models, X, y, FusionRegressor())
         assert "R2 on 80 rows" in capsys.readouterr().out
 

@@ -242,15 +242,15 @@ def test_probabilities_that_operations_do_not_tell_are_told_of():
 def test_rows_whose_probabilities_are_all_0_count_as_undecided():
     model = nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid())
     model[0].weight.data[:], model[0].bias.data[:] = -100.0, 0.0
-    found = FusionClassifier(VanillaAveraging()).fit([model, model]).predict_proba(np.ones((4, 2)))
-    np.testing.assert_allclose(found, np.full((4, 3), 1 / 3), rtol=1e-6)
+    probabilities = FusionClassifier(VanillaAveraging()).fit([model, model]).predict_proba(np.ones((4, 2)))
+    np.testing.assert_allclose(probabilities, np.full((4, 3), 1 / 3), rtol=1e-6)
 
 
 def test_the_logarithm_of_a_probability_of_0_is_silent():
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Softmax(1))
     model[2].weight.data.mul_(1e6)
-    found = FusionClassifier().fit([model, model]).predict_log_proba(np.eye(2))
-    assert np.isneginf(found.min(1)).all() and not found.max(1).any()
+    logarithms = FusionClassifier().fit([model, model]).predict_log_proba(np.eye(2))
+    assert np.isneginf(logarithms.min(1)).all() and not logarithms.max(1).any()
 
 
 def test_a_row_does_not_depend_on_the_others():

@@ -77,12 +77,12 @@ def search(kind, task, grid=WHICH, estimator=None, **options):
 
 def test_a_grid_over_which_fusion(task):
     X, y = task
-    found = search(GridSearchCV, task)
-    assert isinstance(found.best_params_["fusion"], WassersteinFusion) and found.best_score_ == 1.0
-    average = found.cv_results_["mean_test_score"][-1]
+    searched = search(GridSearchCV, task)
+    assert isinstance(searched.best_params_["fusion"], WassersteinFusion) and searched.best_score_ == 1.0
+    average = searched.cv_results_["mean_test_score"][-1]
     assert average == pytest.approx(cross_val_score(VanillaAveraging(), X, y, cv=FOLDS).mean()) and average < 0.9
-    np.testing.assert_array_equal(found.predict(X.arrays[0]), y)
-    assert found.score(X, y) == 1.0 and found.predict_proba(X).shape == (120, 3)
+    np.testing.assert_array_equal(searched.predict(X.arrays[0]), y)
+    assert searched.score(X, y) == 1.0 and searched.predict_proba(X).shape == (120, 3)
 
 
 def test_randomised_and_halving_searches(task):
@@ -96,8 +96,8 @@ def test_fusions_and_regressors_are_searched_too(task):
     assert search(GridSearchCV, task, {"reg": [0, 1e-3]}, WassersteinFusion()).best_score_ == 1.0
     with torch.no_grad():
         targets = X.models[0](torch.as_tensor(X.arrays[0])).numpy()
-    found = search(GridSearchCV, (X, targets), {"fusion__reg": [0, 0.5]}, FusionRegressor(), cv=KFold(3))
-    assert found.best_params_ == {"fusion__reg": 0} and found.best_score_ == pytest.approx(1.0)
+    searched = search(GridSearchCV, (X, targets), {"fusion__reg": [0, 0.5]}, FusionRegressor(), cv=KFold(3))
+    assert searched.best_params_ == {"fusion__reg": 0} and searched.best_score_ == pytest.approx(1.0)
 
 
 def test_parameters_of_the_default_fusion(task):
@@ -109,11 +109,11 @@ def test_parameters_of_the_default_fusion(task):
 def test_cross_val_predict(task, method, classes):
     X, y = task
     labels = y if classes is None else np.array(classes)[y]
-    found = cross_val_predict(FusionClassifier(classes=classes), X, labels, cv=FOLDS, method=method)
+    predicted = cross_val_predict(FusionClassifier(classes=classes), X, labels, cv=FOLDS, method=method)
     if method == "predict":
-        np.testing.assert_array_equal(found, labels)
+        np.testing.assert_array_equal(predicted, labels)
     else:
-        np.testing.assert_array_equal(np.unique(labels)[found.argmax(1)], labels)
+        np.testing.assert_array_equal(np.unique(labels)[predicted.argmax(1)], labels)
 
 
 def test_curves_and_scorers(task):
@@ -149,11 +149,11 @@ def test_metadata_is_routed(task):
     with sklearn.config_context(enable_metadata_routing=True):
         for estimator, grid in ((FusionClassifier(VanillaAveraging()), {"batch_size": [7]}), (VanillaAveraging(), {})):
             requested = estimator.set_score_request(sample_weight=True)
-            found = GridSearchCV(requested, grid, cv=ShuffleSplit(2, random_state=0)).fit(X, y, sample_weight=weights)
+            searched = GridSearchCV(requested, grid, cv=ShuffleSplit(2, random_state=0)).fit(X, y, sample_weight=weights)
             expected = []
             for _, test in ShuffleSplit(2, random_state=0).split(X):
                 expected.append(clone(requested).fit(X).score(X[test], y[test], sample_weight=weights[test]))
-            np.testing.assert_allclose(found.cv_results_["mean_test_score"], np.mean(expected))
+            np.testing.assert_allclose(searched.cv_results_["mean_test_score"], np.mean(expected))
 
 
 def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, counts, monkeypatch):
@@ -284,9 +284,9 @@ def test_the_start_of_least_energy_is_blurred_by_reg_but_for_its_reference(task)
     for reg in (1e-3, 1e-2, 0.1):
         soft = WassersteinFusion(reg=reg, correction=None, **options).fit(shared)
         assert soft.history_ == [[*h, soft.energy_] if k == best else h for k, h in enumerate(histories)]
-        coupled = [[own.coupling(name) for name in own] for own in soft.couplings_]
-        assert [all(c.is_permutation for c in own) for own in coupled] == [False, False, True]
-        assert largest > (largest := max(len(c.plan) * c.plan.max() for own in coupled[:2] for c in own) - 1e-12)
+        coupled = [[plans.coupling(name) for name in plans] for plans in soft.couplings_]
+        assert [all(c.is_permutation for c in plans) for plans in coupled] == [False, False, True]
+        assert largest > (largest := max(len(c.plan) * c.plan.max() for plans in coupled[:2] for c in plans) - 1e-12)
         soft.history_[0].clear()  # the cache is not the user's
 
 
@@ -360,8 +360,8 @@ def test_hard_voting_with_labels(task):
 def test_arrays_that_torch_does_not_take_as_they_are(change):
     model, array = nn.Linear(5, 3).double(), np.random.default_rng(0).normal(size=(6, 5))
     expected = model(torch.as_tensor(np.ascontiguousarray(change(array), dtype="float64"))).detach().numpy()
-    found = FusionClassifier().fit([model, model]).decision_function(change(array))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    outputs = FusionClassifier().fit([model, model]).decision_function(change(array))
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
     for rows in (array, torch.as_tensor(array)):
         backwards = FusionInput([model], rows)[::-1]
         np.testing.assert_array_equal(backwards.tensors(model)[0].numpy(), array[::-1])
@@ -377,10 +377,10 @@ def test_threads_give_the_same_and_compute_once(task, sweeps):
     shared = FusionInput(X.models, X.arrays[0])
     grid = {"reg": [0, 1e-3, 1e-2], "alpha_h": [1, 2]}
     with parallel_config(backend="threading"):
-        found = search(GridSearchCV, (shared, y), grid, WassersteinFusion(random_state=0), n_jobs=4)
+        searched = search(GridSearchCV, (shared, y), grid, WassersteinFusion(random_state=0), n_jobs=4)
     assert sweeps() == 2 * 3 + 1  # three folds, and the best on all rows
     alone = search(GridSearchCV, task, grid, WassersteinFusion(random_state=0))
-    np.testing.assert_array_equal(found.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(searched.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
 
 
 def test_copies_sent_to_one_worker_share_their_cache(task):
@@ -408,23 +408,23 @@ def test_copies_sent_to_one_worker_share_their_cache(task):
 
 def test_results_of_different_keys_rows_and_networks_are_kept_apart():
     model, rows = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), np.zeros((9, 4))
-    shared, found = FusionInput([model], rows), []
+    shared, results = FusionInput([model], rows), []
     keys = [1, True, "1", [1, 2], (1, 2), (1, (2,)), {"a": 1, "b": 2}, {"a": 1, "c": 2}, torch.ones(2), torch.ones(2).double()]
     keys += [torch.ones(2, 1), np.ones(2)]
     for key in keys:
-        found.append(shared.cached(key, object))
-        assert shared[:3].cached(copy.deepcopy(key), object) is found[-1]
+        results.append(shared.cached(key, object))
+        assert shared[:3].cached(copy.deepcopy(key), object) is results[-1]
     other = shared[:]
     for other.arrays in ((rows[:, :3],), (rows.astype("float32"),), (rows, rows)):
-        found.append(other.cached("key", object))
-    found.append(shared.cached("key", object))
+        results.append(other.cached("key", object))
+    results.append(shared.cached("key", object))
     model[1] = nn.Sigmoid()
-    found.append(shared.cached("key", object))
+    results.append(shared.cached("key", object))
     for model.option in (None, 1, "1", (1, 2), (1, 3), torch.float16, torch.float32, torch.relu, torch.tanh):
-        found.append(shared.cached("key", object))
+        results.append(shared.cached("key", object))
     model.eval()
-    assert shared.cached("key", object) is found[-1]
-    assert len(set(map(id, found))) == len(found)
+    assert shared.cached("key", object) is results[-1]
+    assert len(set(map(id, results))) == len(results)
 
 
 def test_the_networks_of_a_result_are_kept_so_that_no_other_takes_their_place_in_memory():
@@ -506,5 +506,7 @@ def test_a_dask_cluster_gives_the_same(task):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster), parallel_config(backend="dask"):
-        found = search(GridSearchCV, task)
-    np.testing.assert_array_equal(found.cv_results_["mean_test_score"], search(GridSearchCV, task).cv_results_["mean_test_score"])
+        searched = search(GridSearchCV, task)
+    np.testing.assert_array_equal(
+        searched.cv_results_["mean_test_score"], search(GridSearchCV, task).cv_results_["mean_test_score"]
+    )

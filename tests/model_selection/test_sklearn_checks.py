@@ -128,5 +128,5 @@ def test_every_check_is_called_or_left_out_for_a_reason():
     if not sklearn.__version__.startswith("1.9."):
         pytest.skip("other versions have other checks")
     there = {n for n, f in vars(estimator_checks).items() if n.startswith("check_") and inspect.isfunction(f)}
-    own = {n for n in there if getattr(estimator_checks, n).__module__ == estimator_checks.__name__}
-    assert own == set(listed)
+    defined_there = {n for n in there if getattr(estimator_checks, n).__module__ == estimator_checks.__name__}
+    assert defined_there == set(listed)

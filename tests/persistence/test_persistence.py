@@ -45,12 +45,12 @@ def check_round_trip(fusion, models, template, folder):
     assert not any(m.training for m in loaded.fused_model_.modules())
     assert loaded.graph_.groups == fusion.graph_.groups and str(loaded.graph_) == str(fusion.graph_)
     assert (loaded.energy_, loaded.n_iter_, loaded.history_) == (fusion.energy_, fusion.n_iter_, fusion.history_)
-    for own, old in zip(loaded.couplings_, fusion.couplings_, strict=True):
+    for new, old in zip(loaded.couplings_, fusion.couplings_, strict=True):
         for name in old:
-            a, b = own.coupling(name), old.coupling(name)
+            a, b = new.coupling(name), old.coupling(name)
             assert repr(a) == repr(b) and (a.plan == b.plan).all() and (a.mass == b.mass).all()
-    for own, old in zip(loaded.transform(models), fusion.transform(models), strict=True):
-        assert same_tensors(own, old)
+    for new, old in zip(loaded.transform(models), fusion.transform(models), strict=True):
+        assert same_tensors(new, old)
     loaded.save(folder / "second")
     assert contents(folder / "first") == contents(folder / "second")
     return loaded
@@ -58,8 +58,8 @@ def check_round_trip(fusion, models, template, folder):
 
 def outputs(model, *inputs):
     with torch.no_grad():
-        found = model(*inputs)
-    return found if isinstance(found, tuple) else (found,)
+        returned = model(*inputs)
+    return returned if isinstance(returned, tuple) else (returned,)
 
 
 @given(networks(), st.integers(0, 2**31), st.sampled_from([0.0, 1e-2]))
@@ -205,14 +205,14 @@ def test_parameters_of_every_kind(parents, tmp_path):
     fusion = WassersteinFusion(**options).fit(parents)
     state = rng.get_state(legacy=False)
     fusion.save(tmp_path / "all")
-    own = load(tmp_path / "all", model=parents[0]).get_params(deep=False)
-    assert repr(own["correction"]) == repr(options["correction"]) and repr(own["probe"]) == repr(options["probe"])
-    assert isinstance(own["weights"], np.ndarray) and own["weights"].tolist() == [0.25, 0.75]
-    assert torch.equal(own["example_inputs"][0], options["example_inputs"][0])
-    loaded = own["random_state"].get_state(legacy=False)
+    parameters = load(tmp_path / "all", model=parents[0]).get_params(deep=False)
+    assert repr(parameters["correction"]) == repr(options["correction"]) and repr(parameters["probe"]) == repr(options["probe"])
+    assert isinstance(parameters["weights"], np.ndarray) and parameters["weights"].tolist() == [0.25, 0.75]
+    assert torch.equal(parameters["example_inputs"][0], options["example_inputs"][0])
+    loaded = parameters["random_state"].get_state(legacy=False)
     assert (loaded["state"]["key"] == state["state"]["key"]).all() and loaded["state"]["pos"] == state["state"]["pos"]
     names = ["target_widths", "device", "tol", "reg", "init", "n_init"]
-    assert [own[n] for n in names] == [fusion.get_params()[n] for n in names]
+    assert [parameters[n] for n in names] == [fusion.get_params()[n] for n in names]
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.integers(-5, 5).map(np.float32)
@@ -322,8 +322,8 @@ def test_a_save_that_fails_leaves_everything_as_it_was(saved, copied, tmp_path, 
 
 def test_pickle_keeps_working(saved, parents):
     fusion = pickle.loads(pickle.dumps(saved[0]))
-    for own, old in zip(fusion.transform(parents), saved[0].transform(parents), strict=True):
-        assert same_tensors(own, old)
+    for new, old in zip(fusion.transform(parents), saved[0].transform(parents), strict=True):
+        assert same_tensors(new, old)
 
 
 def edit(**changes):

@@ -55,5 +55,5 @@ def test_networks_couplings_and_what_they_do(expected, name, n_parents):
 def test_a_classifier_predicts_what_it_did(expected):
     classifier = load(SAVED / "classifier", model=network(4))
     assert list(classifier.classes_) == ["no", "yes"]
-    found = classifier.predict_proba(expected["rows"].numpy())
-    torch.testing.assert_close(torch.tensor(found), expected["proba"])
+    probabilities = classifier.predict_proba(expected["rows"].numpy())
+    torch.testing.assert_close(torch.tensor(probabilities), expected["proba"])

@@ -29,13 +29,13 @@ def correlation(a, b):
 def test_any_size_and_channels(kind, n, channels, size, seed):
     shape = size if kind == "images" else size[:1]
     before = torch.random.get_rng_state()
-    found, again = (GENERATORS[kind](n, channels, *shape, generator(seed)) for _ in range(2))
-    assert found.shape == (n, channels, *shape) and found.dtype == torch.float32 and torch.isfinite(found).all()
-    assert abs(float(found.mean())) < 1e-4
-    assert float(found.std(correction=0)) == pytest.approx(1, abs=1e-3) or found.numel() == 1
-    assert torch.equal(found, again) and torch.equal(torch.random.get_rng_state(), before)
+    drawn, again = (GENERATORS[kind](n, channels, *shape, generator(seed)) for _ in range(2))
+    assert drawn.shape == (n, channels, *shape) and drawn.dtype == torch.float32 and torch.isfinite(drawn).all()
+    assert abs(float(drawn.mean())) < 1e-4
+    assert float(drawn.std(correction=0)) == pytest.approx(1, abs=1e-3) or drawn.numel() == 1
+    assert torch.equal(drawn, again) and torch.equal(torch.random.get_rng_state(), before)
     other = GENERATORS[kind](n, channels, *shape, generator(seed + 1))
-    assert found.numel() == 1 or not torch.equal(found, other)
+    assert drawn.numel() == 1 or not torch.equal(drawn, other)
 
 
 def slope(values, axes):
@@ -73,10 +73,10 @@ def test_signals_are_smooth_and_their_channels_go_together():
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 50), st.integers(0, 99))
 def test_tokens_are_of_the_vocabulary(n, length, vocabulary, seed):
-    found = zipf_chain(n, length, vocabulary, generator(seed))
-    assert found.shape == (n, length) and found.dtype == torch.int64
-    assert int(found.min()) >= 0 and int(found.max()) < vocabulary
-    assert torch.equal(found, zipf_chain(n, length, vocabulary, generator(seed)))
+    tokens = zipf_chain(n, length, vocabulary, generator(seed))
+    assert tokens.shape == (n, length) and tokens.dtype == torch.int64
+    assert int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary
+    assert torch.equal(tokens, zipf_chain(n, length, vocabulary, generator(seed)))
 
 
 def test_the_token_of_rank_k_is_as_frequent_as_one_over_k():

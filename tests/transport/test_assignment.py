@@ -27,13 +27,13 @@ def costs(kind, n, rng):
 @given(st.sampled_from(["random", "permuted", "offsets", "integers"]), st.integers(60, 150), st.integers(0, 2**31 - 1))
 def test_few_entries_suffice(kind, n, seed):
     cost = centred(costs(kind, n, np.random.default_rng(seed)))
-    found = sparse_assignment(cost.copy())
-    found = None if found is None else found[0]
+    solution = sparse_assignment(cost.copy())
+    solution = None if solution is None else solution[0]
     best = cost[linear_sum_assignment(cost)].sum()
-    if found is not None:
-        np.testing.assert_array_equal(np.sort(found), np.arange(n))
-        assert cost[np.arange(n), found].sum() == pytest.approx(best, abs=1e-9 * np.abs(cost).max())
-    assert found is not None or kind == "integers"
+    if solution is not None:
+        np.testing.assert_array_equal(np.sort(solution), np.arange(n))
+        assert cost[np.arange(n), solution].sum() == pytest.approx(best, abs=1e-9 * np.abs(cost).max())
+    assert solution is not None or kind == "integers"
 
 
 @pytest.mark.parametrize("kind", ["random", "permuted", "offsets"])
@@ -62,12 +62,12 @@ def test_an_assignment_that_starts_from_the_last_one(share, dtype):
     first = first[:, assignment(first, prices)]
     other = first.copy()
     other[: int(share * 500)] = costs("random", 500, rng)[: int(share * 500)]
-    index, kept = assignment(other, prices), prices.columns
+    index, columns = assignment(other, prices), prices.columns
     exact = other.astype(np.float64)
     best = exact[linear_sum_assignment(exact)].sum()
     assert exact[np.arange(500), index].sum() <= best + (1e-9 if dtype == np.float64 else 1e-4) * abs(best)
     assert share or (index == np.arange(500)).all()
-    reduced = exact[:, index] - kept
+    reduced = exact[:, index] - columns
     tolerance = (1e-9 if dtype == np.float64 else 1e-4) * np.abs(exact).max()
     assert (reduced >= reduced.diagonal()[:, None] - tolerance).all()  # these potentials prove it
 

@@ -24,22 +24,22 @@ def value(costs, couplings):
 def test_no_other_permutation_that_keeps_blocks_is_cheaper(seed, signable):
     rng = np.random.default_rng(seed)
     n, ds = 3, (2, 3)
-    own = rng.normal(size=(n, n))
+    block_cost = rng.normal(size=(n, n))
     costs = [(rng.normal(size=(n * d, n * d)), rng.normal(size=(n * d, n * d)) if signable else None) for d in ds]
-    blocks, found = solve_nested(costs, (n, n), own)
-    assert all(c.is_permutation for c in found)
-    for c, d in zip(found, ds, strict=True):
+    blocks, couplings = solve_nested(costs, (n, n), block_cost)
+    assert all(c.is_permutation for c in couplings)
+    for c, d in zip(couplings, ds, strict=True):
         np.testing.assert_array_equal(c.index.reshape(n, d) // d, np.repeat(blocks.index[:, None], d, 1))
     best = np.inf
     for order in itertools.permutations(range(n)):
-        total = own[np.arange(n), order].sum() / n
+        total = block_cost[np.arange(n), order].sum() / n
         for (cost, signed), d in zip(costs, ds, strict=True):
             cheapest = cost if signed is None else cost - np.abs(signed)
             for t, s in enumerate(order):
                 pair = cheapest[t * d : (t + 1) * d, s * d : (s + 1) * d]
                 total += min(pair[np.arange(d), p].sum() for p in itertools.permutations(range(d))) / (n * d)
         best = min(best, total)
-    assert (own * blocks.plan).sum() + value(costs, found) == pytest.approx(best)
+    assert (block_cost * blocks.plan).sum() + value(costs, couplings) == pytest.approx(best)
 
 
 @given(
@@ -49,18 +49,18 @@ def test_plans_of_unequal_sizes_keep_blocks_and_marginals(seed, sizes, reg):
     (n, m), (d, d_source) = sizes
     rng = np.random.default_rng(seed)
     cost = rng.normal(size=(n * d, m * d_source))
-    blocks, (found,) = solve_nested([(cost, None)], (n, m), reg=reg)
-    assert found.marginal_error() < 1e-9
+    blocks, (coupling,) = solve_nested([(cost, None)], (n, m), reg=reg)
+    assert coupling.marginal_error() < 1e-9
     assert ((blocks.plan > 0).sum(1) == 1).all()
-    mass = found.plan.reshape(n, d, m, d_source).sum((1, 3))
+    mass = coupling.plan.reshape(n, d, m, d_source).sum((1, 3))
     np.testing.assert_allclose(mass, blocks.plan, atol=1e-9)
 
 
 @given(seeds)
 def test_one_block_is_a_problem_without_blocks(seed):
     cost = np.random.default_rng(seed).normal(size=(5, 5))
-    _, (found,) = solve_nested([(cost, None)], (1, 1))
-    np.testing.assert_array_equal(found.index, exact(cost).index)
+    _, (coupling,) = solve_nested([(cost, None)], (1, 1))
+    np.testing.assert_array_equal(coupling.index, exact(cost).index)
 
 
 def test_blocks_that_are_matched_stay():
@@ -81,7 +81,7 @@ def test_tied_groups_find_a_permuted_copy(seed, signable):
     """Two groups without any cost of their own but that of what ties them would be ambiguous: one has some."""
     rng = np.random.default_rng(seed)
     n, d, e = 3, 3, 2
-    target, own = rng.normal(size=(n, d, e, 2)), rng.normal(size=(n * d, 6))
+    target, block_rows = rng.normal(size=(n, d, e, 2)), rng.normal(size=(n * d, 6))
     order = rng.permutation(n)
     inner = [np.array([rng.permutation(size) for _ in range(n)]) for size in (d, e)]
     signs = [rng.choice([-1.0, 1.0], (n, size)) if signable else np.ones((n, size)) for size in (d, e)]
@@ -89,12 +89,12 @@ def test_tied_groups_find_a_permuted_copy(seed, signable):
     for t, s in enumerate(order):
         block = target[t] * signs[0][t][:, None, None] * signs[1][t][:, None]
         source[s][np.ix_(inner[0][t], inner[1][t])] = block
-        inputs[s][inner[0][t]] = own.reshape(n, d, 6)[t] * signs[0][t][:, None]
-    products = 2 * n * d * own @ inputs.reshape(n * d, 6).T
+        inputs[s][inner[0][t]] = block_rows.reshape(n, d, 6)[t] * signs[0][t][:, None]
+    products = 2 * n * d * block_rows @ inputs.reshape(n * d, 6).T
     nothing = np.zeros((n * e, n * e))
     costs = [(0 * products, products), (nothing, nothing)] if signable else [(-products, None), (nothing, None)]
-    blocks, found = solve_nested(costs, (n, n), ties=[BlockCoupledTerm((0, 1), target, source, (signable, signable), 2.0)])
+    blocks, couplings = solve_nested(costs, (n, n), ties=[BlockCoupledTerm((0, 1), target, source, (signable, signable), 2.0)])
     np.testing.assert_array_equal(blocks.index, order)
-    for c, within, sign, size in zip(found, inner, signs, (d, e), strict=True):
+    for c, within, sign, size in zip(couplings, inner, signs, (d, e), strict=True):
         np.testing.assert_array_equal(c.index, (order[:, None] * size + within).ravel())
         np.testing.assert_array_equal(np.ones(n * size) if c.signs is None else c.signs, sign.ravel())

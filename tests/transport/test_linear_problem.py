@@ -55,10 +55,10 @@ class TestEntropic(SolverConformance):
             return (plan * cost).sum() + epsilon * np.sum(plan * np.log(np.maximum(plan, 1e-300)))
 
         best = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=100_000, stopThr=1e-12)
-        found = solve(cost, epsilon=epsilon)
-        assert found.marginal_error() < 1e-9
+        coupling = solve(cost, epsilon=epsilon)
+        assert coupling.marginal_error() < 1e-9
         # what is missing of the marginals is added as a product, at mean costs
-        assert abs(objective(found.plan) - objective(best)) <= 1e-3 * cost.mean()
+        assert abs(objective(coupling.plan) - objective(best)) <= 1e-3 * cost.mean()
 
     def test_the_potentials_of_a_similar_problem_are_a_start(self):
         rng = np.random.default_rng(0)

@@ -52,12 +52,14 @@ def by_definition(problem, coupling):
 def test_value_and_gradient_are_those_of_the_definition(device, seed, n, m):
     problem, rng = random_problem(seed, n, m, device=device)
     one, two = (random_coupling(rng, n, m) for _ in range(2))
-    at, toward = Iterate(one, problem), Iterate(two, problem)
-    assert problem.value(at) == pytest.approx(by_definition(problem, one))
-    middle = at.mixed(toward, 0.3)
+    iterate, toward = Iterate(one, problem), Iterate(two, problem)
+    assert problem.value(iterate) == pytest.approx(by_definition(problem, one))
+    middle = iterate.mixed(toward, 0.3)
     assert problem.value(middle) == pytest.approx(by_definition(problem, Plan(middle.pair[1], middle.pair[0])))
-    slope = sum(((b - a) * g).sum() for a, b, g in zip(at.pair, toward.pair, problem.gradient(at), strict=True))
-    assert (problem.value(at.mixed(toward, 1e-6)) - problem.value(at)) / 1e-6 == pytest.approx(slope, rel=1e-3, abs=1e-3)
+    slope = sum(((b - a) * g).sum() for a, b, g in zip(iterate.pair, toward.pair, problem.gradient(iterate), strict=True))
+    assert (problem.value(iterate.mixed(toward, 1e-6)) - problem.value(iterate)) / 1e-6 == pytest.approx(
+        slope, rel=1e-3, abs=1e-3
+    )
 
 
 @given(seeds, sizes)
@@ -102,15 +104,15 @@ def test_permutations_come_close_to_the_best_of_all(device, seed, n, signable):
     """Several starts on problems small enough to try every signed permutation."""
     problem, rng = random_problem(seed, n, n, signable=signable, gates=1, device=device)
     starts = [random_coupling(rng, n, n, signable=signable) for _ in range(20)]
-    found = [solve_quadratic(problem, s, permutation=True) for s in starts]
-    assert all(c.is_permutation for c in found)
+    solutions = [solve_quadratic(problem, s, permutation=True) for s in starts]
+    assert all(c.is_permutation for c in solutions)
     flips = list(itertools.product((-1.0, 1.0), repeat=n)) if signable else [(1.0,) * n]
     values = [
         by_definition(problem, Permutation(np.array(index), np.array(signs)))
         for index in itertools.permutations(range(n))
         for signs in flips
     ]
-    best = min(problem.value(Iterate(c, problem)) for c in found)
+    best = min(problem.value(Iterate(c, problem)) for c in solutions)
     assert best <= min(values) + 0.05 * (max(values) - min(values)) + 1e-9
 
 
@@ -129,9 +131,9 @@ def test_a_permuted_copy_is_found_from_its_linear_term(device, seed, n, signable
     ours, theirs = (torch.as_tensor(matrix)[..., None].to(device) for matrix in (h, moved))
     term = Term(ours, theirs, (signable, signable), 2 * n * n)
     problem = Quadratic(cost, [term], signed)
-    found = solve_quadratic(problem, problem.vertex(problem.linear).coupling, permutation=True)
-    np.testing.assert_array_equal(found.index, index)
-    assert np.array_equal(np.ones(n) if found.signs is None else found.signs, signs)
+    solution = solve_quadratic(problem, problem.vertex(problem.linear).coupling, permutation=True)
+    np.testing.assert_array_equal(solution.index, index)
+    assert np.array_equal(np.ones(n) if solution.signs is None else solution.signs, signs)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 7)])
@@ -139,15 +141,15 @@ def test_a_permuted_copy_is_found_from_its_linear_term(device, seed, n, signable
 def test_entropic_plans_are_stationary_points_of_the_entropic_objective(shape, epsilon):
     """A small step towards any other coupling does not lower it."""
     problem, rng = random_problem(3, *shape, signable=False)
-    found = solve_quadratic(problem, random_coupling(rng, *shape, signable=False), epsilon, tol=1e-12, max_iter=500)
+    solution = solve_quadratic(problem, random_coupling(rng, *shape, signable=False), epsilon, tol=1e-12, max_iter=500)
 
     def objective(plan):
         return by_definition(problem, Plan(plan)) + epsilon * (plan * np.log(np.maximum(plan, 1e-300))).sum()
 
-    value = objective(found.plan)
+    value = objective(solution.plan)
     for _ in range(20):
         other = random_coupling(rng, *shape, signable=False).plan
-        assert objective(0.98 * found.plan + 0.02 * other) >= value - 2e-4 * abs(value)
+        assert objective(0.98 * solution.plan + 0.02 * other) >= value - 2e-4 * abs(value)
 
 
 @given(seeds, st.sampled_from([(4, 4), (5, 3)]))

@@ -18,9 +18,9 @@ def best(epsilon):
 
 def distances(epsilon, g):
     """Of the plan from these potentials to the best plan, and to that which the potentials found lead to."""
-    plan, error, found = iterate(COST, epsilon, g, 1e-8, 100_000)
+    plan, error, potential = iterate(COST, epsilon, g, 1e-8, 100_000)
     assert error <= 1e-8
-    again, _, _ = iterate(COST, epsilon, found, 1e-8, 1)
+    again, _, _ = iterate(COST, epsilon, potential, 1e-8, 1)
     return np.abs(plan - best(epsilon)).sum(), np.abs(again - plan).sum()
 
 
