@@ -418,17 +418,17 @@ FILES = {
     "a file for the folder": (
         lambda f: load(pickled(f, "a.pt"), model=family()[0]),
         PersistenceError,
-        "like a pickle, which can run",
+        "like a pickle; these can run code",
     ),
-    "another folder": (lambda f: load(f, model=family()[0]), PersistenceError, "no complete save"),
-    "a truncated file": (lambda f: load(cut(f, "model.safetensors"), model=family()[0]), PersistenceError, "cut off, damaged"),
+    "another folder": (lambda f: load(f, model=family()[0]), PersistenceError, "not a complete save"),
+    "a truncated file": (lambda f: load(cut(f, "model.safetensors"), model=family()[0]), PersistenceError, "truncated, damaged"),
     "a truncated description": (
         lambda f: load(cut(f, "fusion.json"), model=family()[0]),
         PersistenceError,
         "fusion.json is damaged",
     ),
     "no template": (lambda f: load(saved(f)), InvalidModelError, r"load\(folder, model=Net\(\.\.\.\)\)"),
-    "the class as template": (lambda f: load(saved(f), model=MLP), InvalidModelError, "give an instance"),
+    "the class as template": (lambda f: load(saved(f), model=MLP), InvalidModelError, "Give an instance"),
     "a template of another architecture": (lambda f: load(saved(f), model=CNN(3, 3, 3)), ArchitectureMismatchError, "template"),
     "a parent that is not there": (
         lambda f: fuse(f / "a.pt", "-o", f / "out", "--model", SMALL),
@@ -443,12 +443,12 @@ FILES = {
     "a parent that is cut off": (
         lambda f: fuse(cut(f, "model.safetensors") / "model.safetensors", "-o", f / "out", "--model", SMALL),
         FusionError,
-        "model.safetensors is no readable safetensors file",
+        "model.safetensors is not a readable safetensors file",
     ),
     "a folder that holds other things": (
         lambda f: fuse(f / "a.pt", "-o", pickled(f, "a.pt").parent, "--model", SMALL),
         FusionError,
-        "holds other things than a saved fusion",
+        "contains other files than those of a saved fusion",
     ),
 }
 

@@ -20,7 +20,7 @@ from ..data.fusion_input import native
 from ..discovery import Architecture, plain_copy, sizes_in, unwrap
 from ..discovery.parametrized import apply_pruning_masks
 from ..exceptions import DiscoveryError, FusionError
-from ..persistence import FILES, completed, fill, read_folder, read_tensors, restored_network
+from ..persistence import FILES, complete_ties, fill, read_folder, read_tensors, restored_network
 from .names import as_held, own_names
 
 __all__ = ["Checkpoint", "Template", "network_of", "read"]
@@ -134,7 +134,7 @@ def _fitted(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
     within = [n for n in full if n not in own]
     if not beside and not within:
         return full
-    if not completed(full, network).keys() >= own.keys():
+    if not complete_ties(full, network).keys() >= own.keys():
         return full | {n: stored[n] for n in beside}  # for `fill` to say what differs
     former = {new: old for old, new in names.items()}
     extra = [*beside, *(former.get(n, n) for n in within)]
@@ -157,7 +157,7 @@ def _filled(state: Mapping[str, Tensor], template: Template) -> nn.Module:
     own = template.network.state_dict()
     resizable = all(n in own and t.dim() == own[n].dim() for n, t in state.items())
     if resizable and any(t.shape != own[n].shape for n, t in state.items()):
-        full = completed(state, template.network)
+        full = complete_ties(state, template.network)
         if set(full) == set(own):
             architecture = template.architecture
             plain = apply_pruning_masks(full, architecture.spec.tensors)

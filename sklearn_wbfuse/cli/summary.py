@@ -13,7 +13,7 @@ from sklearn.utils._pprint import _changed_params
 from ..base import aligned
 from ..exceptions import FusionError
 from ..network.couplings import Coupling, Permutation
-from ..persistence import decoded, read_folder
+from ..persistence import decode, read_folder
 
 __all__ = ["described", "summary"]
 
@@ -39,9 +39,9 @@ def described(folder: Path) -> dict[str, Any]:
     return {
         **content,
         **fitted,
-        "fusion": _label(decoded({"$estimator": options}, tensors)),
-        "parents": decoded(fitted["parents"], tensors),
-        "agreement": decoded(fitted.get("agreement"), tensors),
+        "fusion": _label(decode({"$estimator": options}, tensors)),
+        "parents": decode(fitted["parents"], tensors),
+        "agreement": decode(fitted.get("agreement"), tensors),
         "values": sum(t.numel() for t in state.values()),
     }
 

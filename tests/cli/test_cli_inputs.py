@@ -249,7 +249,7 @@ def test_files_are_read_once(work, capsys, monkeypatch):
 
     counted(summary, "read_folder")
     counted(checkpoints, "_sha256")
-    counted(checkpoints, "completed")
+    counted(checkpoints, "complete_ties")
     assert run(capsys, "inspect", "out")[0] == 0 and counts == {"read_folder": 1}
     assert run(capsys, "fuse", "out", "as_built.safetensors", "-o", "again", *MODEL)[0] == 0
     assert counts == {"read_folder": 2}  # `fill` completes what it loads
