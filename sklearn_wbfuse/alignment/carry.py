@@ -11,9 +11,10 @@ from torch import Tensor
 from ..exceptions import WidthError
 from ..network.correspondence import SAME_NAMES, Correspondence
 from ..network.couplings import Coupling, Permutation, along
-from ..network.groups import Block, LabelledTensor, put, relabel, take
+from ..network.groups import LabelledTensor, TensorBlock, put, relabel, take
 from ..network.mixture import Mixture
 from ..network.spec import NetworkSpec
+from ..network.types import State
 
 __all__ = ["Carrier", "check_blocks", "mean_scales"]
 
@@ -62,12 +63,12 @@ class Carrier:
                 if c.signs is not None:
                     self.factor[name] = c.signs * self.factor.get(name, 1.0)
 
-    def state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def state(self, state: State) -> dict[str, Tensor]:
         """Carry all tensors; the result has the target's names."""
         names = {self.correspondence.tensor(name): name for name in self.target.tensors}
         return {names[name]: self.tensor(names[name], state) for name in state}
 
-    def tensor(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+    def tensor(self, name: str, state: State) -> Tensor:
         """Return one tensor of the target, computed from the source's state."""
         source_name = self.correspondence.tensor(name)
         if self.is_relabelling:
@@ -110,7 +111,7 @@ def check_blocks(source: NetworkSpec, target: NetworkSpec, correspondence: Corre
             )
 
 
-def _times(array: Tensor, block: Block, scales: Scales, sign: int) -> Tensor:
+def _times(array: Tensor, block: TensorBlock, scales: Scales, sign: int) -> Tensor:
     """Multiply units by their scales, or divide by them if `sign` is -1."""
     for axis, span in enumerate(block.axes):
         if span.exponent and span.group in scales:

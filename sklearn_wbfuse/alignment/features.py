@@ -5,7 +5,7 @@ Blocks without a neuron group hold nothing to match and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..network.groups import LabelledTensor, take
 from ..network.spec import NetworkSpec
+from ..network.types import State
 
 __all__ = ["Feature", "canonical_tensors", "extract_features", "with_activations"]
 
@@ -43,7 +44,7 @@ class Feature:
     alpha: float = 1.0
 
 
-def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tuple[LabelledTensor, Tensor]]:
+def canonical_tensors(spec: NetworkSpec, state: State) -> list[tuple[LabelledTensor, Tensor]]:
     r"""Return the labelled tensors that matching compares.
 
     Of a norm with running statistics these are the weight :math:`\gamma` and the bias :math:`\beta`. Mean and variance follow
@@ -62,7 +63,7 @@ def canonical_tensors(spec: NetworkSpec, state: Mapping[str, Tensor]) -> list[tu
     return [(labels, values[name]) for name, labels in spec.tensors.items() if name not in spec.uncompared]
 
 
-def extract_features(spec: NetworkSpec, state: Mapping[str, Tensor], alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
+def extract_features(spec: NetworkSpec, state: State, alpha_h: float = 1.0) -> tuple[list[Feature], list[Tensor]]:
     """Return the features of a network and their arrays: all blocks of its tensors with a neuron group."""
     features, arrays = [], []
     for labels, value in canonical_tensors(spec, state):

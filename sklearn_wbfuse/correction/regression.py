@@ -25,6 +25,7 @@ from ..execution.cells import Cell, GateBlock, Sequences, levels
 from ..execution.lockstep import SiteSamples, run_in_lockstep
 from ..execution.parent_runner import HELD_OUT
 from ..execution.sites import RegressionSite, regression_sites
+from ..network.types import State
 from .base import Correction
 
 __all__ = ["Regression"]
@@ -316,7 +317,7 @@ def _regress_cell(cell: Cell, fused: Sequences, parents: AlignedParents, of_pare
 
     none_held_out = all(bool(mask.all()) for mask in fitted)
 
-    def error(state: Mapping[str, Tensor]) -> float:
+    def error(state: State) -> float:
         runs = zip(fused.run(cell, state), targets, fitted, strict=True)
         return sum(float((r - h)[:, ~mask | none_held_out].square().sum(dtype=torch.float64)) for r, h, mask in runs)
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..discovery import plain_copy
 from ..discovery.model_hints import hint_for_list, is_rows
 from ..exceptions import FusionError, InvalidModelError
+from ..network.types import Inputs
 
 __all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]
 
@@ -236,7 +237,7 @@ class FusionInput:
         return tuple(t.to(parameter.device, dtype) for t, dtype in zip(tensors, dtypes, strict=True))
 
 
-def noise_like(arrays: Iterable[Any]) -> tuple[Any, ...]:
+def noise_like(arrays: Iterable[Any]) -> Inputs:
     """Return two rows of noise for each array, in its shape and dtype and uniform between its smallest and largest value.
 
     Integers and booleans that are sorted along the last axis are sorted in the noise as well, and start with the same value if

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ..network.types import State
 from .fusion_input import FusionInput
 from .scores import as_array, check_labels, holds_targets, outputs, score_outputs
 
@@ -58,7 +58,7 @@ class Objective:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def loss(self, network: nn.Module, state: Mapping[str, Tensor] | None = None, rows: slice = slice(None)) -> Tensor:
+    def loss(self, network: nn.Module, state: State | None = None, rows: slice = slice(None)) -> Tensor:
         """Return the mean loss of a network over rows, differentiable in the tensors of `state`.
 
         Parameters
@@ -85,7 +85,7 @@ class Objective:
         logs = columns.clamp_min(torch.finfo(columns.dtype).tiny).log() if self.probabilities else columns.log_softmax(1)
         return F.nll_loss(logs, classes.long())
 
-    def score(self, network: nn.Module, state: Mapping[str, Tensor] | None = None) -> float:
+    def score(self, network: nn.Module, state: State | None = None) -> float:
         """Return the accuracy for classes or R2 for targets, with the tensors of `state` if they are given."""
         called = network if state is None else _With(network, state)
         predicted = outputs(called, self.rows, self.batch_size)
@@ -95,7 +95,7 @@ class Objective:
 class _With(nn.Module):
     """A network with replaced tensors."""
 
-    def __init__(self, network: nn.Module, state: Mapping[str, Tensor]):
+    def __init__(self, network: nn.Module, state: State):
         super().__init__()
         self.network, self.state = network, dict(state)
 

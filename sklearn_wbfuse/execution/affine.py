@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from ..layers.conv import is_depthwise
 from ..layers.operations import facts_of
+from ..network.types import State
 from .runner import Runner
 
 __all__ = ["AffineLayer", "ConvLayer", "LinearLayer", "NormLayer", "affine_layer_of", "rows_at"]
@@ -96,7 +97,7 @@ class AffineLayer:
         """The epsilon of the batch norm."""
         return float(self.end.args[7])  # type: ignore[arg-type]
 
-    def _gain(self, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    def _gain(self, state: State) -> tuple[Any, Any]:
         """Return the factor and the summand that the norm applies to the output."""
         names = self.norm_names
         if self.norm is None:
@@ -107,7 +108,7 @@ class AffineLayer:
         shift = -state[names["mean"]] * gain
         return gain, shift + state[names["bias"]] if "bias" in names else shift
 
-    def affine(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def affine(self, state: State) -> tuple[Tensor, Tensor]:
         """Return matrices of shape (groups, outputs, inputs) and offsets of shape (groups, outputs), the norm included."""
         matrix = self.matrix(state[self.weight])
         gain, offset = self._gain(state)

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..discovery import cast_inputs, device_of
 from ..discovery.isolation import isolated_random_state, untouched_modules
+from ..network.types import Inputs
 
 __all__ = ["gradient_ascent"]
 
@@ -31,8 +32,8 @@ _STEP = 0.1
 
 
 def gradient_ascent(
-    models: Sequence[nn.Module], inputs: tuple[Any, ...], leaves: Sequence[int], n_steps: int, generator: torch.Generator
-) -> tuple[Any, ...]:
+    models: Sequence[nn.Module], inputs: Inputs, leaves: Sequence[int], n_steps: int, generator: torch.Generator
+) -> Inputs:
     """Move every other sample by some steps; return the inputs unchanged if networks have no scores per sample or no gradient.
 
     Parameters
@@ -63,8 +64,8 @@ def gradient_ascent(
 
 
 def _moved(
-    models: Sequence[nn.Module], inputs: tuple[Any, ...], leaves: Sequence[int], n_steps: int, generator: torch.Generator
-) -> tuple[Any, ...]:
+    models: Sequence[nn.Module], inputs: Inputs, leaves: Sequence[int], n_steps: int, generator: torch.Generator
+) -> Inputs:
     values, tree = pytree.tree_flatten(inputs)
     n = len(values[leaves[0]])
     if not all(len(values[k]) == n for k in leaves):
@@ -96,7 +97,7 @@ def _moved(
     return pytree.tree_unflatten(values, tree)
 
 
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _run(model: nn.Module, inputs: Inputs) -> Any:
     """Run a network on copies of its inputs, since it may write into them."""
     copies = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
     return model(*cast_inputs(copies, model))

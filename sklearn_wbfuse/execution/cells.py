@@ -13,13 +13,11 @@ from torch.nn.functional import linear
 
 from ..layers.operations import operation
 from ..layers.recurrent import CELL_KINDS
+from ..network.types import State
 from .recording import Recording
 from .runner import Runner
 
 __all__ = ["Cell", "GateBlock", "Sequences", "cells_of", "levels"]
-
-State = Mapping[str, Tensor]
-"""The tensors of a network by name."""
 
 
 @dataclass(frozen=True)

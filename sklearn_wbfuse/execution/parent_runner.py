@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..data.fusion_input import FusionInput
 from ..discovery import Architecture, resized_inputs
 from ..exceptions import DiscoveryError, FusionError, NonFiniteError
+from ..network.types import Inputs, State
 from ..probes import zipf_chain
 from .ascent import gradient_ascent
 from .memory import Memory
@@ -129,7 +130,7 @@ class ParentRunner:
                 digest.update(leaf.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def runner(self, i: int, batches: Sequence[tuple[Any, ...]] | None = None) -> Runner:
+    def runner(self, i: int, batches: Sequence[Inputs] | None = None) -> Runner:
         """Return a runner of a parent, on the probe's inputs or on others."""
         parent = self.parents[i]
         return self._runner(parent.architecture, self.plains[i], parent.state, self.batches if batches is None else batches)
@@ -158,7 +159,7 @@ class ParentRunner:
     def _recording(self, runner: Callable[[int], Runner], positions: Positions) -> Recording:
         return Recording(runner, len(self.batches), positions, self.memory)
 
-    def target_runner(self, target: Architecture, state: Mapping[str, Tensor]) -> Runner:
+    def target_runner(self, target: Architecture, state: State) -> Runner:
         """Return a runner of the fused network on the probe's inputs."""
         return self._runner(target, self._plain_of(target), state, self.batches, self.memory)
 
@@ -171,8 +172,8 @@ class ParentRunner:
         self,
         architecture: Architecture,
         plain: nn.Module,
-        state: Mapping[str, Tensor],
-        batches: Sequence[tuple[Any, ...]],
+        state: State,
+        batches: Sequence[Inputs],
         memory: Memory | None = None,
     ) -> Runner:
         resized = [resized_inputs(b, self.parents[0].spec, architecture.spec.sizes) for b in batches]
@@ -181,7 +182,7 @@ class ParentRunner:
             self.programs[key] = program_of(self._plain_of(architecture), resized[0], next(iter(state.values()), torch.zeros(())))
         return Runner(self.programs[key], plain, state, resized, memory)
 
-    def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState, mixes: bool) -> list[tuple[Any, ...]]:
+    def _rows(self, data: FusionInput, probe: Probe, rng: np.random.RandomState, mixes: bool) -> list[Inputs]:
         """Return rows of the data, and mixed rows behind them, in batches of one size."""
         n = len(data)
         if n < _FEWEST:
@@ -214,7 +215,7 @@ class ParentRunner:
             for leaf in images:
                 batch[leaf][n_unmixed:] = interpolated(rows[leaf][indices], drawn[leaf][n_unmixed:], shares)
 
-    def _drawn(self, probe: Probe) -> tuple[list[tuple[Any, ...]], str]:
+    def _drawn(self, probe: Probe) -> tuple[list[Inputs], str]:
         """Draw inputs from a procedure, or noise; return them and their kinds."""
         examples = self.parents[0].architecture.inputs
         white = self._white(probe, examples)
@@ -241,7 +242,7 @@ class ParentRunner:
         kinds = [r.kind for r in readings.values()] or (["noise"] if floating or probe.kind == "noise" else ["tokens"])
         return drawn, " and ".join(dict.fromkeys(kinds))
 
-    def _white(self, probe: Probe, examples: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def _white(self, probe: Probe, examples: Sequence[Any]) -> list[Inputs]:
         """Return white noise in batches of a size on which the networks run."""
         count = -(-probe.n_samples // probe.batch_size)
         for size in (-(-probe.n_samples // count), n_samples_in(examples)):

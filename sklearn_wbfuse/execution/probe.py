@@ -20,6 +20,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..base import HelpfulMixin
+from ..network.types import Inputs
 from ..probes import dead_leaves, occluding_steps
 from .affine import NormLayer, affine_layer_of
 from .cells import cells_of
@@ -122,7 +123,7 @@ class Probe(HelpfulMixin, BaseEstimator):
         return 2**20 * float(get_config()["working_memory"] if self.working_memory is None else self.working_memory)
 
 
-def white_noise(examples: Sequence[Any], size: int, generator: torch.Generator) -> tuple[Any, ...]:
+def white_noise(examples: Sequence[Any], size: int, generator: torch.Generator) -> Inputs:
     """Return a batch of white noise in place of floating-point inputs and repeated rows of all others.
 
     The batch is the first dimension of the first tensor, and of all tensors whose first dimension has the same size.
@@ -159,7 +160,7 @@ def interpolated(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
 
 def with_tokens(
     runner: Runner, inputs: Sequence[Any], generator: torch.Generator, strings: Callable[..., Tensor] | None = None
-) -> tuple[Any, ...]:
+) -> Inputs:
     """Replace tokens, the integers that an embedding reads, by random strings.
 
     ``strings(n_samples, length, vocabulary, generator)`` draws them; by default all tokens have the same frequency.
@@ -178,8 +179,8 @@ def with_tokens(
 
 
 def with_procedural(
-    readings: Mapping[int, Reading], batches: Sequence[tuple[Any, ...]], examples: Sequence[Any], generator: torch.Generator
-) -> list[tuple[Any, ...]]:
+    readings: Mapping[int, Reading], batches: Sequence[Inputs], examples: Sequence[Any], generator: torch.Generator
+) -> list[Inputs]:
     """Replace inputs that are read as images, signals or sequences by drawn ones with the moments and range of the examples.
 
     Every other sequence is unchanged, since noise that the first layer reads shows its features.
@@ -211,7 +212,7 @@ def _content(reading: Reading, generator: torch.Generator) -> Tensor:
 
 def coloured_noise(
     networks: Sequence[Runner], weights: Sequence[float], examples: Sequence[Any], generator: torch.Generator
-) -> list[tuple[Any, ...]]:
+) -> list[Inputs]:
     """Return noise in the directions that the first layers of networks read, for each of their batches.
 
     Parameters

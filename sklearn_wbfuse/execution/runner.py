@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from ..discovery.export import export
 from ..discovery.tensors import aliases, lent
 from ..layers.operations import facts_of, operation_names
+from ..network.types import Inputs, State
 from .memory import Held, Memory
 
 __all__ = ["Runner", "program_of"]
@@ -102,8 +103,8 @@ class Runner:
         self,
         program: Any,
         plain: nn.Module,
-        state: Mapping[str, Tensor],
-        batches: Sequence[tuple[Any, ...]],
+        state: State,
+        batches: Sequence[Inputs],
         memory: Memory | None = None,
     ):
         self.memory = Memory() if memory is None else memory

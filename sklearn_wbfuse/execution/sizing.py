@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..discovery import Architecture, cast_inputs
 from ..discovery.isolation import untouched_modules
 from ..discovery.tensors import lent
+from ..network.types import Inputs
 from .parent_runner import n_samples_in
 from .probe import Probe
 
@@ -53,7 +54,7 @@ def sized_probe(probe: Probe, architectures: Sequence[Architecture], *, capped: 
 
 
 @torch.no_grad()
-def work_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
+def work_of(model: nn.Module, inputs: Inputs) -> tuple[float, int]:
     """Return the multiply-adds of a network on inputs, as PyTorch counts them, and the bytes of its largest value."""
     with lent(model), untouched_modules(model), torch.random.fork_rng(devices=[]), _in_products():
         counter, largest = FlopCounterMode(display=False), _Largest([*model.parameters(), *model.buffers()])

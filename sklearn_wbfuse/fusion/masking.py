@@ -11,11 +11,12 @@ from torch import Tensor
 from ..alignment import AlignedParents
 from ..discovery.masks import Mask, ones_where_any
 from ..exceptions import FusionWarning
+from ..network.types import State
 
 __all__ = ["compared_tensors", "fused_masks"]
 
 
-def compared_tensors(state: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+def compared_tensors(state: State, masks: Mapping[str, Mask]) -> dict[str, Tensor]:
     """Return the tensors by which neurons are compared, with a large weight for masks that all models share.
 
     Masks that are multiplied into the weights already have weight 0.
@@ -23,7 +24,7 @@ def compared_tensors(state: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> 
     return {name: tensor * masks[name].factor if name in masks else tensor for name, tensor in state.items()}
 
 
-def fused_masks(fused: Mapping[str, Tensor], parents: AlignedParents, masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+def fused_masks(fused: State, parents: AlignedParents, masks: Mapping[str, Mask]) -> dict[str, Tensor]:
     """Return the fused tensors with valid masks; warn if the aligned models have different masks.
 
     Parameters

@@ -23,6 +23,7 @@ from ..discovery.isolation import isolated_random_state, untouched_modules
 from ..exceptions import PoorFusionWarning
 from ..execution.parent_runner import ParentRunner, n_samples_in, select_samples
 from ..network.spec import NetworkSpec
+from ..network.types import Inputs
 from .agreement import Agreement, agreement_of, compares_values
 
 __all__ = ["AgreementMixin", "a_few", "agreement_on", "declared_kind", "fingerprint", "outputs_are", "reason_of", "small_probe"]
@@ -33,7 +34,7 @@ _FEW = 200
 AgreementOrReason = tuple[Agreement | None, str | None]
 """An agreement, or the reason why there is none."""
 
-Batches = Sequence[tuple[Any, ...]]
+Batches = Sequence[Inputs]
 """The positional arguments of a network, batch by batch."""
 
 _KIND: ContextVar[str | None] = ContextVar("kind", default=None)

@@ -260,8 +260,8 @@ class FusionClassifier(ClassifierMixin, Predictor):
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise FusionError(
-                f"y must hold labels among {_shortened(self.classes_)}. Got {unknown[:5].tolist()}; relabel y, or name the labels "
-                "of the outputs: FusionClassifier(classes=[...])."
+                f"y must hold labels among {_shortened(self.classes_)}. Got {unknown[:5].tolist()}; relabel y, or name the "
+                "labels of the outputs: FusionClassifier(classes=[...])."
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .couplings import along_axis
 
-__all__ = ["Block", "Group", "LabelledTensor", "Span", "put", "relabel", "take"]
+__all__ = ["Group", "LabelledTensor", "Span", "TensorBlock", "put", "relabel", "take"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class TensorBlock:
     """A sub-tensor in which each axis belongs to one group or to none.
 
     Attributes
@@ -142,14 +142,14 @@ class LabelledTensor:
             is_fixed[span.index.ravel()] = False
         return np.flatnonzero(is_fixed)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[TensorBlock]:
         """Yield the blocks that tile the tensor."""
         choices: list[list[Span | np.ndarray]] = []
         for axis in range(len(self.shape)):
             rest = self.rest(axis)
             choices.append([*self.spans[axis], *([rest] if len(rest) else [])])
         for choice in itertools.product(*choices):
-            yield Block(
+            yield TensorBlock(
                 tuple(c if isinstance(c, Span) else None for c in choice),
                 tuple(None if isinstance(c, Span) else c for c in choice),
             )
@@ -175,7 +175,7 @@ def relabel(tensor: Tensor, labels: LabelledTensor, order: Mapping[str, np.ndarr
     return labels.fold(tensor)
 
 
-def take(tensor: Tensor, block: Block) -> Tensor:
+def take(tensor: Tensor, block: TensorBlock) -> Tensor:
     """Return a block of a tensor as an array with one axis per group and a last axis for all fixed positions."""
     groups, rest = [], []
     for axis, (span, fixed) in enumerate(zip(block.spans, block.fixed, strict=True)):
@@ -195,7 +195,7 @@ def take(tensor: Tensor, block: Block) -> Tensor:
     return moved.reshape(*moved.shape[: len(groups)], -1)
 
 
-def put(tensor: Tensor, block: Block, array: Tensor) -> None:
+def put(tensor: Tensor, block: TensorBlock, array: Tensor) -> None:
     """Write an array from `take` back into its block, in place."""
     spans, rest = block.axes, []
     for span, fixed in zip(block.spans, block.fixed, strict=True):
