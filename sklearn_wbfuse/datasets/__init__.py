@@ -1,4 +1,4 @@
-"""Data sets and reference architectures, for the demo, the examples and the benchmarks alone."""
+"""Data sets and reference architectures; only the demo, the examples and the benchmarks use them."""
 
 from ._files import DatasetError
 from .architectures import MLP, VGG11, MLPNet, RecurrentNet, ResNet20, TextNet
