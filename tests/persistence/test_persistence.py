@@ -364,7 +364,10 @@ DAMAGE = {
     "a device that is none": (edit(parameters={"device": {"$device": "nope"}}), "missing or invalid entries"),
     "a newer version": (edit(format_version=2, library_version="9.1"), r"version 2, written by sklearn_wbfuse 9.1\. Update"),
     "an edit": (write("fusion.json", lambda p: p.read_bytes().replace(b'"tol": 1e-06', b'"tol": 1e-07')), "changed after it was"),
-    "an unknown class": (edit(estimator="posix.system"), "must be one of .* Got 'posix.system', which no imported module defines"),
+    "an unknown class": (
+        edit(estimator="posix.system"),
+        "must be one of .* Got 'posix.system', which no imported module defines",
+    ),
     "an unknown parameter": (edit(parameters={"speed": 3}), r"WassersteinFusion has no parameters \['speed'\]\. Update"),
     "an unknown kind of value": (edit(parameters={"reg": {"$call": "os.system"}}), r"entry '\$call'"),
 }
