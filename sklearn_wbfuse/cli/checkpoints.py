@@ -20,7 +20,7 @@ from ..data.fusion_input import native
 from ..discovery import Architecture, plain_copy, sizes_in, unwrap
 from ..discovery.parametrized import apply_pruning_masks
 from ..exceptions import DiscoveryError, FusionError
-from ..network.types import State
+from ..network.types import Inputs, State
 from ..persistence import FILES, complete_ties, fill, read_folder, read_tensors, restored_network
 from .state_dicts import convert_tensors, match_names
 
@@ -51,7 +51,7 @@ class Checkpoint:
 class Template:
     """The network that a factory builds, and its architecture, which is discovered on first access."""
 
-    def __init__(self, network: nn.Module, inputs: Any = None):
+    def __init__(self, network: nn.Module, inputs: Inputs | None = None):
         self.network, self.inputs = network, inputs
 
     @functools.cached_property

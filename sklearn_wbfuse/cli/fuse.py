@@ -17,6 +17,7 @@ from ..exceptions import FusionError, WidthError
 from ..fusion.agreement import agreement_text
 from ..model_selection.comparison import unaligned
 from ..model_selection.table import n_parameters
+from ..network.types import Inputs
 from ..persistence import FILES
 from .card import Result, write_card
 from .checkpoints import Checkpoint, Template, network_of, read_checkpoint
@@ -70,7 +71,7 @@ def _read_and_fuse(arguments: argparse.Namespace) -> tuple[list[Checkpoint], Res
     return checkpoints, _without_data(models, fusion) if data is None else _with_data(models, fusion, data)
 
 
-def _estimator(arguments: argparse.Namespace, inputs: Any) -> WassersteinFusion:
+def _estimator(arguments: argparse.Namespace, inputs: Inputs | None) -> WassersteinFusion:
     return WassersteinFusion(
         arguments.widths,
         arguments.reg,
