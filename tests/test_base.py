@@ -49,10 +49,10 @@ def test_clones_share_networks():
     twin = clone(FusionClassifier(fusion)).fusion
     assert twin.init is fusion.init and twin.weights == fusion.weights and twin.weights is not fusion.weights
     other = clone(fusion)
-    assert other._metadata_request.score.requests == fusion._metadata_request.score.requests == {"sample_weight": True}
+    assert other.get_metadata_routing().score.requests == fusion.get_metadata_routing().score.requests == {"sample_weight": True}
     with sklearn.config_context(enable_metadata_routing=True):
         other.set_score_request(sample_weight=False)
-    assert fusion._metadata_request.score.requests == {"sample_weight": True}
+    assert fusion.get_metadata_routing().score.requests == {"sample_weight": True}
 
 
 @pytest.mark.parametrize(

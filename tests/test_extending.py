@@ -1,7 +1,6 @@
 """Roles and estimators of users' own: what they get from the base classes, and that no role of ours misses its suite."""
 
 import importlib
-import importlib.util
 import inspect
 import pickle
 import pkgutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conformance.adapters import AdapterConformance, prepared
 from conformance.aligners import AlignerConformance
 from conformance.averagers import AveragerConformance
 from conformance.corrections import CorrectionConformance
@@ -29,6 +29,7 @@ from sklearn_wbfuse.base import ESTIMATORS
 from sklearn_wbfuse.correction import Correction
 from sklearn_wbfuse.exceptions import FusionError, WidthError
 from sklearn_wbfuse.fusion import BaseFusion, Roles
+from sklearn_wbfuse.layers.registry import RULES
 from sklearn_wbfuse.network.couplings import Coupling, Permutation
 
 SUITES = {
@@ -50,20 +51,75 @@ def below(cls):
     return {c for sub in cls.__subclasses__() for c in (sub, *below(sub))}
 
 
-@pytest.mark.parametrize("role", SUITES, ids=lambda role: role.__name__)
-def test_every_class_of_a_role_has_the_conformance_suite(role):
+@pytest.fixture(scope="module")
+def everything():
+    """All modules of the package, and all test files of a suite, are imported."""
     for module in pkgutil.walk_packages(sklearn_wbfuse.__path__, "sklearn_wbfuse."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     for path in sorted(Path(__file__).parent.rglob("test_*.py")):
-        name = f"scanned.{path.stem}"
-        if SUITES[role].__name__ in path.read_text() and path != Path(__file__) and name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, path)
-            sys.modules[name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+        has_suite = "Conformance" in path.read_text() or path.stem == "test_operations"
+        if has_suite and path.stem not in sys.modules:
+            sys.path.insert(0, str(path.parent))  # as pytest does
+            importlib.import_module(path.stem)
+
+
+def uncovered(role):
+    """The classes of a role in the package that no subclass of its suite makes."""
     covered = {type(suite().make()) for suite in below(SUITES[role])}
     ours = {c for c in below(role) if c.__module__.startswith("sklearn_wbfuse.") and not inspect.isabstract(c)}
-    assert ours and ours <= covered, f"no subclass of {SUITES[role].__name__} makes {sorted(c.__name__ for c in ours - covered)}"
+    assert ours
+    return sorted(c.__name__ for c in ours - covered)
+
+
+@pytest.mark.parametrize("role", SUITES, ids=lambda role: role.__name__)
+def test_every_class_of_a_role_has_the_conformance_suite(everything, role):
+    assert not uncovered(role), f"no subclass of {SUITES[role].__name__} makes these"
+
+
+def traced_operations(device):
+    """The operations of each network of the survey, and of each case of the suite of adapters."""
+    survey = sys.modules["test_operations"]
+    for suite in below(AdapterConformance):
+        for case in suite.cases.values():
+            yield prepared(case, device)[2].operations
+    for names in survey.CHAINS:
+        yield survey.discovered(names).operations
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_wbfuse.exceptions.FusionWarning")
+def test_every_rule_stands_in_a_network_of_the_suite_of_adapters(everything, device):
+    """Rules made by one function are one rule; each operation that they are registered for is tested beside the table."""
+    left = {rule.__code__: rule.__qualname__ for rule in RULES.values() if rule.__module__.startswith("sklearn_wbfuse.")}
+    assert len(left) > 60
+    for operations in traced_operations(device):
+        for operation in operations:
+            left.pop(getattr(RULES.get(operation.name), "__code__", None), None)
+        if not left:
+            return
+    raise AssertionError(f"no case of AdapterConformance and no row of the survey runs {sorted(left.values())}")
+
+
+class TestWhatIsNotCovered:
+    """A class or rule without a suite is found: it stands in this file as if it were in the package."""
+
+    @pytest.mark.parametrize("role", SUITES, ids=lambda role: role.__name__)
+    def test_class(self, everything, role):
+        methods = {name: lambda self, *arguments: None for name in role.__abstractmethods__}
+        name = f"Lonely{role.__name__}"
+        lonely = type(name, (role,), {"__module__": "sklearn_wbfuse.lonely", **methods})
+        assert uncovered(role) == [name]
+        lonely.__module__ = __name__  # is no class of the package again
+        ESTIMATORS.pop(name, None)
+
+    def test_rule(self, everything, device, monkeypatch):
+        def lonely(constraints, x):
+            return x
+
+        lonely.__module__ = "sklearn_wbfuse.layers.lonely"
+        monkeypatch.setitem(RULES, "aten::lonely", lonely)
+        with pytest.raises(AssertionError, match=r"runs \['.*lonely'\]"):
+            test_every_rule_stands_in_a_network_of_the_suite_of_adapters(None, device)
 
 
 def test_extensions_of_the_page_are_short():

@@ -22,7 +22,7 @@ def python(code):
 def test_all_names_are_there():
     names = {}
     exec("from sklearn_wbfuse import *", names)
-    assert set(sklearn_wbfuse.__all__) == set(sklearn_wbfuse._HOMES) <= {*names} & {*dir(sklearn_wbfuse)}
+    assert set(sklearn_wbfuse.__all__) <= {*names} & {*dir(sklearn_wbfuse)}
     for name in sklearn_wbfuse.__all__:
         assert getattr(sklearn_wbfuse, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'sklearn_wbfuse' has no attribute 'Fusion'"):
@@ -74,6 +74,62 @@ class TestPrivateNames:
                     if node.attr in elsewhere - defined[path.parts[0]] and not is_torchs and node.attr != CONSTRAINTS:
                         wrong.append(f"{path}:{node.lineno} uses {ast.unparse(node)}")
         assert not wrong, "\n".join(wrong)
+
+
+PATCHED = {  # what stands in for a part that has no parameter
+    ("model_selection/test_compare.py", "comparison"): "the plain average beside fusions",
+    ("cli/test_cli.py", "command"): "the plain average of the demonstration, so that nothing beats it",
+}
+
+
+class TestTests:
+    """Tests use the package as everybody does: no private name of it, and no module of it patched."""
+
+    HERE = Path(__file__).parent
+
+    def test_no_test_reads_a_private_name(self):
+        package = Path(sklearn_wbfuse.__file__).parent
+        private = {n for path in package.rglob("*.py") for n in _defined(ast.parse(path.read_text())) if _is_private(n)}
+        wrong = []
+        for path in sorted(self.HERE.rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            own = {*_defined(tree), CONSTRAINTS}
+            for node in ast.walk(tree):
+                if _comes_from_elsewhere(node):
+                    names = [*node.module.split("."), *(a.name for a in node.names)]
+                    wrong += [f"{path.name}:{node.lineno} imports {name}" for name in names if _is_private(name)]
+                is_private = isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr in private - own
+                if is_private and not _belongs_to_others(node.attr):
+                    wrong.append(f"{path.name}:{node.lineno} reads {ast.unparse(node)}")
+        assert not wrong, "\n".join(wrong)
+
+    def test_no_test_patches_a_module(self):
+        wrong, excused = [], set()
+        for path in sorted(self.HERE.rglob("*.py")):
+            tree, file = ast.parse(path.read_text()), path.relative_to(self.HERE).as_posix()
+            ours = {
+                alias.asname or alias.name.partition(".")[0]
+                for node in ast.walk(tree)
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                for alias in node.names
+                if (getattr(node, "module", None) or alias.name).partition(".")[0] == "sklearn_wbfuse"
+            }
+            for node in ast.walk(tree):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if not called.endswith(("monkeypatch.setattr", "monkeypatch.delattr", "patch.object", "mock.patch")):
+                    continue
+                target = ast.unparse(node.args[0]).strip("'\"").partition(".")[0]
+                if (file, target) in PATCHED:
+                    excused.add((file, target))
+                elif target in ours or target == "sklearn_wbfuse":
+                    wrong.append(f"{file}:{node.lineno} patches {ast.unparse(node.args[0])}")
+        assert not wrong, "\n".join(wrong)
+        assert excused == set(PATCHED)
+
+
+def _belongs_to_others(name):
+    """Whether scikit-learn or PyTorch define a name, so that it is theirs."""
+    return hasattr(BaseEstimator, name) or hasattr(nn.Module(), name) or hasattr(nn.RNN(1, 1), name)
 
 
 CONSTRAINTS = "_parameter_constraints"  # of scikit-learn's estimators, which declare it in each class

@@ -23,15 +23,15 @@ from ..discovery.model_hints import hint_for_list, is_rows
 from ..exceptions import FusionError, InvalidModelError
 from ..network.types import Inputs
 
-__all__ = ["FusionInput", "floats", "native", "noise_like", "rows_of"]
+__all__ = ["N_CACHES", "N_RESULTS", "FusionInput", "floats", "native", "noise_like", "rows_of"]
 
 _CACHES: OrderedDict[str, dict[Any, Any]] = OrderedDict()
 """In a worker process, the caches of the last few FusionInputs that it received."""
 _OF_EVERY_MODULE = set(vars(nn.Module()))
-_N_CACHES = 4
+N_CACHES = 4
 _N_TRIED = 4
 """Number of integer inputs up to which every combination is tried as floats."""
-_N_RESULTS = 16
+N_RESULTS = 16
 """Number of results that one cache holds."""
 _LOCK = threading.RLock()
 """Held while a result is computed, so that threads of a search share it and networks are traced one at a time."""
@@ -177,7 +177,7 @@ class FusionInput:
         self._names = dict(zip(map(id, self.models), state["names"], strict=True))
         self.cache = _CACHES.setdefault(self._token, {})
         _CACHES.move_to_end(self._token)
-        while len(_CACHES) > _N_CACHES:
+        while len(_CACHES) > N_CACHES:
             _CACHES.popitem(last=False)
 
     def __repr__(self) -> str:
@@ -194,7 +194,7 @@ class FusionInput:
             if key not in self.cache:
                 self.cache[key] = (compute(), list(self.models))  # holds the models, so that their ids stay valid
             result = self.cache[key] = self.cache.pop(key)  # the most recently used is the last
-            while len(self.cache) > _N_RESULTS:
+            while len(self.cache) > N_RESULTS:
                 del self.cache[next(iter(self.cache))]
         return result[0]
 

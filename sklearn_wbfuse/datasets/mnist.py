@@ -7,7 +7,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from ._files import download, local_file
+from .files import download, local_file
 
 __all__ = ["load_mnist"]
 

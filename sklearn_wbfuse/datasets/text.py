@@ -17,9 +17,9 @@ from sklearn.utils import Bunch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from ._files import DatasetError, download, local_file
+from .files import DatasetError, download, local_file
 
-__all__ = ["load_ag_news", "load_sst2"]
+__all__ = ["embedding_of", "load_ag_news", "load_sst2"]
 
 # The test split of AG News; the hash is that of the file whose MD5 torchtext lists for this address.
 _URL = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv"
@@ -135,7 +135,7 @@ def _encode(splits: Sequence[tuple[list[list[str]], list[int]]], steps: int, dim
     for name, (sentences, labels) in zip(("train", "valid", "test"), splits, strict=True):
         rows = [np.array([tokens.get(word, 1) for word in sentence], np.int64) for sentence in sentences]
         if name == "train":
-            data.embedding = _embedding(rows, len(vocabulary), dim)
+            data.embedding = embedding_of(rows, len(vocabulary), dim)
         padded = np.zeros((len(rows), steps), np.int64)
         for padded_row, row in zip(padded, rows, strict=True):
             padded_row[steps - len(row[:steps]) :] = row[:steps]
@@ -144,7 +144,7 @@ def _encode(splits: Sequence[tuple[list[list[str]], list[int]]], steps: int, dim
     return data
 
 
-def _embedding(rows: Sequence[np.ndarray], size: int, dim: int) -> Tensor:
+def embedding_of(rows: Sequence[np.ndarray], size: int, dim: int) -> Tensor:
     """Compute the embedding of shape (size, dim): the truncated SVD of the PPMI of words at most `_WINDOW` apart."""
     counts = sparse.csr_array((size, size))
     for gap in range(1, _WINDOW + 1):

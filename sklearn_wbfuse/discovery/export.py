@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.fx import Node
 
 from ..exceptions import DiscoveryError
 from ..layers import rule_for
-from ..layers.operations import schema_name
+from ..layers.operations import facts_of, schema_name
 from .declared_modules import attach_declared, declared_forwards
 from .inputs import shapes_of
 from .isolation import untouched_modules
@@ -124,9 +125,14 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
-    """Return whether no operation changes its operands and all have rules, so that the graph need not be decomposed."""
-    targets = {n.target for n in program.graph.nodes if n.op == "call_function"} - {operator.getitem}
-    return all(rule_for(schema_name(target)) is not None and not target._schema.is_mutable for target in targets)
+    """Return whether no operation changes its operands or lacks a needed rule, so that the graph need not be decomposed."""
+    nodes = [n for n in program.graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
+    return all((rule_for(schema_name(n.target)) or _is_filled(n)) and not n.target._schema.is_mutable for n in nodes)
+
+
+def _is_filled(node: Node) -> bool:
+    """Return whether a node is a constant of the trace, such as a tensor of zeros or a range."""
+    return facts_of(node).kind == "fills" and not node.all_input_nodes
 
 
 def _first_line(error: Exception) -> str:

@@ -22,9 +22,9 @@ from ..network.types import Inputs
 from .parent_runner import n_samples_in
 from .probe import Probe
 
-__all__ = ["sized_probe", "work_of"]
+__all__ = ["CAP", "sized_probe", "work_of"]
 
-_CAP = 1e12
+CAP = 1e12
 """Multiply-adds that all networks may spend on the samples of correction="auto", half a minute of one core."""
 
 _AT_ONCE = 6
@@ -40,14 +40,14 @@ _FEWEST = 64
 def sized_probe(probe: Probe, architectures: Sequence[Architecture], *, capped: bool) -> Probe:
     """Return a probe whose batch size keeps the values of a network within the memory limit.
 
-    If `capped`, its number of samples also keeps all networks together within `_CAP` multiply-adds.
+    If `capped`, its number of samples also keeps all networks together within `CAP` multiply-adds.
     """
     work = [(n_samples_in(a.inputs), *work_of(a.plain, a.inputs)) for a in dict.fromkeys(architectures)]
     adds, size = (max(costs[k] / max(costs[0], 1) for costs in work) for k in (1, 2))
     n_samples = probe.n_samples
     if capped:
         passes = 3 * probe.n_steps / 2  # on every other sample, forwards and twice as expensive backwards
-        n_affordable = _CAP / max(adds * (len(architectures) * (1 + passes) + 1), 1.0)
+        n_affordable = CAP / max(adds * (len(architectures) * (1 + passes) + 1), 1.0)
         n_samples = min(n_samples, max(_FEWEST, int(n_affordable)))
     batch_size = min(probe.batch_size, n_samples, int(probe.budget / max(_AT_ONCE * size, 1.0)))
     return clone(probe).set_params(n_samples=n_samples, batch_size=max(1, batch_size))

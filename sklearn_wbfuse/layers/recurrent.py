@@ -21,7 +21,7 @@ from .labels import LabelMap, Value
 from .linear import opaque, read
 from .registry import register_rule, register_sizes
 
-__all__: list[str] = []
+__all__ = ["CELL_KINDS", "register_layer"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _unite_initial(constraints: Constraints, state: Value, layer_index: int, uni
         constraints.rigid(LabelMap(units))
 
 
-def _register_layer(name: str) -> None:
+def register_layer(name: str) -> None:
     """Register the rule of a recurrent layer."""
     kind = CELL_KINDS[name]
 
@@ -247,5 +247,5 @@ def _register_cell(name: str) -> None:
 
 
 for _name in CELL_KINDS:
-    _register_layer(_name)
+    register_layer(_name)
     _register_cell(_name)

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-__all__ = ["Prices", "assignment", "centred"]
+__all__ = ["Prices", "assignment", "centred", "sparse_assignment"]
 
 _SMALLEST = 384
 """Size below which the dense solver is as fast."""
@@ -67,10 +67,10 @@ def assignment(cost: np.ndarray, prices: Prices | None = None) -> np.ndarray:
         columns = prices.columns
         reduced = cost - (cost.diagonal() - columns)[:, None]
         reduced -= columns
-        solution = _sparse(reduced)
+        solution = sparse_assignment(reduced)
     if solution is None:
         reduced, columns = _estimated(cost)
-        solution = _sparse(reduced)
+        solution = sparse_assignment(reduced)
     if solution is None:
         prices.columns = None
         return linear_sum_assignment(centred(cost))[1]
@@ -92,7 +92,7 @@ def _estimated(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cost, columns
 
 
-def _sparse(cost: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, np.ndarray] | None:
+def sparse_assignment(cost: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, np.ndarray] | None:
     """Solve on few entries; return the assignment and column potentials, or None if too many entries are equally good."""
     n = len(cost)
     least = float(cost.min())

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-__all__ = ["Potentials", "sinkhorn"]
+__all__ = ["Potentials", "iterate", "sinkhorn"]
 
 _OVERRELAXED = 1.8
 """Exponent of a scaling's change while the marginal error falls, reduced after it has risen; 1 is plain Sinkhorn."""
@@ -58,20 +58,20 @@ def sinkhorn(cost: np.ndarray, epsilon: float, start: Potentials, tol: float, ma
         The remaining L1 error of the marginals.
     """
     if start.g is not None and np.abs(start.g).max() <= _FAR * np.ptp(cost):  # beyond, rounding would eat the cost
-        plan, error, start.g = _iterate(cost, epsilon, start.g, tol, max_iter // 10)
+        plan, error, start.g = iterate(cost, epsilon, start.g, tol, max_iter // 10)
         if error <= tol:
             return plan, error
     g = np.zeros(cost.shape[1])
     scale = max(epsilon, float(np.ptp(cost)) / 4)
     while scale > epsilon:
-        g = _iterate(cost, scale, g, 0.1, 100)[2]
+        g = iterate(cost, scale, g, 0.1, 100)[2]
         scale = max(epsilon, scale / 4)
-    plan, error, start.g = _iterate(cost, epsilon, g, tol, max_iter)
+    plan, error, start.g = iterate(cost, epsilon, g, tol, max_iter)
     return plan, error
 
 
 @np.errstate(divide="ignore", over="ignore", invalid="ignore")  # of kernels that underflow
-def _iterate(cost: np.ndarray, epsilon: float, g: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, float, np.ndarray]:
+def iterate(cost: np.ndarray, epsilon: float, g: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, float, np.ndarray]:
     """Iterate at one regularisation; return the plan, its error, and the potential g."""
     n, m = cost.shape
     f, kernel = _row_update(cost, g, epsilon)

@@ -11,7 +11,7 @@ from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion
 from sklearn_wbfuse.alignment.activations import activation_features
-from sklearn_wbfuse.correction import Probe
+from sklearn_wbfuse.correction import Probe, Regression
 from sklearn_wbfuse.datasets import MLP
 from sklearn_wbfuse.discovery import discover
 from sklearn_wbfuse.execution import Memory, program_of
@@ -91,19 +91,17 @@ def test_permuted_copies_fuse_back_by_activations_alone(measure, network, seed):
     torch.testing.assert_close(fused(network.example), network(network.example))
 
 
-def test_parents_run_once_for_all_that_looks_at_them(monkeypatch):
-    counted = []
-    record = Recording.record
+def test_parents_run_once_for_all_that_looks_at_them():
+    recordings = []
 
-    def counting(self, *args):
-        before = self.n_runs
-        record(self, *args)
-        counted.append(self.n_runs - before)
+    class Watched(Regression):
+        def correct(self, fused, parents):
+            recordings.extend(parent.recording for parent in parents)
+            return super().correct(fused, parents)
 
-    monkeypatch.setattr(Recording, "record", counting)
     given_rows = FusionInput([MLP([4, 6, 3]) for _ in range(3)], torch.randn(60, 4))
-    fusion = WassersteinFusion(cost=0.5, correction="regression", random_state=0).fit(given_rows)
-    assert sum(counted) == 3 and fusion.agreement_ is not None
+    fusion = WassersteinFusion(cost=0.5, correction=Watched(), random_state=0).fit(given_rows)
+    assert [recording.n_runs for recording in recordings] == [1, 1, 1] and fusion.agreement_ is not None
 
 
 def test_little_memory_changes_nothing_but_batches():

@@ -10,92 +10,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import DATA, MODEL, PAIR, X, nest, run, save_arrays, state, users_net, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import disguised, mlps, randomised
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
-from sklearn_wbfuse.cli import fuse
 from sklearn_wbfuse.cli.checkpoints import Template, network_of, read_checkpoint
 from sklearn_wbfuse.persistence.files import with_checksum
-
-NETS = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.first, self.norm, self.head = nn.Linear(5, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
-    def forward(self, x):
-        return self.head(self.norm(self.first(x)).relu())
-
-class Pictures(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
-    def forward(self, x):
-        return self.head(self.conv(x).relu().mean((2, 3)))
-
-def sum_of_two():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.head = nn.Linear(5, 4), nn.Linear(2, 4), nn.Linear(4, 3)
-        def forward(self, x, y):
-            return self.head((self.a(x) + self.b(y)).relu())
-    return Sum()
-
-def needs(width): return Net(width)
-def number(): return 3
-text = "no factory"
-"""
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory):
-    """The module of the user's networks."""
-    folder = tmp_path_factory.mktemp("code")
-    (folder / "users_nets.py").write_text(NETS)
-    sys.path.insert(0, str(folder))
-    import users_nets
-
-    yield users_nets
-    sys.path.remove(str(folder))
-
-
-@pytest.fixture
-def work(nets, tmp_path, monkeypatch):
-    """A folder with the user's files, which is the current one."""
-    (tmp_path / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for seed, name, width in ((0, "a", 6), (1, "b", 6), (2, "wide", 9)):
-        torch.manual_seed(seed)
-        network = nets.Net(width)
-        torch.save(network.state_dict(), f"{name}.pt")
-        safetensors.torch.save_file(network.state_dict(), f"{name}.safetensors")
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(40, 5)).astype("float32")
-    np.savez("test.npz", X=X, y=rng.integers(0, 3, 40), X_fit=X[::-1])
-    return tmp_path
-
-
-def run(capsys, *arguments):
-    """Exit code, output and errors of a command."""
-    try:
-        code = cli.main([str(a) for a in arguments])
-    except SystemExit as exit_:
-        code = exit_.code
-    return (code, *capsys.readouterr())
-
-
-MODEL = ("--model", "nets.py:Net")
-
-
-def state(name):
-    return torch.load(name, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +60,6 @@ def test_fuse_with_data_prints_and_keeps_the_table(work, capsys):
     assert f"{score:.2%}" in next(line for line in out.splitlines() if line.startswith("WassersteinFusion"))
 
 
-def users_net():
-    import users_nets
-
-    return users_nets.Net()
-
-
 def test_parents_of_any_widths(work, capsys):
     code, out, _ = run(capsys, "fuse", "a.pt", "wide.pt", "-o", "out", *MODEL, "--widths", "first=8", "--weights", "0.25,0.75")
     assert code == 0 and "plain average: needs equal widths" in out
@@ -152,10 +69,6 @@ def test_parents_of_any_widths(work, capsys):
     code, out, _ = run(capsys, "fuse", "out", "a.pt", "-o", "again", *MODEL, "--widths", "1.5")
     assert code == 0 and "parent 0: out (a saved fusion)" in out
     assert load("again", model=users_net()).graph_.sizes == {"first": 12}
-
-
-def nest(content):
-    torch.save(content, "nested.pt")
 
 
 NESTS = {
@@ -265,20 +178,12 @@ def test_warnings_are_notes(work, nets, capsys):
     assert (code, err) == (0, "") and "Note: " in out and "stay in place" in out
 
 
-def test_interrupted(work, capsys, monkeypatch):
-    def interrupt(*arguments):
+def test_interrupted(work, nets, capsys, monkeypatch):
+    def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fuse, "build", interrupt)
-    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 130
-
-
-def save_arrays(**arrays):
-    return lambda: np.savez("bad.npz", **arrays)
-
-
-def write(name, data):
-    return lambda: open(name, "wb").write(data)
+    monkeypatch.setattr(nets, "Net", interrupted)
+    assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", "--model", "users_nets:Net")[0] == 130
 
 
 def cut(name):
@@ -293,9 +198,6 @@ def reshaped():
     torch.save(state("a.pt") | {"head.bias": torch.zeros(4)}, "b.pt")
 
 
-X = np.zeros((4, 5), "float32")
-PAIR = ("fuse", "a.pt", "b.pt", "-o", "out")
-DATA = (*PAIR, *MODEL, "--data", "bad.npz")
 MISTAKES = {
     "no network": (None, PAIR, "a.pt contains tensors, but not the code .*--model package.module:Net"),
     "no colon": (None, (*PAIR, "--model", "nets"), "must be package.module:Net or path/to/file.py:Net. Got 'nets'"),

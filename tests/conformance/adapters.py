@@ -1,5 +1,6 @@
 """What every rule and adapter must pass. A subclass lists networks in which its operation stands between two linear layers."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn_wbfuse.layers.operations import TABLE
 from sklearn_wbfuse.network.groups import relabel
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
     """A network, its inputs, and its groups by hand: name -> size."""
 
@@ -28,7 +29,20 @@ class Case:
     integers: int = 0
 
 
-_PREPARED: dict = {}
+@functools.cache
+def prepared(case, device):
+    """The network of a case with random values, its inputs and its spec: once for all checks, which only read them."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = case.build().double().eval()
+    with torch.no_grad():
+        for name, tensor in floating_state(model).items():
+            positive = "var" in name
+            tensor.copy_(torch.as_tensor(rng.uniform(0.5, 1.5, tensor.shape) if positive else rng.normal(size=tensor.shape)))
+    drawn = rng.integers(0, case.integers, case.shape) if case.integers else rng.normal(size=case.shape)
+    inputs = (torch.as_tensor(drawn).to(device),)
+    model.to(device)
+    return model, inputs, Architecture.of(model, inputs).spec
 
 
 class AdapterConformance:
@@ -41,37 +55,24 @@ class AdapterConformance:
             metafunc.parametrize("case", self.cases.values(), ids=list(self.cases))
 
     @pytest.fixture
-    def prepared(self, case, device):
-        if id(case) not in _PREPARED:
-            _PREPARED[id(case)] = self._prepare(case, device)
-        return *_PREPARED[id(case)], np.random.default_rng(1)
+    def network(self, case, device):
+        """A network, its inputs and its spec, and a generator of random numbers."""
+        return *prepared(case, device), np.random.default_rng(1)
 
-    @staticmethod
-    def _prepare(case, device):
-        torch.manual_seed(0)
-        rng = np.random.default_rng(0)
-        model = case.build().double().eval()
-        with torch.no_grad():
-            for name, tensor in floating_state(model).items():
-                positive = "var" in name
-                tensor.copy_(torch.as_tensor(rng.uniform(0.5, 1.5, tensor.shape) if positive else rng.normal(size=tensor.shape)))
-        drawn = rng.integers(0, case.integers, case.shape) if case.integers else rng.normal(size=case.shape)
-        inputs = (torch.as_tensor(drawn).to(device),)
-        model.to(device)
-        return model, inputs, Architecture.of(model, inputs).spec
+    def test_groups_are_those_of_the_hand_written_table(self, case, network):
+        _, _, spec, _ = network
+        assert spec.sizes == case.groups
+        assert {n: g.block_group for n, g in spec.groups.items() if g.block_group} == case.block_groups
+        assert {n for n, g in spec.groups.items() if g.scalable} == case.scalable
+        assert {n for n, g in spec.groups.items() if g.signable} == case.signable
 
-    def test_groups_are_those_of_the_hand_written_table(self, case, prepared):
-        assert prepared[2].sizes == case.groups
-        assert {n: g.block_group for n, g in prepared[2].groups.items() if g.block_group} == case.block_groups
-        assert {n for n, g in prepared[2].groups.items() if g.scalable} == case.scalable
-        assert {n for n, g in prepared[2].groups.items() if g.signable} == case.signable
-
-    def test_every_operation_is_in_the_table(self, case, prepared):
-        names = {name.removeprefix("aten::") for name, _, _ in prepared[2].operations if name.startswith("aten::")}
+    def test_every_operation_is_in_the_table(self, case, network):
+        _, _, spec, _ = network
+        names = {name.removeprefix("aten::") for name, _, _ in spec.operations if name.startswith("aten::")}
         assert names and names <= set(TABLE)
 
-    def test_permuting_scaling_and_flipping_every_group_keeps_the_outputs(self, case, prepared):
-        model, inputs, spec, rng = prepared
+    def test_permuting_scaling_and_flipping_every_group_keeps_the_outputs(self, case, network):
+        model, inputs, spec, rng = network
         order = spec.orders(rng.permutation)
         factor = {n: np.ones(g.size) for n, g in spec.groups.items()}
         for name, group in spec.groups.items():
@@ -81,8 +82,8 @@ class AdapterConformance:
         expected = model(*inputs)
         assert (torch.func.functional_call(model, moved, inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())
 
-    def test_leaving_out_a_claimed_axis_changes_the_outputs(self, case, prepared):
-        model, inputs, spec, _ = prepared
+    def test_leaving_out_a_claimed_axis_changes_the_outputs(self, case, network):
+        model, inputs, spec, _ = network
         expected = model(*inputs)
         rolled = spec.orders(lambda n: np.roll(np.arange(n), 1))
         for family in spec.permutation_units:
@@ -94,8 +95,8 @@ class AdapterConformance:
                     wrong = {**moved, tensor: state[tensor]}
                     assert (torch.func.functional_call(model, wrong, inputs) - expected).abs().max() > 1e-9, (family, tensor)
 
-    def test_permuted_copies_fuse_back(self, case, prepared):
-        model, inputs, spec, rng = prepared
+    def test_permuted_copies_fuse_back(self, case, network):
+        model, inputs, spec, rng = network
         order = spec.orders(rng.permutation)
         twin = plain_copy(model)
         twin.load_state_dict({n: relabel(t, spec.tensors[n], order, {}) for n, t in floating_state(model).items()}, strict=False)
@@ -103,10 +104,10 @@ class AdapterConformance:
         expected = model(*inputs)
         assert (fused(*inputs) - expected).abs().max() < 1e-8 * (1 + expected.abs().max())
 
-    def test_twice_the_widths_compute_the_same(self, case, prepared):
+    def test_twice_the_widths_compute_the_same(self, case, network):
         if not case.widens or not case.groups:
             pytest.skip("this operation does not widen")
-        model, inputs, _, _ = prepared
+        model, inputs, _, _ = network
         wide = WassersteinFusion(target_widths=2.0, example_inputs=inputs, correction=None).fit([model]).fused_model_
         expected = model(*inputs)
         assert (wide(*inputs) - expected).abs().max() < 1e-9 * (1 + expected.abs().max())

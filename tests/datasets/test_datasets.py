@@ -1,13 +1,15 @@
 import hashlib
 import io
 import tarfile
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 
 from sklearn_wbfuse import datasets, discover
-from sklearn_wbfuse.datasets import cifar, mnist, text
+from sklearn_wbfuse.datasets.files import download
+from sklearn_wbfuse.datasets.text import embedding_of
 
 
 @pytest.fixture
@@ -75,16 +77,17 @@ def test_mnist_from_a_folder(folders, monkeypatch):
 
 def test_download_is_checked_and_kept(folders, monkeypatch):
     data, cache = folders
-    write_mnist(data / "mnist.npz")
-    monkeypatch.setattr(mnist, "_URL", (data / "mnist.npz").as_uri())
+    source = data / "mnist.npz"
+    write_mnist(source)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: source.open("rb"))  # whatever the address
     with pytest.raises(datasets.DatasetError, match=r"SHA-256[\s\S]*by hand"):
         datasets.load_mnist()
     assert list(cache.iterdir()) == []
-    monkeypatch.setattr(mnist, "_SHA256", hashlib.sha256((data / "mnist.npz").read_bytes()).hexdigest())
-    first = datasets.load_mnist()
+    download("https://example.org/mnist.npz", hashlib.sha256(source.read_bytes()).hexdigest())
     assert [p.name for p in cache.iterdir()] == ["mnist.npz"]
-    (data / "mnist.npz").unlink()  # the second time it comes from the cache
-    assert torch.equal(datasets.load_mnist().X_test, first.X_test)
+    source.unlink()  # from now on it comes from the cache
+    expected = (images(4, 28, 28, seed=1)[:, None] / 255 - 0.1307) / 0.3081
+    np.testing.assert_allclose(datasets.load_mnist().X_test, expected, atol=1e-5)
     (cache / "mnist.npz").unlink()
     with pytest.raises(datasets.DatasetError, match="could not be downloaded"):
         datasets.load_mnist()
@@ -123,19 +126,19 @@ def test_cifar_from_jpeg(folders, monkeypatch):
     np.testing.assert_allclose(datasets.load_cifar10().X_test, normalised_cifar(flat), atol=0.05)
 
 
-def test_cifar_from_its_archive(folders, monkeypatch):
-    data, _ = folders
+def test_cifar_from_its_archive(folders):
+    _, cache = folders
     x = images(12, 32, 32, 3)
-    archive = data / "cifar-10-binary.tar.gz"
+    cache.mkdir(parents=True)
+    archive = cache / "cifar-10-binary.tar.gz"  # put there by hand
+    members = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     with tarfile.open(archive, "w:gz") as tar:
-        for i, name in enumerate([*cifar._MEMBERS["train"], *cifar._MEMBERS["test"]]):
+        for i, name in enumerate(members):
             own = slice(2 * i, 2 * i + 2)
             rows = np.concatenate([labels(12)[own, None], x[own].transpose(0, 3, 1, 2).reshape(2, -1)], axis=1)
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = rows.size
             tar.addfile(member, io.BytesIO(rows.tobytes()))
-    monkeypatch.setattr(cifar, "_URL", archive.as_uri())
-    monkeypatch.setattr(cifar, "_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     loaded = datasets.load_cifar10()
     np.testing.assert_allclose(torch.cat([loaded.X_train, loaded.X_test]), normalised_cifar(x), atol=1e-5)
     assert torch.cat([loaded.y_train, loaded.y_test]).tolist() == labels(12).tolist()
@@ -170,16 +173,15 @@ def test_sst2(folders, monkeypatch):
 def test_long_texts_lose_their_end(folders, monkeypatch):
     data, _ = folders
     monkeypatch.setenv("WBFUSE_DATA", str(data))
-    monkeypatch.setattr(text, "_ROWS", (2, 1))
     (data / "text").mkdir()
     row = '"{}","Up &lt;X&gt;","It #39;s {}"\n'
-    (data / "text" / "ag_news_7600.csv").write_text("".join(row.format(1 + k % 4, "go " * 60 + "end") for k in range(6)))
+    (data / "text" / "ag_news_7600.csv").write_text("".join(row.format(1 + k % 4, "go " * 60 + "end") for k in range(6004)))
     loaded = datasets.load_ag_news(dim=3)
-    assert [len(loaded[f"X_{split}"]) for split in ("train", "valid", "test")] == [2, 1, 3]
+    assert [len(loaded[f"X_{split}"]) for split in ("train", "valid", "test")] == [5500, 500, 4]
     words = [loaded.vocabulary[token] for token in loaded.X_test[0]]
     assert words == ["up", "<", "x", ">", "it", "'", "s", *["go"] * 53]
     classes = torch.cat([loaded.y_train, loaded.y_valid, loaded.y_test])
-    assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 3]
+    assert np.bincount(classes).tolist() == [1501] * 4
     again = datasets.load_ag_news(dim=3)
     assert torch.equal(classes, torch.cat([again.y_train, again.y_valid, again.y_test]))
     assert torch.equal(loaded.embedding, again.embedding)
@@ -187,12 +189,15 @@ def test_long_texts_lose_their_end(folders, monkeypatch):
 
 def test_ag_news_is_downloaded(folders, monkeypatch):
     data, cache = folders
-    (data / "test.csv").write_text("".join(f'"{1 + k % 4}","a b","c d"\n' for k in range(5)))
-    monkeypatch.setattr(text, "_URL", (data / "test.csv").as_uri())
-    monkeypatch.setattr(text, "_SHA256", hashlib.sha256((data / "test.csv").read_bytes()).hexdigest())
-    monkeypatch.setattr(text, "_ROWS", (3, 1))
-    assert datasets.load_ag_news(dim=2).X_train.shape == (3, 60)
+    source = data / "test.csv"
+    source.write_text("".join(f'"{1 + k % 4}","a b","c d"\n' for k in range(6004)))
+    addresses = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: addresses.append(url) or source.open("rb"))
+    with pytest.raises(datasets.DatasetError, match=r"SHA-256[\s\S]*ag_news_7600.csv by hand"):
+        datasets.load_ag_news()
+    download(*addresses, hashlib.sha256(source.read_bytes()).hexdigest(), "ag_news_7600.csv")
     assert [p.name for p in cache.iterdir()] == ["ag_news_7600.csv"]
+    assert datasets.load_ag_news(dim=2).X_train.shape == (5500, 60)
 
 
 def test_embedding_is_the_truncated_svd_of_the_ppmi():
@@ -207,7 +212,7 @@ def test_embedding_is_the_truncated_svd_of_the_ppmi():
     ppmi = np.maximum(np.nan_to_num(pmi, neginf=0), 0)
     U, S, _ = np.linalg.svd(ppmi)
     expected = U[:, :3] * np.sqrt(S[:3])
-    table = text._embedding(rows, 7, 3).numpy()
+    table = embedding_of(rows, 7, 3).numpy()
     assert table.dtype == np.float32 and not table[0].any()
     np.testing.assert_allclose(np.linalg.norm(table[1:], axis=1), np.sqrt(3), rtol=1e-5)
     expected = expected[1:] * np.sqrt(3) / np.linalg.norm(expected[1:], axis=1, keepdims=True)

@@ -7,8 +7,6 @@ import warnings
 
 import numpy as np
 import pytest
-import sklearn_wbfuse.fusion.correcting as correcting
-import sklearn_wbfuse.fusion.judging as judging
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,33 +150,44 @@ def test_permuted_copies_agree_wholly_and_nobody_is_warned(options, with_rows):
     assert found.source == ("rows" if with_rows and options.get("probe") != "noise" else "noise")
 
 
-def test_rows_that_are_held_out_are_those_that_no_regression_sees(monkeypatch):
-    seen = []
-    original = judging.agreement_on
+class Seeing(Identity):
+    """Remembers the parents on the inputs of the probe."""
 
-    def agreement_on(parent_runner, fused, spec, chosen, *options):
-        seen.extend(x[c] for (x,), c in zip(parent_runner.batches, chosen, strict=True))
-        return original(parent_runner, fused, spec, chosen, *options)
+    def align(self, parents, target, objective=None):
+        Seeing.runs = parents.runs
+        return super().align(parents, target, objective)
 
-    monkeypatch.setattr(judging, "agreement_on", agreement_on)
+
+class Seen(VanillaAveraging):
+    def roles(self):
+        return Roles(Seeing())
+
+
+def fit_and_held_out(correction, models, X, **options):
+    """A fusion, and the rows that no correction is fitted on."""
+    fusion = Seen(correction=correction, random_state=0, **options).fit(FusionInput(models, X))
+    pairs = zip(Seeing.runs.batches, Seeing.runs.held_out(), strict=True)
+    return fusion, torch.cat([x[mask] for (x,), mask in pairs])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_wbfuse.exceptions.PoorFusionWarning")
+def test_rows_that_are_held_out_are_those_that_no_regression_sees():
     X = rows()
-    probe = Probe(n_samples=400, batch_size=100)
-    fusion = WassersteinFusion(correction="regression", probe=probe, random_state=0).fit(FusionInput(copies(), X))
-    held = torch.cat(seen)
-    assert 58 <= len(held) <= 66 and len(held) == fusion.agreement_.n_samples  # every fifth row, and no mixture of rows
-    assert (held[:, None] == torch.as_tensor(X)).all(2).any(1).all()
+    fusion, held_out = fit_and_held_out("regression", copies(), X, probe=Probe(n_samples=400, batch_size=100))
+    assert 58 <= len(held_out) <= 66 and len(held_out) == fusion.agreement_.n_samples  # every fifth, no mixture of rows
+    assert (held_out[:, None] == torch.as_tensor(X)).all(2).any(1).all()
 
 
+@pytest.mark.filterwarnings("ignore::sklearn_wbfuse.exceptions.PoorFusionWarning")
 @pytest.mark.parametrize("correction", ["repair", "regression"])
-def test_what_networks_said_on_the_way_is_what_they_say(correction, monkeypatch):
-    """Outputs are taken from the passes of the correction; run anew they are the same."""
-    models, given = copies(), rows()
-    found = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
-    monkeypatch.setattr(judging.ParentRunner, "outputs", lambda self, i: [])
-    old = correcting._corrected
-    monkeypatch.setattr(correcting, "_corrected", lambda *args: dataclasses.replace(old(*args), outputs=[]))
-    again = WassersteinFusion(correction=correction, random_state=0).fit(FusionInput(models, given)).agreement_
-    assert found.stored == again.stored
+def test_what_networks_said_on_the_way_is_what_they_say(correction):
+    """Outputs are taken from the passes of the correction; networks that are run anew say the same."""
+    models = copies()
+    fusion, held_out = fit_and_held_out(correction, models, rows())
+    with torch.no_grad():
+        of_fused, *of_parents = (model(held_out).numpy() for model in (fusion.fused_model_, *models))
+    assert agreement_of(of_fused, of_parents, [0.5, 0.5], "rows").stored == fusion.agreement_.stored
+    assert 0 < fusion.agreement_.mean < 1
 
 
 @pytest.mark.parametrize(("n", "count"), [(40, 400), (300, 60)])
@@ -287,36 +296,44 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("correction", [None, "regression"])
 @pytest.mark.parametrize("with_rows", [False, True])
-def test_nothing_else_changes(correction, with_rows, monkeypatch):
+def test_nothing_else_changes(correction, with_rows):
     layers = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Drawing(), nn.Linear(6, 3)]
     models = [nn.Sequential(*copy.deepcopy(layers)).train() for _ in range(2)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
-    drawn, judge = [], judging.AgreementMixin._judge
-    for judged in (True, False):
-        monkeypatch.setattr(judging.AgreementMixin, "_judge", judge if judged else lambda *a: None)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        rng = np.random.RandomState(0)
-        fusion = WassersteinFusion(correction=correction, random_state=rng).fit(
-            FusionInput(models, rows()) if with_rows else models
-        )
-        weights = copy.deepcopy(fusion.fused_model_.state_dict())
-        assert not judged or fusion.agreement_ is not None
-        drawn.append((torch.rand(1).item(), np.random.rand(), rng.rand()))
-        for model, old in zip([*models, fusion.fused_model_], [*before, weights], strict=True):
-            assert all(torch.equal(model.state_dict()[n], t) for n, t in old.items())
-        assert all(m.training for m in models) and not fusion.fused_model_.training
-    assert drawn[0] == drawn[1] and drawn[0][1] == np.random.RandomState(0).rand()
+    np.random.seed(0)
+    torch.manual_seed(0)
+    rng = np.random.RandomState(0)
+    fusion = WassersteinFusion(correction=correction, random_state=rng)
+    fusion.fit(FusionInput(models, rows()) if with_rows else models)
+    weights = copy.deepcopy(fusion.fused_model_.state_dict())
+    before_it, drawn = torch.random.get_rng_state(), str(rng.get_state())
+    assert fusion.agreement_ is not None
+    assert torch.equal(torch.random.get_rng_state(), before_it) and str(rng.get_state()) == drawn
+    assert np.random.rand() == np.random.RandomState(0).rand()
+    for model, old in zip([*models, fusion.fused_model_], [*before, weights], strict=True):
+        assert all(torch.equal(model.state_dict()[n], t) for n, t in old.items())
+    assert all(m.training for m in models) and not fusion.fused_model_.training
+
+
+class Counting(nn.Linear):
+    """Says how many rows it was run on."""
+
+    passes = []
+
+    def forward(self, x):
+        Counting.passes.append(len(x))
+        return super().forward(x)
 
 
 class TestLater:
-    def test_a_fusion_without_correction_measures_when_it_is_asked(self, monkeypatch):
-        calls, original = [], judging._outputs
-        monkeypatch.setattr(judging, "_outputs", lambda *a: calls.append(1) or original(*a))
-        fusion = WassersteinFusion(correction=None).fit(FusionInput(copies(), rows()))
-        assert not calls
+    def test_a_fusion_without_correction_measures_when_it_is_asked(self):
+        Counting.passes = []
+        fusion = WassersteinFusion(correction=None).fit(FusionInput([Counting(5, 3) for _ in range(2)], rows()))
+        assert max(Counting.passes) < 10  # the rows of the discovery
         first = fusion.agreement_
-        assert fusion.agreement_ is first and len(calls) == 3 and first.source == "rows" and first.n_samples == 200
+        measured = [n for n in Counting.passes if n >= 10]
+        assert sum(measured) == 3 * 200 and first.source == "rows" and first.n_samples == 200
+        assert fusion.agreement_ is first and [n for n in Counting.passes if n >= 10] == measured
 
     @pytest.mark.parametrize("which", ["fused", "parent"])
     def test_networks_that_were_trained_since(self, which):
@@ -371,7 +388,7 @@ def test_it_is_saved(options, tmp_path):
         again = way(fusion)
         assert repr(again.agreement_) == repr(fusion.agreement_) and again.agreement_reason_ is None
         assert again.agreement_.counted == (True, False)
-        assert not callable(again._agreement)  # neither parents nor rows went along
+        assert "ParentRunner" not in pickle.dumps(again).decode("latin1")  # neither parents nor rows went along
 
 
 def test_the_reason_is_saved(tmp_path):

@@ -1,12 +1,14 @@
 """The defaults: a correction that never stands in the way, what it may cost, and the choice among starts."""
 
+import ast
 import contextlib
+import logging
 import warnings
-from unittest import mock
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
-import sklearn_wbfuse.fusion.correcting as correcting
 import torch
 from conformance.fusers import assert_same, values
 from hypothesis import given
@@ -14,11 +16,10 @@ from hypothesis import strategies as st
 from networks import CNN, MLP, disguised, randomised
 from torch import nn
 
-import sklearn_wbfuse.execution.sizing as sizing
 from sklearn_wbfuse import FusionInput, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.correction import Probe
 from sklearn_wbfuse.exceptions import FusionWarning, PoorFusionWarning
-from sklearn_wbfuse.execution.sizing import work_of
+from sklearn_wbfuse.execution.sizing import CAP, sized_probe, work_of
 
 
 def two(make, seed=0):
@@ -38,6 +39,26 @@ def told():
         found = []
         yield found
     found += [w for w in caught if "not corrected" in str(w.message)]
+
+
+@dataclass(eq=False)
+class Given:
+    """What of an architecture says how large it is."""
+
+    plain: nn.Module
+    inputs: Any
+
+
+class Costly(nn.Module):
+    """Multiplies each row by a matrix that is not there, so that only its cost counts."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        torch.empty(len(x), self.width, device="meta") @ torch.empty(self.width, self.width, device="meta")
+        return x
 
 
 class Whole(nn.Module):
@@ -98,11 +119,14 @@ def test_it_fits_where_no_correction_would_and_says_so_once(name, n_init):
         WassersteinFusion(correction="regression", **options).fit(given(models))
 
 
-def test_a_correction_that_fails_leaves_the_mean():
+def test_a_correction_that_fails_leaves_the_mean(monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.linalg.LinAlgError("singular")
+
     models = two(mlp)
     plain = WassersteinFusion(correction=None, cost="weight", random_state=0, n_init=3).fit(models)
-    fail = mock.Mock(side_effect=torch.linalg.LinAlgError("singular"))
-    with told() as found, mock.patch.object(correcting.CORRECTIONS["regression"], "correct", fail):
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fail)
+    with told() as found:
         fusion = WassersteinFusion(random_state=0, n_init=3, probe=Probe(n_samples=64)).fit(models)
     assert len(found) == 1 and "singular" in str(found[0].message) and found[0].filename == __file__
     assert fusion.energy_ in [h[-1] for h in plain.history_]
@@ -153,13 +177,12 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("cost", "expected"), [(1.0, 2000), (1e8, None), (1e12, 64)], ids=["cheap", "between", "huge"])
-def test_samples_are_capped_by_what_they_cost(cost, expected):
+@pytest.mark.parametrize(("width", "expected"), [(1, 2000), (10**4, None), (10**6, 64)], ids=["cheap", "between", "huge"])
+def test_samples_are_capped_by_what_they_cost(width, expected):
     probe = Probe(n_samples=2000, n_steps=4)
-    with mock.patch.object(sizing, "work_of", lambda model, inputs: (cost * len(inputs[0]), 1)):
-        found = sizing.sized_probe(probe, 2 * [mock.Mock(plain=None, inputs=(torch.zeros(3, 5),))], capped=True)
+    found = sized_probe(probe, 2 * [Given(plain=Costly(width), inputs=(torch.zeros(3, 5),))], capped=True)
     if expected is None:  # each parent once, 4 steps of half of the samples at three times the cost, and the fused network
-        expected = int(sizing._CAP / (cost * (2 * (1 + 4 * 3 / 2) + 1)))
+        expected = int(CAP / (width**2 * (2 * (1 + 4 * 3 / 2) + 1)))
     assert found.n_samples == expected and found.batch_size <= found.n_samples
     assert probe.n_samples == 2000 and found.n_steps == 4
 
@@ -213,22 +236,22 @@ def test_permuted_copies_fuse_back_under_the_defaults(network, seed):
         torch.testing.assert_close(fusion.fused_model_(x), model(x), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("best", [0, 1, 2])
-def test_the_start_of_highest_agreement_is_kept(best):
-    models, seen = two(lambda: nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))), []
-
-    def agree(parent_runner, model, *others):
-        seen.append(values(model))
-        return mock.Mock(mean=0.9 if len(seen) == best + 1 else 0.5), None
-
-    options = {"random_state": 0, "n_init": 3, "init": "random", "probe": Probe("noise", n_samples=60), "cost": "weight"}
-    with mock.patch.object(correcting, "agreement_on", agree), warnings.catch_warnings():
-        warnings.simplefilter("ignore", PoorFusionWarning)
-        fusion = WassersteinFusion(**options).fit(models)
-    assert len(seen) == 3 and len(fusion.history_) == 3
-    assert_same(values(fusion.fused_model_), seen[best])
-    lowest = sorted(h[-1] for h in fusion.history_)
-    assert fusion.energy_ == lowest[best]
+def test_the_start_of_highest_agreement_is_kept(caplog):
+    caplog.set_level(logging.INFO, "sklearn_wbfuse")
+    models = two(lambda: nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3)))
+    options = {"n_init": 3, "init": "random", "probe": Probe("noise", n_samples=60), "cost": "weight"}
+    positions = set()
+    for seed in range(12):
+        caplog.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PoorFusionWarning)
+            fusion = WassersteinFusion(random_state=seed, **options).fit(models)
+        (message,) = (r.getMessage() for r in caplog.records if "agreement with the parents by start" in r.getMessage())
+        shares = ast.literal_eval(message.partition(": ")[2])
+        assert len(shares) == len(fusion.history_) == 3 and fusion.agreement_.mean == pytest.approx(max(shares), abs=1e-4)
+        assert fusion.energy_ == sorted(h[-1] for h in fusion.history_)[shares.index(max(shares))]
+        positions.add(shares.index(max(shares)))
+    assert positions == {0, 1, 2}
     carried = fusion.transform(models)  # couplings are those of the start that was kept
     assert_same(values(carried[0]), values(fusion.transform([models[0]])[0]))
 
@@ -242,6 +265,6 @@ def test_without_a_correction_the_start_of_least_energy_is_kept():
 def test_batches_are_sized_by_activations_not_by_weights():
     model, x = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 2)), torch.randn(2, 50)
     assert work_of(model, (x,))[1] == 2 * 400 * 4
-    architecture = mock.Mock(plain=model, inputs=(x,))
-    sizes = [sizing.sized_probe(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
+    architecture = Given(plain=model, inputs=(x,))
+    sizes = [sized_probe(Probe(working_memory=m), [architecture], capped=False).batch_size for m in (1, 0.1, 0)]
     assert sizes == [2**20 // (6 * 1600), int(0.1 * 2**20 / (6 * 1600)), 1]

@@ -9,7 +9,6 @@ Each architecture is traced once by its discovery, and each network of other wid
 the target on batches of another size, and traces each once more for that.
 """
 
-import copy
 import itertools
 
 import pytest
@@ -17,30 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from sklearn_wbfuse import FusionInput, WassersteinFusion
-
-
-@pytest.fixture
-def counts(monkeypatch):
-    """Deep copies of networks, not those within a copy, and traces."""
-    number, depth = {"copies": 0, "traces": 0}, [0]
-    deepcopy, export = copy.deepcopy, torch.export.export
-
-    def counted(x, memo=None, **options):
-        number["copies"] += isinstance(x, nn.Module) and not depth[0]
-        depth[0] += 1
-        try:
-            return deepcopy(x, memo, **options)
-        finally:
-            depth[0] -= 1
-
-    def traced(*args, **options):
-        number["traces"] += 1
-        return export(*args, **options)
-
-    monkeypatch.setattr(copy, "deepcopy", counted)
-    monkeypatch.setattr(torch.export, "export", traced)
-    return number
+from sklearn_wbfuse import FusionInput, WassersteinFusion, discover
 
 
 def dense(*widths):
@@ -100,12 +76,31 @@ def test_copies_and_traces_of_a_fit(counts, name):
     models = make()
     fusion = WassersteinFusion(**options)
     fusion.fit(models if rows is None else FusionInput(models, rows))
-    assert counts == {"copies": copies, "traces": traces}
+    assert (counts.copies, len(counts.traced)) == (copies, traces)
 
 
 def test_fits_that_share_rows_copy_the_result_alone(counts):
     shared = FusionInput([dense(3, 7, 2) for _ in range(2)], torch.randn(40, 3))
     for copies, traces in ((4, 1), (1, 0)):
-        counts.update(copies=0, traces=0)
+        counts.copies, counts.traced = 0, []
         WassersteinFusion(correction=None).fit(shared)
-        assert counts == {"copies": copies, "traces": traces}
+        assert (counts.copies, len(counts.traced)) == (copies, traces)
+
+
+class Counting(nn.Module):
+    """Reads constants that its forward makes: positions, and a state."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cell, self.head = nn.Embedding(4, 3), nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = x + self.table(torch.arange(x.shape[1]))
+        return self.head(self.cell(x, torch.full((1, len(x), 5), 0.5))[1][0])
+
+
+def test_constants_of_a_trace_need_no_second_pass(monkeypatch):
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *args: pytest.fail("the slow pass"))
+    for network in (Counting(), Recurrent(4)):
+        spec = discover(network, (torch.randn(2, 4, 3),))
+        assert spec.sizes["cell.l0"] == network.cell.hidden_size

@@ -9,7 +9,9 @@ from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, VanillaAveraging, WassersteinFusion
 from sklearn_wbfuse.exceptions import FusionError
-from sklearn_wbfuse.fusion.progress import log, logs_progress
+from sklearn_wbfuse.fusion.progress import logs_progress
+
+log = logging.getLogger("sklearn_wbfuse")
 
 
 def state():

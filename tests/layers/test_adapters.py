@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from conformance.adapters import AdapterConformance, Case
 from torch import nn
 
+from sklearn_wbfuse import declare
+
 
 class Between(nn.Module):
     """linear(3 -> 6), an operation, linear(width -> 2)."""
@@ -192,12 +194,26 @@ class NormOfInputs(nn.Module):
         return self.b(F.relu(self.a(self.norm(x))))
 
 
+class Written(nn.Module):
+    """A normalised weight, and norms in a network that changes values in place, so that its trace has other names for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(5, 1))
+        self.norm, self.b, self.c = nn.BatchNorm1d(5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.norm(F.linear(x, torch._weight_norm(self.v, self.g))).relu_()
+        return self.c(F.batch_norm(self.b(x), None, None, training=True).relu_())
+
+
 class TestBatchNorm(AdapterConformance):
     cases = {
         "affine": Case(Norms, (2, 2, 6, 6), {"a": 5}, {"a"}),
         "plain": Case(functools.partial(Norms, affine=False), (2, 2, 6, 6), {"a": 5}),
         "after the activation": Case(functools.partial(Norms, first=True), (2, 2, 6, 6), {"a": 5}, {"a"}, {"a"}),
         "of the inputs": Case(NormOfInputs, (3, 3), {"a": 5}, {"a"}),
+        "written in place": Case(Written, (4, 3), {"norm": 5, "b": 4}, {"norm"}, redundant=("b.bias",)),
     }
 
 
@@ -305,6 +321,20 @@ class Halves(nn.Module):
         return self.b(torch.cat([F.max_pool2d(u, 2), F.avg_pool2d(v, 2)], 1))
 
 
+class Gain(nn.Module):
+    """A declared module: what it computes is not looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x) * self.gain
+
+
+declare(Gain, {"gain": ("unit",)})
+
+
 class TestStructure(AdapterConformance):
     cases = {
         "two halves": Case(Halves, (2, 1, 8, 8), {"a.0": 4, "a.1": 4}, {"a.0", "a.1"}, widens=False),
@@ -315,5 +345,6 @@ class TestStructure(AdapterConformance):
         "tied modules": Case(TiedModules, (4, 3), {"a": 4}, {"a"}),
         "functional": Case(Functional, (4, 3), {"first": 6}, {"first"}),
         "embedding": Case(Tokens, (4, 3), {"table": 5, "a": 4}, {"table", "a"}, {"table"}, integers=11),
+        "declared": Case(lambda: nn.Sequential(nn.Linear(3, 5), Gain(), nn.Linear(5, 2)), (4, 3), {"0": 5}),
         "an output": Case(Outputs, (4, 3), {"b": 5}, {"b"}),
     }

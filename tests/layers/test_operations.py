@@ -1,5 +1,7 @@
 """A survey of operations between two layers: the neurons of the first stay free, or a warning names what holds them."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,6 +158,10 @@ ROWS = {
     "logical_xor": lambda h: h * torch.logical_xor(h > 0, h < 1).to(h.dtype),
     "isclose": lambda h: h * torch.isclose(h, h).to(h.dtype),
     "bernoulli": lambda h: h * torch.bernoulli(torch.full_like(h, 1.0)),
+    "complex": lambda h: torch.view_as_real(torch.view_as_complex(torch.stack([h, 2 * h], -1))).sum(-1),
+    "addmm": lambda h: torch.addmm(h, (h @ h.t()).softmax(1), h),
+    "baddbmm": lambda h: torch.baddbmm(torch.zeros(1, 6, 6, dtype=h.dtype), h[None], h.t()[None])[0].softmax(1) @ h,
+    "mode over batch": lambda h: h - h.mode(0).values,
 }
 IMAGES = {
     "max_unpool": lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2),
@@ -219,20 +225,29 @@ class Chain(nn.Module):
         return self.layers[-1](x)
 
 
-def found(operations, images):
-    """The graph of such a network, verified on random permutations, scales and signs."""
+def spec_of(operations, images):
+    """The groups of such a network, verified on random permutations, scales and signs."""
     torch.manual_seed(0)
     return discover(Chain(operations, images), torch.randn(2, 3, 6, 6) if images else torch.randn(6, 5))
 
 
 def chunks(table, size):
-    names = list(table)
+    names = tuple(table)
     return [names[i : i + size] for i in range(0, len(names), size)]
 
 
-@pytest.mark.parametrize("names", [*chunks(ROWS, 12), *chunks(IMAGES, 3)], ids=lambda names: ", ".join(names))
+CHAINS = [names for table, size in ((ROWS, 12), (IMAGES, 3)) for names in chunks(table, size)]
+
+
+@functools.cache
+def discovered(names):
+    """The spec of a chain of operations of the survey, which is read by several tests."""
+    return spec_of([(ROWS | IMAGES)[name] for name in names], names[0] in IMAGES)
+
+
+@pytest.mark.parametrize("names", CHAINS, ids=lambda names: ", ".join(names))
 def test_neurons_on_both_sides_of_an_operation_are_free(names):
-    spec = found([(ROWS | IMAGES)[name] for name in names], names[0] in IMAGES)
+    spec = discovered(names)
     assert [spec.sizes.get(f"layers.{k}") for k in range(len(names))] == [8] * len(names) and not spec.frozen
 
 
@@ -240,7 +255,7 @@ def test_neurons_on_both_sides_of_an_operation_are_free(names):
 def test_what_holds_neurons_is_named(name):
     operation, named = (FROZEN_ROWS | FROZEN_IMAGES)[name]
     with pytest.warns(FusionWarning, match=rf"layers.0.weight: .*{named}"):
-        assert found([operation], name in FROZEN_IMAGES).sizes == {}
+        assert spec_of([operation], name in FROZEN_IMAGES).sizes == {}
 
 
 def test_the_survey_is_as_wide_as_it_was():

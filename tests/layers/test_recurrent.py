@@ -349,7 +349,7 @@ class TestSymmetry:
         model = randomised(Recurrent(kind, 4), np.random.default_rng(0))
         monkeypatch.setitem(registry.RULES, f"aten::{kind}", None)
         monkeypatch.setitem(recurrent.CELL_KINDS, kind, dataclasses.replace(recurrent.CELL_KINDS[kind], writer=gate))
-        recurrent._register_layer(kind)
+        recurrent.register_layer(kind)
         with pytest.warns(FusionWarning, match=r"signs of groups \['rnn.l0'\] change the output"):
             spec = discover(model, (model.example,))
         assert not spec.groups["rnn.l0"].signable

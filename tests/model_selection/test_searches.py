@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import pickle
 import weakref
 
@@ -33,11 +34,9 @@ from sklearn.model_selection import (
 from torch import nn
 
 from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
-from sklearn_wbfuse.alignment import wasserstein
 from sklearn_wbfuse.correction import Probe
-from sklearn_wbfuse.data import fusion_input
+from sklearn_wbfuse.data.fusion_input import N_CACHES, N_RESULTS
 from sklearn_wbfuse.exceptions import DiscoveryError
-from sklearn_wbfuse.fusion import making
 
 WHICH = [
     {"fusion": [WassersteinFusion(correction=None)], "fusion__reg": [0, 1e-3], "fusion__alpha_h": [1, 2, 4]},
@@ -56,6 +55,19 @@ def task():
         model.linears[-1].bias -= model(torch.as_tensor(X)).mean(0)  # no class is rare
         y = model(torch.as_tensor(X)).argmax(1).numpy()
     return FusionInput([model, disguised(model, rng)], X), y
+
+
+@pytest.fixture
+def sweeps(caplog):
+    """How many times couplings were swept for since the last call, by the log."""
+    caplog.set_level(logging.INFO, "sklearn_wbfuse")
+
+    def count():
+        number = sum("joint sweep 1:" in record.getMessage() for record in caplog.records)
+        caplog.clear()
+        return number
+
+    return count
 
 
 def search(kind, task, grid=WHICH, estimator=None, **options):
@@ -144,31 +156,17 @@ def test_metadata_is_routed(task):
             np.testing.assert_allclose(found.cv_results_["mean_test_score"], np.mean(expected))
 
 
-def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, monkeypatch):
+def test_candidates_and_folds_share_one_discovery_and_copy_no_model(task, counts, monkeypatch):
     X, y = task
-    counts = {"discoveries": 0, "copies": 0}
-    discover, deepcopy = making.discover_all, MLP.__deepcopy__ if hasattr(MLP, "__deepcopy__") else None
-    assert deepcopy is None
-
-    def counted(*arguments):
-        counts["discoveries"] += 1
-        return discover(*arguments)
-
-    def inside_clone(estimator, safe=True):
-        before = counts["copies"]
-        result = clone(estimator, safe=safe)
-        assert counts["copies"] == before
-        return result
-
-    monkeypatch.setattr(making, "discover_all", counted)
     shared = FusionInput(X.models, X.arrays[0])
     assert search(GridSearchCV, (shared, y)).best_score_ == 1.0
-    assert counts["discoveries"] == 1
-    monkeypatch.setattr(MLP, "__deepcopy__", lambda self, memo: counts.__setitem__("copies", 1), raising=False)
+    assert counts.traced.count(2) == 1  # on two rows, as discovery
+    copies = []
+    monkeypatch.setattr(MLP, "__deepcopy__", lambda self, memo: copies.append(self), raising=False)
     for estimator in (FusionClassifier(), search(GridSearchCV, (shared, y), {"batch_size": [5]}, FusionClassifier(Named()))):
         clone(estimator)
     shared[np.arange(5)]
-    assert counts["copies"] == 0
+    assert not copies
 
 
 class Named(VanillaAveraging):
@@ -180,28 +178,26 @@ class Named(VanillaAveraging):
         return self
 
 
-def test_exact_couplings_are_found_once_for_all_reg(task, monkeypatch):
+def test_exact_couplings_are_found_once_for_all_reg(task, sweeps):
     X, _ = task
-    calls, joint = [], wasserstein.joint
-    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(X.models, X.arrays[0])
     fits = [WassersteinFusion(reg=reg, random_state=0, correction=None).fit(shared) for reg in (0, 1e-3, 1e-2)]
-    assert len(calls) == 1
+    assert sweeps() == 1
     for fusion in fits:
         alone = WassersteinFusion(reg=fusion.reg, random_state=0, correction=None).fit(X.models)
         for ours, theirs in zip(fusion.couplings_, alone.couplings_, strict=True):
             assert all((ours[name] == theirs[name]).all() for name in theirs)
         assert fusion.history_ == alone.history_ and fusion.energy_ == alone.energy_
-    calls.clear()
+    sweeps()
     for changed in ({"alpha_h": 2.0}, {"weights": [1, 3]}, {"random_state": 1}, {"symmetry": "permutation"}, {"n_init": 2}):
         WassersteinFusion(**{"correction": None, "random_state": 0, **changed}).fit(shared)
-    assert len(calls) == 6
+    assert sweeps() == 6
     with torch.no_grad():
         trained = copy.deepcopy(X.models[1])
         shared.models[1].linears[0].weight.mul_(1.5)
     WassersteinFusion(random_state=0, correction=None).fit(shared)
     X.models[1].load_state_dict(trained.state_dict())
-    assert len(calls) == 7  # weights that have changed are matched again
+    assert sweeps() == 1  # weights that have changed are matched again
 
 
 SHARING = [{"reg": 0.1}, {"correction": "repair"}, {"probe": "noise"}, {"example_inputs": (torch.zeros(2, 5).double(),)}]
@@ -209,41 +205,52 @@ SHARING = [{"reg": 0.1}, {"correction": "repair"}, {"probe": "noise"}, {"example
 
 @pytest.mark.parametrize("random_state", [None, 0])
 @pytest.mark.parametrize("changed", [*SHARING, {"n_jobs": 1}, {"verbose": 1}])
-def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, monkeypatch, changed, random_state):
-    calls, joint = [], wasserstein.joint
-    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
+def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, sweeps, changed, random_state):
     shared = FusionInput(task[0].models, task[0].arrays[0])
     for options in ({}, changed):
         WassersteinFusion(**{"correction": None, "cost": "weight", "random_state": random_state, **options}).fit(shared)
-    assert len(calls) == 1
+    assert sweeps() == 1
 
 
-def test_couplings_of_activations_are_shared_where_rows_are_the_same(task, monkeypatch):
+def test_couplings_ofactivations_are_shared_where_rows_are_the_same(task, sweeps):
     """The defaults compare activations on rows: other rows, probes or random states are other couplings."""
-    calls, joint = [], wasserstein.joint
-    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(task[0].models, task[0].arrays[0])
     fits = [{}, {"reg": 0.1}, {"random_state": 1}, {"probe": Probe(n_samples=30)}, {"correction": None}, {"reg": 0.2}]
     fused = [WassersteinFusion(**{"random_state": 0, **options}).fit(shared).fused_model_ for options in fits]
     WassersteinFusion(random_state=0).fit(shared[:40])
-    assert len(calls) == 5
+    assert sweeps() == 5
     alone = WassersteinFusion(random_state=0, reg=0.2).fit(FusionInput(task[0].models, task[0].arrays[0])).fused_model_
     assert all(torch.equal(a, b) for a, b in zip(fused[-1].parameters(), alone.parameters(), strict=True))
 
 
-def test_balanced_scales_are_found_once_for_all_fits(task, monkeypatch):
-    calls, balance = [], wasserstein.balance
-    monkeypatch.setattr(wasserstein, "balance", lambda *arguments: calls.append(1) or balance(*arguments))
-    shared = FusionInput(task[0].models, task[0].arrays[0])
+class Counted(FusionInput):
+    """Rows that say what was computed for them, not what was taken from the cache."""
+
+    def __init__(self, models, X):
+        super().__init__(models, X)
+        self.computed = []
+
+    def cached(self, key, compute):
+        return super().cached(key, lambda: self.computed.append(str(key)) or compute())
+
+
+def test_balanced_scales_are_found_once_for_all_fits(task):
+    shared = Counted(task[0].models, task[0].arrays[0])
     for options in ({}, {"alpha_h": 2.0}, {"schedule": "layerwise"}, {"weights": [1, 3]}, {"cost": 0.5}, {"init": "random"}):
         WassersteinFusion(correction=None, **options).fit(shared)
-    assert len(calls) == len(shared.models)
+    assert sum(key.startswith("(('scales'") for key in shared.computed) == 1
+
+
+class Everything(dict):
+    """A cache that never takes itself for full."""
+
+    def __len__(self):
+        return 0
 
 
 @pytest.mark.parametrize("rows", [slice(0, 40), slice(40, None)])
-def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows, monkeypatch):
+def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows):
     """Whatever was fitted before, on the same rows or on others."""
-    monkeypatch.setattr(fusion_input, "_N_RESULTS", 1000)  # nothing is forgotten
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
     given = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
     given.note = lambda: "can't be pickled"
@@ -256,6 +263,7 @@ def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows, m
     options += [{"target_widths": widths} for widths in (0.5, [9, 4], [4, 8], {"linears.0": 5})]
     options += [{"weights": [1, 2, 3]}, {"weights": [3, 2, 1]}, {"max_iter": 1}, {"tol": 0.5}, {"n_init": 3}]
     shared = FusionInput(models, X)
+    shared.cache = Everything()
     for o in options:
         fusion, alone = (WassersteinFusion(**{"correction": None, "random_state": 0, **o}) for _ in range(2))
         fusion.fit(shared[40:]).fit(shared[rows])
@@ -304,16 +312,16 @@ def test_networks_whose_structure_has_changed_are_discovered_again(task, edit, c
 
 def test_private_attributes_are_structure():
     class Private(nn.Sequential):
-        _act = staticmethod(torch.relu)
+        act = staticmethod(torch.relu)
 
         def forward(self, x):
-            return self[1](self._act(self[0](x)))
+            return self[1](self.act(self[0](x)))
 
     torch.manual_seed(0)
     shared = FusionInput([Private(nn.Linear(5, 9), nn.Linear(9, 3)) for _ in range(2)], torch.randn(4, 5))
     before = WassersteinFusion(correction=None).fit(shared)
     for model in shared.models:
-        model._act = torch.tanh
+        model.act = torch.tanh
     after = WassersteinFusion(correction=None).fit(shared)
     assert after.energy_ == WassersteinFusion(correction=None).fit(shared.models).energy_ != before.energy_
 
@@ -364,23 +372,21 @@ def test_two_processes_give_the_same(task):
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
 
 
-def test_threads_give_the_same_and_compute_once(task, monkeypatch):
+def test_threads_give_the_same_and_compute_once(task, sweeps):
     X, y = task
-    calls, joint = [], wasserstein.joint
-    monkeypatch.setattr(wasserstein, "joint", lambda *arguments: calls.append(1) or joint(*arguments))
     shared = FusionInput(X.models, X.arrays[0])
     grid = {"reg": [0, 1e-3, 1e-2], "alpha_h": [1, 2]}
     with parallel_config(backend="threading"):
         found = search(GridSearchCV, (shared, y), grid, WassersteinFusion(random_state=0), n_jobs=4)
-    assert len(calls) == 2 * 3 + 1  # three folds, and the best on all rows
+    assert sweeps() == 2 * 3 + 1  # three folds, and the best on all rows
     alone = search(GridSearchCV, task, grid, WassersteinFusion(random_state=0))
     np.testing.assert_array_equal(found.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
 
 
-def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
+def test_copies_sent_to_one_worker_share_their_cache(task):
     X, _ = task
+    X = FusionInput(X.models, X.arrays[0])
     sent = [pickle.dumps(part) for part in (X, X[:50], X[np.arange(20)])]
-    monkeypatch.setattr(fusion_input, "_CACHES", type(fusion_input._CACHES)())
     first, second, third = (pickle.loads(s) for s in sent)
     assert first.cache is second.cache is third.cache is not X.cache and not first.cache
     calls = []
@@ -391,12 +397,13 @@ def test_copies_sent_to_one_worker_share_their_cache(task, monkeypatch):
     second.models[1] = copy.deepcopy(second.models[1])  # another network is another key
     second.cached("key", lambda: calls.append(1))
     assert calls == [1, 1]
-    for _ in range(2 * fusion_input._N_CACHES):
-        pickle.loads(pickle.dumps(FusionInput(X.models, X.arrays[0])))
-    assert len(fusion_input._CACHES) == fusion_input._N_CACHES
-    for key in range(3 * fusion_input._N_RESULTS):
+    for n_others, is_kept in ((N_CACHES - 1, True), (N_CACHES, False)):
+        for _ in range(n_others):
+            pickle.loads(pickle.dumps(FusionInput(X.models, X.arrays[0])))
+        assert (pickle.loads(sent[0]).cache is first.cache) == is_kept
+    for key in range(3 * N_RESULTS):
         first.cached(key, lambda: None)
-    assert len(first.cache) == fusion_input._N_RESULTS
+    assert len(first.cache) == N_RESULTS
 
 
 def test_results_of_different_keys_rows_and_networks_are_kept_apart():
@@ -429,16 +436,15 @@ def test_the_networks_of_a_result_are_kept_so_that_no_other_takes_their_place_in
     assert before() is not None
 
 
-def test_what_was_used_last_is_kept(monkeypatch):
+def test_what_was_used_last_is_kept():
     models = [nn.Linear(4, 2)]
-    monkeypatch.setattr(fusion_input, "_CACHES", type(fusion_input._CACHES)())
-    sent = [pickle.dumps(FusionInput(models, np.zeros((9, 4)))) for _ in range(fusion_input._N_CACHES + 1)]
+    sent = [pickle.dumps(FusionInput(models, np.zeros((9, 4)))) for _ in range(N_CACHES + 1)]
     caches = [pickle.loads(s).cache for s in sent[:-1]]
     again = pickle.loads(sent[0])
     assert again.cache is caches[0]
     pickle.loads(sent[-1])
     assert pickle.loads(sent[0]).cache is caches[0] and pickle.loads(sent[1]).cache is not caches[1]
-    results = [again.cached(key, object) for key in range(fusion_input._N_RESULTS)]
+    results = [again.cached(key, object) for key in range(N_RESULTS)]
     assert again[:3].cached(0, object) is results[0]  # a slice of a copy knows the names of its models
     again.cached("one more", object)
     assert again.cached(0, object) is results[0] and again.cached(1, object) is not results[1]

@@ -14,7 +14,9 @@ import torch
 from sklearn.utils import estimator_checks
 from torch import nn
 
-from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, VanillaAveraging, WassersteinFusion
+import sklearn_wbfuse
+from sklearn_wbfuse import FusionClassifier, FusionInput, FusionRegressor, WassersteinFusion
+from sklearn_wbfuse.base import ESTIMATORS
 
 AS_THEY_ARE = """
 check_do_not_raise_errors_in_init_or_set_params check_estimator_cloneable check_estimator_repr check_estimator_tags_renamed
@@ -72,6 +74,16 @@ LEFT_OUT = {
 }
 
 
+for name in sklearn_wbfuse.__all__:
+    getattr(sklearn_wbfuse, name)  # imports what defines it
+FITTED = [
+    estimator
+    for estimator in ESTIMATORS.values()
+    if estimator.__module__.startswith("sklearn_wbfuse.") and hasattr(estimator, "fit") and not inspect.isabstract(estimator)
+]
+"""Every estimator of the package that is fitted: fusions and predictors."""
+
+
 def networks(inputs, outputs):
     made = []
     for seed in (0, 1):
@@ -94,7 +106,7 @@ class RowsRegressor(FusionRegressor):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("check", AS_THEY_ARE)
-@pytest.mark.parametrize("estimator", [WassersteinFusion, VanillaAveraging, FusionClassifier, FusionRegressor])
+@pytest.mark.parametrize("estimator", FITTED)
 def test_as_they_are(estimator, check):
     getattr(estimator_checks, check)(estimator.__name__, estimator())
 

@@ -252,7 +252,7 @@ class Voter(PersistenceMixin, BaseEstimator):
 
     def fit(self, models):
         self.fusion_ = copy.deepcopy(self.fusion).fit(models)
-        self.classes_, self._order = np.array(["yes", "no", "?"], dtype=object), np.array([2, 0, 1])
+        self.classes_, self.order_ = np.array(["yes", "no", "?"], dtype=object), np.array([2, 0, 1])
         return self
 
 
@@ -261,7 +261,7 @@ def test_estimators_within_estimators(parents, tmp_path):
     voter.save(tmp_path / "voter")
     loaded = load(tmp_path / "voter", model=parents[0])
     assert (
-        loaded.classes_.dtype == object and loaded.classes_.tolist() == ["yes", "no", "?"] and loaded._order.tolist() == [2, 0, 1]
+        loaded.classes_.dtype == object and loaded.classes_.tolist() == ["yes", "no", "?"] and loaded.order_.tolist() == [2, 0, 1]
     )
     assert loaded.fusion.reg == 0.1 and not hasattr(loaded.fusion, "fused_model_")
     assert same_tensors(loaded.fusion_.fused_model_, voter.fusion_.fused_model_)

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sklearn_wbfuse.exceptions import TransportError
 from sklearn_wbfuse.transport import exact
-from sklearn_wbfuse.transport.assignment import Prices, _sparse, assignment, centred
+from sklearn_wbfuse.transport.assignment import Prices, assignment, centred, sparse_assignment
 
 
 def costs(kind, n, rng):
@@ -27,7 +27,7 @@ def costs(kind, n, rng):
 @given(st.sampled_from(["random", "permuted", "offsets", "integers"]), st.integers(60, 150), st.integers(0, 2**31 - 1))
 def test_few_entries_suffice(kind, n, seed):
     cost = centred(costs(kind, n, np.random.default_rng(seed)))
-    found = _sparse(cost.copy())
+    found = sparse_assignment(cost.copy())
     found = None if found is None else found[0]
     best = cost[linear_sum_assignment(cost)].sum()
     if found is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import ot
 import pytest
 
-from sklearn_wbfuse.transport.sinkhorn import Potentials, _at, sinkhorn
+from sklearn_wbfuse.transport.sinkhorn import Potentials, iterate, sinkhorn
 
 RNG = np.random.default_rng(0)
 COST = ((RNG.normal(size=(25, 1, 4)) - RNG.normal(size=(20, 4))) ** 2).sum(2)
@@ -18,9 +18,9 @@ def best(epsilon):
 
 def distances(epsilon, g):
     """Of the plan from these potentials to the best plan, and to that which the potentials found lead to."""
-    plan, error, found = _at(COST, epsilon, g, 1e-8, 100_000)
+    plan, error, found = iterate(COST, epsilon, g, 1e-8, 100_000)
     assert error <= 1e-8
-    again, _, _ = _at(COST, epsilon, found, 1e-8, 1)
+    again, _, _ = iterate(COST, epsilon, found, 1e-8, 1)
     return np.abs(plan - best(epsilon)).sum(), np.abs(again - plan).sum()
 
 
