@@ -57,8 +57,9 @@ class Encoder:
                 "sklearn_wbfuse.persistence.PersistenceMixin, under unique names."
             )
         parameters = sorted(estimator.get_params(deep=False).items())
-        body: dict[str, Any] = {"estimator": name}
-        body["parameters"] = {key: self._parameter(estimator, key, value, path) for key, value in parameters}
+        body: dict[str, Any] = {"estimator": name, "parameters": {}}
+        for key, value in parameters:
+            body["parameters"][key] = self._parameter(estimator, key, value, path)
         if fitted:
             stored = estimator._stored()
             body["fitted"] = {key: self.value(value, _join(path, key), fitted=True) for key, value in stored.items()}
@@ -71,7 +72,7 @@ class Encoder:
                 f"The parameter {_join(path, key)!r} of {type(estimator).__name__} is a network and is not stored; it loads as "
                 f"{default!r}. Set it before you fit again.",
                 FusionWarning,
-                stacklevel=5,
+                stacklevel=4,  # at the call of save
             )
             value = default
         return self.value(value, _join(_join(path, "parameters"), key))
