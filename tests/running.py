@@ -1,4 +1,4 @@
-"""Networks run operation by operation."""
+"""Runners and parents of given networks: at the first operation, at the end, and what a network computes by itself."""
 
 import copy
 import dataclasses

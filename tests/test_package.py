@@ -77,7 +77,7 @@ class TestPrivateNames:
 
 
 PATCHED = {  # what stands in for a part that has no parameter
-    ("model_selection/test_compare.py", "comparison"): "the plain average beside fusions",
+    ("model_selection/test_compare_fits.py", "comparison"): "the plain average beside fusions",
     ("cli/test_cli.py", "command"): "the plain average of the demonstration, so that nothing beats it",
 }
 
@@ -86,6 +86,10 @@ class TestTests:
     """Tests use the package as everybody does: no private name of it, and no module of it patched."""
 
     HERE = Path(__file__).parent
+
+    def test_every_package_has_its_tests_in_a_folder_of_its_name(self):
+        packages = {path.parent.name for path in Path(sklearn_wbfuse.__file__).parent.glob("*/__init__.py")}
+        assert packages <= {path.parent.name for path in self.HERE.glob("*/test_*.py")}
 
     def test_no_test_reads_a_private_name(self):
         package = Path(sklearn_wbfuse.__file__).parent

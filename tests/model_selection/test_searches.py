@@ -212,7 +212,7 @@ def test_couplings_are_shared_by_fits_that_differ_in_other_things(task, sweeps, 
     assert sweeps() == 1
 
 
-def test_couplings_ofactivations_are_shared_where_rows_are_the_same(task, sweeps):
+def test_couplings_of_activations_are_shared_where_rows_are_the_same(task, sweeps):
     """The defaults compare activations on rows: other rows, probes or random states are other couplings."""
     shared = FusionInput(task[0].models, task[0].arrays[0])
     fits = [{}, {"reg": 0.1}, {"random_state": 1}, {"probe": Probe(n_samples=30)}, {"correction": None}, {"reg": 0.2}]
@@ -312,16 +312,16 @@ def test_networks_whose_structure_has_changed_are_discovered_again(task, edit, c
 
 def test_private_attributes_are_structure():
     class Private(nn.Sequential):
-        act = staticmethod(torch.relu)
+        _act = staticmethod(torch.relu)
 
         def forward(self, x):
-            return self[1](self.act(self[0](x)))
+            return self[1](self._act(self[0](x)))
 
     torch.manual_seed(0)
     shared = FusionInput([Private(nn.Linear(5, 9), nn.Linear(9, 3)) for _ in range(2)], torch.randn(4, 5))
     before = WassersteinFusion(correction=None).fit(shared)
     for model in shared.models:
-        model.act = torch.tanh
+        model._act = torch.tanh
     after = WassersteinFusion(correction=None).fit(shared)
     assert after.energy_ == WassersteinFusion(correction=None).fit(shared.models).energy_ != before.energy_
 
