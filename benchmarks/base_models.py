@@ -37,7 +37,7 @@ from sklearn_wbfuse.datasets import (
     load_mnist,
     load_sst2,
 )
-from sklearn_wbfuse.datasets._files import cache_folder
+from sklearn_wbfuse.datasets.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Get trained base models, and train those that are missing.")
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("seeds", nargs="+", type=int)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = RECIPES[given.name].load_data()
-    for seed in given.seeds:
-        model = base_model(given.name, seed)
-        print(f"{given.name}, seed {seed}: {accuracy(logits(model, data.X_test), data.y_test):.2f} %", flush=True)
+    data = RECIPES[arguments.name].load_data()
+    for seed in arguments.seeds:
+        model = base_model(arguments.name, seed)
+        print(f"{arguments.name}, seed {seed}: {accuracy(logits(model, data.X_test), data.y_test):.2f} %", flush=True)

@@ -47,20 +47,20 @@ ROW_SEEDS = {"mlpnet": [0, 1, 2], "resnet": [0, 1], "vgg": [0, 1]}
 
 
 def of(name: str, table: dict[str, list], default: list) -> list:
-    return next((found for start, found in table.items() if name.startswith(start)), default)
+    return next((entry for start, entry in table.items() if name.startswith(start)), default)
 
 
 def methods(name: str) -> dict[str, tuple[dict, bool]]:
     """Parameters of each fusion, and whether it is given data; "plain" ones average without alignment."""
-    found: dict[str, tuple[dict, bool]] = {"aligned": ({"correction": None}, False)}
+    methods: dict[str, tuple[dict, bool]] = {"aligned": ({"correction": None}, False)}
     for data in (False, True):
         on = "data" if data else "noise"
         probe = {"probe": on}
         for correction in of(name, CORRECTIONS, ["regression"]):
-            found[f"aligned, {correction} on {on}"] = ({"cost": "weight", "correction": correction, **probe}, data)
-        found[f"aligned by both, regression on {on}"] = ({"cost": 0.5, "correction": "regression", **probe}, data)
-        found[f"plain, regression on {on}"] = ({"correction": "regression", **probe}, data)
-    return found
+            methods[f"aligned, {correction} on {on}"] = ({"cost": "weight", "correction": correction, **probe}, data)
+        methods[f"aligned by both, regression on {on}"] = ({"cost": 0.5, "correction": "regression", **probe}, data)
+        methods[f"plain, regression on {on}"] = ({"correction": "regression", **probe}, data)
+    return methods
 
 
 def table(name: str, sets: Sequence[Sequence[int]], row_seeds: Sequence[int]) -> None:
@@ -82,21 +82,21 @@ def table(name: str, sets: Sequence[Sequence[int]], row_seeds: Sequence[int]) ->
             [accuracy(logits(VanillaAveraging().fit(fixed).fused_model_, data.X_test), data.y_test)]
         )
         for label, (options, on_data) in methods(name).items():
-            found = []
-            for given in drawn if on_data else [fixed]:
+            accuracies = []
+            for inputs in drawn if on_data else [fixed]:
                 estimator = (VanillaAveraging if label.startswith("plain") else WassersteinFusion)(random_state=0, **options)
-                given = discovered(models, given.arrays[0])
+                inputs = discovered(models, inputs.arrays[0])
                 start = time.perf_counter()
-                fused = estimator.fit(given).fused_model_
+                fused = estimator.fit(inputs).fused_model_
                 seconds.setdefault(label, []).append(time.perf_counter() - start)
-                found.append(accuracy(logits(fused, data.X_test), data.y_test))
-            scores.setdefault(label, []).append(found)
-            print(f"  {name}, {tuple(seeds)}, {label}: {spread(found)}", flush=True)
+                accuracies.append(accuracy(logits(fused, data.X_test), data.y_test))
+            scores.setdefault(label, []).append(accuracies)
+            print(f"  {name}, {tuple(seeds)}, {label}: {spread(accuracies)}", flush=True)
     parents = np.mean([s[0] for s in scores["parents, mean"]])
     cells = []
-    for label, own in scores.items():
-        means = [float(np.mean(s)) for s in own]
-        deviation = number(float(np.mean([np.std(s, ddof=1) for s in own]))) if len(own[0]) > 1 else ""
+    for label, of_sets in scores.items():
+        means = [float(np.mean(s)) for s in of_sets]
+        deviation = number(float(np.mean([np.std(s, ddof=1) for s in of_sets]))) if len(of_sets[0]) > 1 else ""
         cells.append([label, *map(number, means), spread(means), deviation, f"{np.mean(means) - parents:+.2f}"])
         cells[-1].append(number(float(np.mean(seconds[label])), 1) if label in seconds else "")
     header = [name, *(str(tuple(s)) for s in sets), "mean ± sd", "sd of rows", "to parents", "fit s"]
@@ -107,12 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Correct fused networks on noise and on unlabelled data.")
     parser.add_argument("--quick", action="store_true", help="one set of networks and one choice of rows")
     parser.add_argument("names", nargs="*", help=f"of {list(SETS)}")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     discover_all([nn.Linear(2, 2)])  # the first export of a process is slow
-    for name in given.names or SETS:
+    for name in arguments.names or SETS:
         sets = SETS[name]
-        table(name, sets[:1] if given.quick else sets, [0] if given.quick else of(name, ROW_SEEDS, [0]))
+        table(name, sets[:1] if arguments.quick else sets, [0] if arguments.quick else of(name, ROW_SEEDS, [0]))
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ NAMES = ["mlpnet-nobias", "rnn-256", "lstm-256", "gru-256", "resnet20x1", "vgg11
 N_ROWS, N_TEST = 1000, 2000
 
 
-def fitted(models: Sequence[nn.Module], given: Any, **options: Any) -> tuple[Any, float]:
+def fitted(models: Sequence[nn.Module], models_or_input: Any, **options: Any) -> tuple[Any, float]:
     """A fused network and the seconds of its fit."""
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a poor fusion without correction says so
-        fusion = WassersteinFusion(**options).fit(given)
+        fusion = WassersteinFusion(**options).fit(models_or_input)
     return fusion, time.process_time() - start
 
 
@@ -45,7 +45,7 @@ def table(name: str, runs: int) -> None:
     for seeds in SEEDS.get(name, [(0, 1)]):
         models = [base_model(name, seed) for seed in seeds]
         parents = float(np.mean([accuracy(logits(m, X), y) for m in models]))
-        found: dict[str, list[tuple[float, float, float]]] = {}
+        results: dict[str, list[tuple[float, float, float]]] = {}
         for run in range(runs):
             chosen = np.random.RandomState(run).choice(len(data.X_train), N_ROWS, replace=False)
             calls = {
@@ -53,13 +53,13 @@ def table(name: str, runs: int) -> None:
                 "default, no data": (models, {"example_inputs": torch.randn(X[:2].shape, generator=torch.manual_seed(0))}),
                 "default, 1,000 rows": (FusionInput(models, data.X_train[chosen]), {}),
             }
-            for label, (given, options) in calls.items():
-                fusion, seconds = fitted(models, given, random_state=run, **options)
+            for label, (inputs, options) in calls.items():
+                fusion, seconds = fitted(models, inputs, random_state=run, **options)
                 agreement = float("nan") if fusion.agreement_ is None else fusion.agreement_.mean
                 gap = accuracy(logits(fusion.fused_model_, X), y) - parents
-                found.setdefault(label, []).append((gap, agreement, seconds))
-        for label, own in found.items():
-            gaps, agreements, seconds = (list(c) for c in zip(*own, strict=True))
+                results.setdefault(label, []).append((gap, agreement, seconds))
+        for label, runs_of_label in results.items():
+            gaps, agreements, seconds = (list(c) for c in zip(*runs_of_label, strict=True))
             cells = [str(seeds), label, number(parents), spread(gaps), number(min(gaps)), number(float(np.mean(agreements)))]
             rows.append([*cells, number(float(np.median(seconds)), 1)])
     show(name, ["seeds", "fusion", "parents", "to parents", "least", "agrees", "fit s"], rows)
@@ -88,11 +88,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {NAMES}; all by default")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--large", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.names or ([] if given.large else NAMES):
-        table(name, given.runs)
-    if given.large:
+    for name in arguments.names or ([] if arguments.large else NAMES):
+        table(name, arguments.runs)
+    if arguments.large:
         large()
 
 

@@ -72,7 +72,7 @@ def measure(setting: Setting, proportions: Sequence[float]) -> Scores:
     parents = [base_model(*parent) for parent in setting.parents]
     images = mnist().X_train
     choices = [np.random.RandomState(seed).choice(len(images), IMAGES, replace=False) for seed in IMAGE_SEEDS]
-    given = [FusionInput(parents, images[rows]) for rows in choices]
+    inputs = [FusionInput(parents, images[rows]) for rows in choices]
     outputs = [logits(model, X) for model in parents]
     scores: Scores = {label: [] for label in STYLES}
     for proportion in proportions:
@@ -85,7 +85,7 @@ def measure(setting: Setting, proportions: Sequence[float]) -> Scores:
         for label, fusion in (("WB fusion", wb), ("plain average", average)):
             scores[label].append([score(fusion.fit(parents).fused_model_)])
             fusion.set_params(correction="regression")
-            scores[f"{label} + regression on images"].append([score(fusion.fit(rows).fused_model_) for rows in given])
+            scores[f"{label} + regression on images"].append([score(fusion.fit(rows).fused_model_) for rows in inputs])
         wb.set_params(probe="noise")
         scores["WB fusion + regression on noise"].append([score(wb.fit(parents).fused_model_)])
     return scores
@@ -107,11 +107,11 @@ def draw(file: Path, results: Sequence[Scores], proportions: Sequence[float]) ->
             if len(scores[label][0]) > 1:
                 sd = np.std(scores[label], axis=1, ddof=1)
                 axes.fill_between(proportions, means - sd, means + sd, color=style["color"], alpha=0.25, linewidth=0)
-        lowest, at = min(zip((s for (s,) in scores["plain average"]), proportions, strict=True))
+        lowest, position = min(zip((s for (s,) in scores["plain average"]), proportions, strict=True))
         if lowest < bottom:
             arrow = {"arrowstyle": "->", "color": STYLES["plain average"]["color"]}
             where = {"xytext": (0, 14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes.annotate(f"lowest {lowest:.2f}", (at, bottom), arrowprops=arrow, **where)
+            axes.annotate(f"lowest {lowest:.2f}", (position, bottom), arrowprops=arrow, **where)
         axes.set(xlabel="Proportion of parent A", xticks=proportions, ylim=(bottom, top))
         axes.set_title(setting.title, fontsize="medium")
         axes.grid(axis="y", color="0.92")

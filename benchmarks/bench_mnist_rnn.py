@@ -49,16 +49,16 @@ def grid(name: str, sets: Sequence[Sequence[int]]) -> None:
     chosen = np.random.RandomState(0).choice(len(data.X_train), IMAGES, replace=False)
     cells, tests = [], []
     for seeds in sets:
-        given = FusionInput([base_model(name, seed) for seed in seeds], data.X_test[:2])
-        best, found, kept = -1.0, None, {}
+        inputs = FusionInput([base_model(name, seed) for seed in seeds], data.X_test[:2])
+        best, best_network, best_options = -1.0, None, {}
         for values in product(*GRID.values()):
             options = dict(zip(GRID, values, strict=True))
-            fused = WassersteinFusion(random_state=0, correction=None, **options).fit(given).fused_model_
+            fused = WassersteinFusion(random_state=0, correction=None, **options).fit(inputs).fused_model_
             score = accuracy(logits(fused, data.X_train[chosen]), data.y_train[chosen])
             if score > best:
-                best, found, kept = score, fused, options
-        tests.append(accuracy(logits(found, data.X_test), data.y_test))
-        cells.append([str(tuple(seeds)), *(str(v) for v in kept.values()), number(best), number(tests[-1])])
+                best, best_network, best_options = score, fused, options
+        tests.append(accuracy(logits(best_network, data.X_test), data.y_test))
+        cells.append([str(tuple(seeds)), *(str(v) for v in best_options.values()), number(best), number(tests[-1])])
     cells.append(["mean ± sd", *[""] * len(GRID), "", spread(tests)])
     show(f"{name}: the best of a grid on {IMAGES} training images", ["seeds", *GRID, "training images", "test"], cells)
 
@@ -68,13 +68,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one pair and one random state")
     parser.add_argument("--grid", action="store_true", help="also choose parameters on training images")
     parser.add_argument("names", nargs="*", help=f"of {NAMES}")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     discover_all([nn.Linear(2, 2)])  # the first export of a process is slow
-    pairs, states = (PAIRS[:1], STATES[:1]) if given.quick else (PAIRS, STATES)
-    for name in given.names or NAMES:
+    pairs, states = (PAIRS[:1], STATES[:1]) if arguments.quick else (PAIRS, STATES)
+    for name in arguments.names or NAMES:
         compare(name, pairs, mnist(), METHODS, states)
-        if given.grid:
+        if arguments.grid:
             grid(name, pairs)
 
 

@@ -53,13 +53,13 @@ def digits() -> None:
     }
     grid, split, cells = [which, {"fusion": [VanillaAveraging()]}], ShuffleSplit(1, test_size=0.5, random_state=0), []
     for seeds in [(0, 1), (2, 3), (4, 5)]:
-        given = FusionInput([digits_lstm(seed) for seed in seeds], X_val)
+        inputs = FusionInput([digits_lstm(seed) for seed in seeds], X_val)
         search, times = None, []
         for jobs in (1, 2):
             search = GridSearchCV(FusionClassifier(), grid, cv=split, n_jobs=jobs, error_score="raise")
-            times.append(seconds(lambda s=search, g=given: s.fit(g, data.y_val.numpy())))
+            times.append(seconds(lambda s=search, g=inputs: s.fit(g, data.y_val.numpy())))
         chosen = {name.removeprefix("fusion__"): value for name, value in search.best_params_.items() if "__" in name}
-        default = FusionClassifier(WassersteinFusion(random_state=0, correction=None)).fit(given)
+        default = FusionClassifier(WassersteinFusion(random_state=0, correction=None)).fit(inputs)
         scores = [100 * e.score(X_test, y_test) for e in (search, default)]
         cells.append([str(seeds), str(chosen), *map(number, scores), *map(number, times)])
     header = ["seeds", "chosen", "test", "default", "s, 1 process", "s, 2 processes"]
@@ -72,12 +72,12 @@ def on_mnist() -> None:
     for name in ("rnn-256", "lstm-256"):
         cells, tests = [], []
         for seeds in PAIRS:
-            given = FusionInput([base_model(name, seed) for seed in seeds], data.X_train[rows])
+            inputs = FusionInput([base_model(name, seed) for seed in seeds], data.X_train[rows])
             grid = {"fusion__alpha_h": ALPHAS}
             classifier = FusionClassifier(WassersteinFusion(random_state=0, correction=None))
             search = GridSearchCV(classifier, grid, cv=ShuffleSplit(1, test_size=HELD_OUT, random_state=0), error_score="raise")
-            took = seconds(lambda s=search, g=given: s.fit(g, data.y_train[rows].numpy()))
-            estimators = (search, classifier.fit(given))
+            took = seconds(lambda s=search, g=inputs: s.fit(g, data.y_train[rows].numpy()))
+            estimators = (search, classifier.fit(inputs))
             tests.append([100 * e.score(data.X_test, data.y_test.numpy()) for e in estimators])
             best = search.best_params_["fusion__alpha_h"]
             cells.append([str(seeds), number(best), number(100 * search.best_score_), *map(number, tests[-1]), number(took, 1)])

@@ -24,12 +24,12 @@ PUBLISHED = {"sst2-rnn-256": -4.7, "sst2-lstm-256": -6.3, "agnews-rnn-256": -27.
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fuse recurrent networks trained on text.")
     parser.add_argument("--quick", action="store_true", help="one pair")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     discover_all([nn.Linear(2, 2)])  # the first export of a process is slow
     for name, gap in PUBLISHED.items():
         data = sst2() if name.startswith("sst2") else ag_news()
-        compare(name, PAIRS[:1] if given.quick else PAIRS, data, METHODS, published=gap)
+        compare(name, PAIRS[:1] if arguments.quick else PAIRS, data, METHODS, published=gap)
 
 
 if __name__ == "__main__":

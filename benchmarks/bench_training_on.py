@@ -63,7 +63,7 @@ def main() -> None:
             with torch.no_grad():
                 return 100 * float((model(X_test).argmax(1) == digits.y_test).float().mean())
 
-        found: dict[str, list[float]] = {row: [] for row in (*ROWS, *STARTS)}
+        scores: dict[str, list[float]] = {row: [] for row in (*ROWS, *STARTS)}
         for pair in range(n_pairs):
             networks = []
             for seed in (100 + 3 * pair, 101 + 3 * pair, 102 + 3 * pair):
@@ -77,12 +77,12 @@ def main() -> None:
                 WassersteinFusion(random_state=0, example_inputs=(X[:50],)).fit(parents).fused_model_,
                 WassersteinFusion(random_state=0).fit(FusionInput(parents, X)).fused_model_,
             ]
-            own = [accuracy(p) for p in parents]
-            for row, value in zip(ROWS, (sum(own) / 2, max(own), *map(accuracy, fused)), strict=True):
-                found[row].append(value)
+            accuracies = [accuracy(p) for p in parents]
+            for row, value in zip(ROWS, (sum(accuracies) / 2, max(accuracies), *map(accuracy, fused)), strict=True):
+                scores[row].append(value)
             for row, start in zip(STARTS, (networks[2], parents[0], *fused), strict=True):
-                found[row].append(accuracy(trained(start, X, digits.y_train, 1, learning_rate, 7)))
-        cells = [[row, *(f"{v:.1f}" for v in values), spread(values)] for row, values in found.items()]
+                scores[row].append(accuracy(trained(start, X, digits.y_train, 1, learning_rate, 7)))
+        cells = [[row, *(f"{v:.1f}" for v in values), spread(values)] for row, values in scores.items()]
         cells.insert(len(ROWS), ["after one epoch", *[""] * (n_pairs + 1)])
         show(name, ["", *(f"pair {k}" for k in range(n_pairs)), "mean ± sd"], cells)
 

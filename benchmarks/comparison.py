@@ -53,8 +53,8 @@ def measure(
         ("ensemble", accuracy((parents.softmax(2) if softmax else parents).mean(0), y)),
     ):
         rows.setdefault(label, Row()).accuracies.append([value])
-    given = FusionInput(models, X[:2])
-    average = VanillaAveraging().fit(given)
+    inputs = FusionInput(models, X[:2])
+    average = VanillaAveraging().fit(inputs)
     row = rows.setdefault("plain average", Row())
     row.accuracies.append([accuracy(logits(average.fused_model_, X), y)])
     row.energies.append(average.energy_)
@@ -62,9 +62,9 @@ def measure(
         row = rows.setdefault(label, Row())
         row.accuracies.append([])
         for state in states:
-            given = discovered(models, X[:2])
+            inputs = discovered(models, X[:2])
             start = time.perf_counter()
-            fusion = WassersteinFusion(random_state=state, correction=None, **options).fit(given)
+            fusion = WassersteinFusion(random_state=state, correction=None, **options).fit(inputs)
             row.seconds.append(time.perf_counter() - start)
             row.energies.append(fusion.energy_)
             row.accuracies[-1].append(accuracy(logits(fusion.fused_model_, X), y))

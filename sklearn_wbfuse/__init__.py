@@ -60,14 +60,14 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is named for the first time: PyTorch and scikit-learn take seconds, help and version need neither."""
+    """Import a public name or a module on first access: PyTorch and scikit-learn take seconds, and help needs neither."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

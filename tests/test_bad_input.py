@@ -129,7 +129,7 @@ MODELS = {
     "lists of numbers without models": (lambda: FusionClassifier().fit(X.tolist(), Y), InvalidModelError, "rows of data, list"),
     "a tensor without models": (lambda: FusionRegressor().fit(torch.ones(3, 4)), InvalidModelError, r"Tensor of shape \(3, 4\)"),
     "a loader without models": (lambda: WassersteinFusion().fit(DataLoader(X)), InvalidModelError, "rows of data, DataLoader"),
-    "rows before models": (lambda: FusionInput(X, family()), InvalidModelError, r"Models come first: FusionInput\(models, X\)"),
+    "rows before models": (lambda: FusionInput(X, family()), InvalidModelError, r"Put models first: FusionInput\(models, X\)"),
     "a FusionInput in a list": (lambda: WassersteinFusion().fit([rows()]), InvalidModelError, "give it alone, not in a list"),
     "rows beside models": (
         lambda: WassersteinFusion().fit(family(), X),
@@ -163,23 +163,31 @@ MODELS = {
     "an unknown group": (
         lambda: WassersteinFusion({"linears.11": 4}).fit(family()),
         GroupNameError,
-        r"names the group 'linears.11', but the network has .* Did you mean 'linears.1'",
+        r"must name groups of the network: .* Got 'linears.11'\. Did you mean 'linears.1'",
     ),
     "an unknown group of a picture": (
         lambda: CouplingDisplay.from_estimator(WassersteinFusion().fit(family()), group="linear.1"),
         GroupNameError,
         "Did you mean 'linears.1'",
     ),
-    "a width": (lambda: WassersteinFusion(64).fit(family()), WidthError, "ambiguous: give a factor as a float"),
-    "too few widths": (lambda: WassersteinFusion([64]).fit(family()), WidthError, "1 entries, but the network has 2 groups"),
+    "a width": (lambda: WassersteinFusion(64).fit(family()), WidthError, "Got the whole number 64; give a factor as a float"),
+    "too few widths": (
+        lambda: WassersteinFusion([64]).fit(family()),
+        WidthError,
+        "must have one entry per group, 2: .* Got 1 entries",
+    ),
     "weights of other models": (lambda: WassersteinFusion(weights=[1]).fit(family()), FusionError, "one entry per model: 2"),
-    "a device that is not there": (lambda: WassersteinFusion(device="xla").fit(family()), FusionError, "'xla' can't be used"),
+    "a device that is not there": (
+        lambda: WassersteinFusion(device="xla").fit(family()),
+        FusionError,
+        "device must be .* Got 'xla'",
+    ),
     "a device that torch was built without": (
         lambda: WassersteinFusion(device="xla" if torch.backends.cuda.is_built() else "cuda").fit(family()),
         FusionError,
-        "can't be used",
+        "device must be one that this machine has",
     ),
-    "no device at all": (lambda: WassersteinFusion(device="gpu").fit(family()), FusionError, "device='gpu' can't be used"),
+    "no device at all": (lambda: WassersteinFusion(device="gpu").fit(family()), FusionError, "device must be .* Got 'gpu'"),
     "two devices": (
         lambda: WassersteinFusion().fit([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]),
         InvalidModelError,
@@ -187,13 +195,17 @@ MODELS = {
     ),
 }
 ROWS = {
-    "no rows": (lambda: FusionClassifier().fit(rows(X[:0]), Y[:0]), FusionError, "has no rows; give some, or fuse without"),
+    "no rows": (
+        lambda: FusionClassifier().fit(rows(X[:0]), Y[:0]),
+        FusionError,
+        "must have rows. Got none; give some, or fuse without",
+    ),
     "no rows to predict for": (lambda: classifier().predict(X[:0]), FusionError, "at least one"),
     "NaN in a row": (lambda: classifier().predict(nan(X)), NonFiniteError, "output for row 3 is NaN; look for NaN"),
     "NaN in a row that a correction reads": (
         lambda: WassersteinFusion(correction="regression", example_inputs=(torch.zeros(2, 5),)).fit(rows(nan(X))),
         NonFiniteError,
-        "Input 0 has NaN",
+        "Got NaN or infinite values in input 0",
     ),
     "NaN in a row for the score": (lambda: WassersteinFusion().fit(rows()).score(nan(X), Y), NonFiniteError, "row 3 is NaN"),
     "words": (lambda: rows(X.astype(str)), FusionError, "must hold real numbers.* dtype <U"),
@@ -249,18 +261,22 @@ ROWS = {
     ),
     "a number instead of rows": (lambda: rows(3.0), FusionError, "must hold rows. Got a single number"),
     "a dataset instead of rows": (lambda: rows(TensorDataset(torch.as_tensor(X))), TypeError, r"torch.stack\(\[x for x, _ in"),
-    "rows instead of a stream": (lambda: FusionInput.from_batches(family(), X), TypeError, r"FusionInput\(models, X\) holds"),
+    "rows instead of a stream": (
+        lambda: FusionInput.from_batches(family(), X),
+        TypeError,
+        r"Got one array of rows; use FusionInput\(models, X\)",
+    ),
     "no rows of a stream wanted": (lambda: FusionInput.from_batches(family(), [X], 0), FusionError, "at least 1. Got 0"),
-    "a stream that was read before": (lambda: FusionInput.from_batches(family(), iter([])), FusionError, "read only once"),
+    "a stream that was read before": (lambda: FusionInput.from_batches(family(), iter([])), FusionError, "can only be read once"),
     "a stream of several shapes": (
         lambda: FusionInput.from_batches(family(), [(X, X), (X, X[:, :4])]),
         FusionError,
-        "rows of several shapes; pad them",
+        "must have one shape. Got several; pad them",
     ),
     "several outputs to score": (
         lambda: WassersteinFusion().fit(FusionInput([nn.GRU(5, 4), nn.GRU(5, 4)], X[:, None])).score(X[:, None], Y),
         FusionError,
-        "one tensor. Got tuple",
+        "one tensor to be scored. Got tuple",
     ),
     "tokens beyond an embedding": (
         lambda: FusionClassifier().fit(FusionInput(tokens(), np.zeros((4, 3), dtype=int))).predict(np.full((4, 3), 9)),
@@ -276,11 +292,19 @@ LABELS = {
     "unknown labels": (
         lambda: FusionClassifier().fit(rows(), Y + 1),
         FusionError,
-        r"y holds \[3\], but the classes are \[0, 1, 2",
+        r"y must hold labels among \[0, 1, 2\]\. Got \[3\]",
     ),
-    "unknown labels to score": (lambda: classifier().score(X, Y + 5), FusionError, "relabel y, or say which labels"),
+    "unknown labels to score": (
+        lambda: classifier().score(X, Y + 5),
+        FusionError,
+        "relabel y, or name the labels of the outputs",
+    ),
     "words for numbers": (lambda: FusionClassifier().fit(rows(), np.array(["a", "b", "c"])[Y]), FusionError, r"classes=\["),
-    "too few classes": (lambda: classifier(classes=["a", "b"]), FusionError, "2 labels, but the network tells 3 classes apart"),
+    "too few classes": (
+        lambda: classifier(classes=["a", "b"]),
+        FusionError,
+        "one label for each of the network's 3 classes. Got 2",
+    ),
     "classes of several types": (lambda: classifier(classes=["a", 1, None]), FusionError, "labels of one type"),
     "a class twice": (lambda: classifier(classes=["a", "b", "a"]), FusionError, "all different"),
     "targets instead of classes": (lambda: FusionClassifier().fit(rows(), X[:, 0]), ValueError, "Unknown label type: continuous"),
@@ -309,7 +333,11 @@ OPTIONS = {
         "such as WassersteinFusion",
     ),
     "a parameter of a number": (lambda: FusionClassifier().set_params(batch_size__x=1), ValueError, "has none of its own"),
-    "data that there are not": (lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()), FusionError, "needs data: fit"),
+    "data that there are not": (
+        lambda: WassersteinFusion(cost=0.5, probe="data").fit(family()),
+        FusionError,
+        "needs rows. Got models alone; fit",
+    ),
     "a misspelt probe without a correction": (lambda: WassersteinFusion(probe="nose").fit(family()), ValueError, "'nose'"),
     "a number for a probe": (lambda: VanillaAveraging(probe=500).fit(family()), TypeError, "probe must be .* Got 500"),
     "a shape for example inputs": (
@@ -418,17 +446,17 @@ FILES = {
     "a file for the folder": (
         lambda f: load(pickled(f, "a.pt"), model=family()[0]),
         PersistenceError,
-        "like a pickle, which can run",
+        "like a pickle; these can run code",
     ),
-    "another folder": (lambda f: load(f, model=family()[0]), PersistenceError, "no complete save"),
-    "a truncated file": (lambda f: load(cut(f, "model.safetensors"), model=family()[0]), PersistenceError, "cut off, damaged"),
+    "another folder": (lambda f: load(f, model=family()[0]), PersistenceError, "not a complete save"),
+    "a truncated file": (lambda f: load(cut(f, "model.safetensors"), model=family()[0]), PersistenceError, "truncated, damaged"),
     "a truncated description": (
         lambda f: load(cut(f, "fusion.json"), model=family()[0]),
         PersistenceError,
         "fusion.json is damaged",
     ),
     "no template": (lambda f: load(saved(f)), InvalidModelError, r"load\(folder, model=Net\(\.\.\.\)\)"),
-    "the class as template": (lambda f: load(saved(f), model=MLP), InvalidModelError, "give an instance"),
+    "the class as template": (lambda f: load(saved(f), model=MLP), InvalidModelError, "Give an instance"),
     "a template of another architecture": (lambda f: load(saved(f), model=CNN(3, 3, 3)), ArchitectureMismatchError, "template"),
     "a parent that is not there": (
         lambda f: fuse(f / "a.pt", "-o", f / "out", "--model", SMALL),
@@ -443,12 +471,12 @@ FILES = {
     "a parent that is cut off": (
         lambda f: fuse(cut(f, "model.safetensors") / "model.safetensors", "-o", f / "out", "--model", SMALL),
         FusionError,
-        "model.safetensors is no readable safetensors file",
+        "model.safetensors is not a readable safetensors file",
     ),
     "a folder that holds other things": (
         lambda f: fuse(f / "a.pt", "-o", pickled(f, "a.pt").parent, "--model", SMALL),
         FusionError,
-        "holds other things than a saved fusion",
+        "contains other files than those of a saved fusion",
     ),
 }
 

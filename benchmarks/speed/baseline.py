@@ -13,7 +13,7 @@ def baseline(features: Sequence, models: Sequence[Sequence[Tensor]]) -> list[dic
     """Plans of every group and model but the first, from its incoming tensors, whose own inputs are matched already."""
     plans: list[dict[str, np.ndarray]] = [{} for _ in models]
     for group in dict.fromkeys(g for feature in features for g in feature.groups):
-        at = [
+        indices = [
             p
             for p, f in enumerate(features)
             if f.groups.count(group) == 1
@@ -22,7 +22,7 @@ def baseline(features: Sequence, models: Sequence[Sequence[Tensor]]) -> list[dic
         ]
         for i in range(1, len(models)):
             cost = np.zeros(())
-            for p in at:
+            for p in indices:
                 axis = features[p].groups.index(group)
                 x, y = models[0][p].double(), models[i][p].double()
                 for other, name in enumerate(features[p].groups):

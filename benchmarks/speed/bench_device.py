@@ -51,10 +51,14 @@ def parents(width: int, depth: int) -> list[nn.Sequential]:
     first, second = network(width, depth), network(width, depth)
     linears = [layer for layer in second if isinstance(layer, nn.Linear)]
     order = torch.arange(784)
-    for k, (own, layer) in enumerate(zip((layer for layer in first if isinstance(layer, nn.Linear)), linears, strict=True)):
+    for k, (first_layer, layer) in enumerate(
+        zip((layer for layer in first if isinstance(layer, nn.Linear)), linears, strict=True)
+    ):
         rows = torch.randperm(width) if k < depth else torch.arange(10)
-        layer.weight.copy_(own.weight[rows][:, order] + 0.3 * own.weight.std() * torch.randn_like(own.weight))
-        layer.bias.copy_(own.bias[rows])
+        layer.weight.copy_(
+            first_layer.weight[rows][:, order] + 0.3 * first_layer.weight.std() * torch.randn_like(first_layer.weight)
+        )
+        layer.bias.copy_(first_layer.bias[rows])
         order = rows
     return [first, second]
 

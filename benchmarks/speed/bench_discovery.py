@@ -44,8 +44,8 @@ def main(names: list[str]) -> None:
         seconds = time.perf_counter() - begin
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         units = sum(spec.sizes.values())
-        found = coverage(Table(network), spec)
-        rows.append([name, f"{millions:.1f}", str(len(spec.groups)), str(units), f"{found:.3f}", f"{seconds:.2f}"])
+        share = coverage(Table(network), spec)
+        rows.append([name, f"{millions:.1f}", str(len(spec.groups)), str(units), f"{share:.3f}", f"{seconds:.2f}"])
     show("discovery in published widths", ["network", "million parameters", "groups", "units", "coverage", "seconds"], rows)
 
 

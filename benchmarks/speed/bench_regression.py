@@ -27,12 +27,12 @@ SHAPES = {"mlpnet": (1, 28, 28), "rnn-256": (28, 28), "lstm-256": (28, 28), "res
 
 
 def least(run: Callable[[], object], repeats: int = 3) -> float:
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 @torch.no_grad()
@@ -49,28 +49,28 @@ def main() -> None:
         torch.manual_seed(0)
         models = [RECIPES[name].build().eval() for _ in range(2)]
         X = torch.randn(SAMPLES, *shape)
-        given = FusionInput(models, X)
+        inputs = FusionInput(models, X)
         floor = least(lambda models=models, X=X: forward(models, X))
-        plain = least(lambda given=given: WassersteinFusion(random_state=0, correction=None).fit(given))
+        plain = least(lambda inputs=inputs: WassersteinFusion(random_state=0, correction=None).fit(inputs))
         factorising = {"seconds": 0.0}
         cholesky = torch.linalg.cholesky_ex
 
         def timed(matrix: torch.Tensor, cholesky=cholesky, factorising=factorising) -> object:
             start = time.perf_counter()
-            found = cholesky(matrix)
+            factor = cholesky(matrix)
             factorising["seconds"] += time.perf_counter() - start
-            return found
+            return factor
 
         torch.linalg.cholesky_ex = timed
         row = [name, number(floor, 2)]
-        found = []
+        seconds = []
         for _ in range(3):
             factorising["seconds"] = 0.0
             start = time.perf_counter()
             fusion = WassersteinFusion(random_state=0, cost="weight", correction="regression", probe=Probe(n_samples=SAMPLES))
-            fusion.fit(given)
-            found.append(time.perf_counter() - start - factorising["seconds"] - plain)
-        row += [number(min(found), 2), number(min(found) / floor, 1)]
+            fusion.fit(inputs)
+            seconds.append(time.perf_counter() - start - factorising["seconds"] - plain)
+        row += [number(min(seconds), 2), number(min(seconds) / floor, 1)]
         torch.linalg.cholesky_ex = cholesky
         cells.append([*row, number(factorising["seconds"], 2)])
     show(f"Regression on {SAMPLES} rows", ["pair of", "forward s", "regression s", "forwards", "factorising s"], cells)

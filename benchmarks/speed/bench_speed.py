@@ -34,7 +34,8 @@ from sklearn_wbfuse.alignment import Aligner, Alignment
 from sklearn_wbfuse.alignment.features import extract_features
 from sklearn_wbfuse.datasets import MLP, VGG11, ResNet20
 from sklearn_wbfuse.discovery import discover_all, floating_state
-from sklearn_wbfuse.fusion import Roles, making
+from sklearn_wbfuse.fusion import Roles
+from sklearn_wbfuse.fusion.parent_factory import architectures_of
 
 RUNS = 3
 ENOUGH = 20.0
@@ -53,12 +54,12 @@ class Timed(Aligner):
         self.compares_activations = aligner.compares_activations
         self.sizes = aligner.sizes  # type: ignore[method-assign]
 
-    def align(self, *given: Any) -> Alignment:
+    def align(self, *arguments: Any) -> Alignment:
         """As the aligner."""
         start = time.perf_counter()
-        found = self.aligner.align(*given)
+        alignment = self.aligner.align(*arguments)
         self.seconds = time.perf_counter() - start
-        return found
+        return alignment
 
 
 class TimedFusion(WassersteinFusion):
@@ -66,9 +67,9 @@ class TimedFusion(WassersteinFusion):
 
     def roles(self) -> Roles:
         """As the fusion's, timed."""
-        own = super().roles()
-        self.timed_ = Timed(own.aligner)
-        return dataclasses.replace(own, aligner=self.timed_)
+        roles = super().roles()
+        self.timed_ = Timed(roles.aligner)
+        return dataclasses.replace(roles, aligner=self.timed_)
 
 
 def cases(everything: bool) -> list[Case]:
@@ -98,9 +99,9 @@ def parents(case: Case) -> tuple[list[nn.Module], torch.Tensor]:
 
 def arrays(data: FusionInput) -> tuple[list, list]:
     """Features of the parents, as the floor and the rival get them."""
-    specs = [a.spec for a in making.discovered(data.models, data)]
+    specs = [a.spec for a in architectures_of(data.models, data)]
     both = [extract_features(g, floating_state(m), 1.0) for g, m in zip(specs, data.models, strict=True)]
-    return both[0][0], [own for _, own in both]
+    return both[0][0], [arrays for _, arrays in both]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -113,7 +114,7 @@ def timed(case: Case) -> dict[str, float]:
     models, example = parents(case)
     data = FusionInput(models, example)
     discover_all(models, example)
-    features, own = arrays(data)
+    features, source_arrays = arrays(data)
     runs: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -123,9 +124,9 @@ def timed(case: Case) -> dict[str, float]:
     for run in range(RUNS):
         if time.perf_counter() - begin > ENOUGH:
             break
-        note("floor", seconds(lambda: floor(features, own)))
+        note("floor", seconds(lambda: floor(features, source_arrays)))
         if run == 0 and case["net"] == "mlp" and int(case["width"]) <= RIVAL_TO:  # type: ignore[call-overload]
-            note("rival", seconds(lambda: baseline(features, own)))
+            note("rival", seconds(lambda: baseline(features, source_arrays)))
         note("discovery", seconds(lambda: discover_all(models, example)))
         for schedule in ("layerwise", "joint"):
             fusion = TimedFusion(schedule=schedule)
@@ -140,13 +141,13 @@ def memory(case: Case, what: str) -> dict[str, float]:
     """Growth of the resident set in one call, in MiB."""
     models, example = parents(case)
     data = FusionInput(models, example)
-    features, own = arrays(data)
+    features, source_arrays = arrays(data)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     if what == "fit":
         WassersteinFusion(correction=None).fit(data)
     else:
-        {"floor": floor, "rival": baseline}[what](features, own)
+        {"floor": floor, "rival": baseline}[what](features, source_arrays)
     return {what: (_resident("VmHWM") - before) / 1024}
 
 
@@ -166,14 +167,14 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="wider layers, more models, deeper networks")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--task", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if given.case:
-        print(json.dumps(timed(given.case) if given.task == "time" else memory(given.case, given.task)))
+    if arguments.case:
+        print(json.dumps(timed(arguments.case) if arguments.task == "time" else memory(arguments.case, arguments.task)))
         return
     names = ["floor", "rival", "discovery", "layerwise", "joint", "layerwise fit", "joint fit"]
     times, peaks = [], []
-    for case in cases(given.all):
+    for case in cases(arguments.all):
         label = f"{case['net']} {case['width']}" + (f" x {case['depth']}" if "depth" in case else "")
         label += f", {case['models']} models"
         t = in_a_process(case, "time")

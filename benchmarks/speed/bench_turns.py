@@ -45,8 +45,8 @@ def fit(name: str, seeds: Sequence[int] = (0, 1), *, warm: bool = False, **optio
         options.setdefault("cost", "weight")
         options.setdefault("correction", None)
         if warm:
-            given = [discovered(models, example) for _ in range(REPEATS)]  # each is used once: results are kept in it
-            return lambda: WassersteinFusion(**options).fit(given.pop())
+            inputs = [discovered(models, example) for _ in range(REPEATS)]  # each is used once: results are kept in it
+            return lambda: WassersteinFusion(**options).fit(inputs.pop())
         return lambda: WassersteinFusion(example_inputs=(example,), **options).fit(models)
 
     return case
@@ -57,10 +57,10 @@ def corrected(name: str, n: int = 1000, **options: object) -> Callable[[], Work]
 
     def case() -> Work:
         models, X = [base_model(name, seed) for seed in (0, 1)], torch.randn(n, *INPUTS[name[:4]])
-        given = [FusionInput(models, X) for _ in range(REPEATS)]
-        for g in given:
+        inputs = [FusionInput(models, X) for _ in range(REPEATS)]
+        for g in inputs:
             WassersteinFusion(correction=None, cost="weight").fit(g)
-        return lambda: WassersteinFusion(random_state=0, **options).fit(given.pop())
+        return lambda: WassersteinFusion(random_state=0, **options).fit(inputs.pop())
 
     return case
 
@@ -108,11 +108,11 @@ def measured(name: str) -> dict[str, float]:
     peak = 0.0
     while not taken or (len(taken) < REPEATS and sum(taken) < ENOUGH):
         start = time.process_time()
-        found = work()
+        result = work()
         taken.append(time.process_time() - start)
         peak = peak or (resident("VmHWM") - before) / 1024
     told = {
-        key: float(getattr(found, name)) for key, name in (("energy", "energy_"), ("sweeps", "n_iter_")) if hasattr(found, name)
+        key: float(getattr(result, name)) for key, name in (("energy", "energy_"), ("sweeps", "n_iter_")) if hasattr(result, name)
     }
     return {"seconds": min(taken), "MiB": peak, **told}
 
@@ -129,16 +129,16 @@ def span(values: Sequence[float], digits: int = 3) -> str:
 
 
 def compare(names: Sequence[str], folders: dict[str, Path], rounds: int) -> None:
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
         for name in names:
             for which, folder in folders.items():
-                found.setdefault((name, which), []).append(in_a_process(name, folder))
+                results.setdefault((name, which), []).append(in_a_process(name, folder))
     rows = []
-    for (name, which), all_rounds in found.items():
+    for (name, which), all_rounds in results.items():
         last = all_rounds[-1]
         seconds, peaks = ([r[key] for r in all_rounds] for key in ("seconds", "MiB"))
-        ratio = [r["seconds"] / f["seconds"] for r, f in zip(all_rounds, found[name, next(iter(folders))], strict=True)]
+        ratio = [r["seconds"] / f["seconds"] for r, f in zip(all_rounds, results[name, next(iter(folders))], strict=True)]
         told = [f"{last['energy']:.4f}" if "energy" in last else "", f"{last['sweeps']:.0f}" if "sweeps" in last else ""]
         rows.append([name, which, span(seconds), span(ratio, 2), span(peaks, 0), *told])
     show(
@@ -149,7 +149,7 @@ def compare(names: Sequence[str], folders: dict[str, Path], rounds: int) -> None
     ratios = []
     for label, (one, other) in RATIOS.items():
         for which in folders if {one, other} <= set(names) else ():
-            pairs = list(zip(found[one, which], found[other, which], strict=True))
+            pairs = list(zip(results[one, which], results[other, which], strict=True))
             ratios.append([label, which, *(span([a[key] / b[key] for a, b in pairs], 2) for key in ("seconds", "MiB"))])
     if ratios:
         show("ratios of works", ["", "code", "seconds", "peak"], ratios)
@@ -161,24 +161,24 @@ def main() -> None:
     parser.add_argument("--before", help="an earlier commit; this checkout alone without")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if given.case:
-        print(json.dumps(measured(given.case)))
+    if arguments.case:
+        print(json.dumps(measured(arguments.case)))
         return
-    unknown = set(given.cases) - set(CASES)
+    unknown = set(arguments.cases) - set(CASES)
     if unknown:
         parser.error(f"no such case: {'; '.join(sorted(unknown))}; there are {'; '.join(CASES)}")
     with tempfile.TemporaryDirectory() as temporary:
         folders = {"now": ROOT}
-        if given.before:
+        if arguments.before:
             earlier = Path(temporary) / "before"
-            subprocess.run(["git", "worktree", "add", "-q", "--detach", str(earlier), given.before], cwd=ROOT, check=True)
-            folders = {given.before[:8]: earlier, **folders}
+            subprocess.run(["git", "worktree", "add", "-q", "--detach", str(earlier), arguments.before], cwd=ROOT, check=True)
+            folders = {arguments.before[:8]: earlier, **folders}
         try:
-            compare(given.cases or list(CASES), folders, given.rounds)
+            compare(arguments.cases or list(CASES), folders, arguments.rounds)
         finally:
-            if given.before:
+            if arguments.before:
                 subprocess.run(["git", "worktree", "remove", "--force", str(earlier)], cwd=ROOT, check=True)
 
 

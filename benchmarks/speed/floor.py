@@ -25,9 +25,9 @@ def floor(features: Sequence, models: Sequence[Sequence[Tensor]]) -> list[np.nda
     """
     orders = []
     for group in dict.fromkeys(g for feature in features for g in feature.groups):
-        for i, own in enumerate(models):
+        for i, arrays in enumerate(models):
             similar: Tensor | float = 0.0
-            for feature, a, b in zip(features, models[0], own, strict=True):
+            for feature, a, b in zip(features, models[0], arrays, strict=True):
                 if feature.groups.count(group) == 1:
                     axis = feature.groups.index(group)
                     left, right = (t.movedim(axis, 0).reshape(t.shape[axis], -1) for t in (a, b))

@@ -1,11 +1,11 @@
-"""Command line: parse arguments, call the public API."""
+"""The command line ``wbfuse``: parses arguments and calls the public API."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from .parser import parser
+from .parser import make_parser
 
 __all__ = ["main"]
 
@@ -16,21 +16,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : list of str, optional
-        Arguments; those of the process by default.
+        Arguments; by default those of the process.
 
     Returns
     -------
     int
-        Exit code: 0; 1 if the demo's fused network does not beat the plain average; 2 for wrong input, with one line on stderr;
-        130 if interrupted.
+        Exit code: 0 for success; 1 if the demo's fused network does not beat the plain average; 2 for wrong input, with one
+        line on stderr; 130 if interrupted.
     """
-    given = sys.argv[1:] if argv is None else list(argv)
-    found = parser()
-    arguments = found.parse_args(given)
-    arguments.argv = given
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(words)
+    arguments.argv = words
     if arguments.command is None:
-        found.print_help()
+        parser.print_help()
         return 2
-    from .running import run  # local: it brings PyTorch
+    from .running import run  # local, since it imports PyTorch
 
     return run(arguments)

@@ -1,4 +1,4 @@
-"""The README.md beside a fused network: what it was made of and how to load it."""
+"""The model card, a README.md next to a fused network: its origin and how to load it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .. import __version__
 from ..fusion.agreement import agreement_text
 from ..persistence import CARD_HEAD
 from .checkpoints import Checkpoint
-from .text import notes
+from .messages import warning_texts
 
 __all__ = ["Result", "write_card"]
 
 
 @dataclass
 class Result:
-    """A fitted fusion, the rows of its table, what these are, and the text of both."""
+    """A fitted fusion, the rows of its table, the title of the table, and both as text."""
 
     fusion: Any
     table: list[dict[str, Any]]
@@ -34,16 +34,16 @@ class Result:
 def write_card(
     folder: Path, result: Result, checkpoints: Sequence[Checkpoint], label: str, widths: str, arguments: argparse.Namespace
 ) -> None:
-    """Write the model card into the folder of a saved fusion; `label` is its repr, `widths` its groups as text."""
+    """Write the model card to the folder of a saved fusion; `label` describes its parameters, `widths` its neuron groups."""
     fusion = result.fusion
     files = "\n".join(f"| {i} | `{c}` | `{c.sha256}` |" for i, c in enumerate(checkpoints))
     weights = fusion.weights if fusion.weights is not None else "equal"
     data = "" if arguments.data is None else f" Data: `{arguments.data}`."
-    said = "\n".join(f"- {note}" for note in notes(arguments.caught)) or "None."
+    notes = "\n".join(f"- {note}" for note in warning_texts(arguments.caught)) or "None."
     text = f"""{CARD_HEAD}
 
-`model.safetensors` holds one {type(fusion.fused_model_).__name__}, fused from {len(checkpoints)} by the Wasserstein barycenter of
-their neurons ([arXiv:2210.06671](https://arxiv.org/abs/2210.06671)). Made by
+`model.safetensors` contains one {type(fusion.fused_model_).__name__}, fused from {len(checkpoints)} by the Wasserstein
+barycenter of their neurons ([arXiv:2210.06671](https://arxiv.org/abs/2210.06671)). Created by
 
 ```console
 $ {shlex.join(["wbfuse", *arguments.argv])}
@@ -55,10 +55,10 @@ $ {shlex.join(["wbfuse", *arguments.argv])}
 {_snippet(folder, arguments)}
 ```
 
-Paths count from the folder in which it was made, `{Path.cwd()}`.
-`fusion.transform([model])` carries other networks into its neuron order.
-`safetensors.torch.load_model(network, "model.safetensors")` fills a network of these widths without sklearn_wbfuse, strictly;
-tied tensors are in the file once.
+Paths are relative to the folder in which the command was run, `{Path.cwd()}`.
+`fusion.transform([model])` maps other networks to the neuron order of the fused one.
+Without sklearn_wbfuse, `safetensors.torch.load_model(network, "model.safetensors")` loads the file strictly into a network of
+these widths; the file contains tied tensors once.
 
 ## Parents
 
@@ -89,42 +89,43 @@ weights of the parents: {weights}.
 
 ## Notes
 
-{said}
+{notes}
 
 Versions: sklearn_wbfuse {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}.
 """
-    (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")  # names of files may be no text
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")  # file names may not be valid text
 
 
 def _snippet(folder: Path, arguments: argparse.Namespace) -> str:
+    """Return Python code that loads the fused network."""
     if arguments.model is None:
         template = f"torch.load({str(arguments.parents[0])!r}, weights_only=False)"
-        first = ["import torch", "from sklearn_wbfuse import load", f"template = {template}  # runs the code in it"]
+        imports = ["import torch", "from sklearn_wbfuse import load", f"template = {template}  # runs the code in the file"]
         call = "template"
     else:
-        where, _, name = arguments.model.rpartition(":")
-        if Path(where).suffix == ".py":
-            first, call = _IMPORT.format(file=where, folder=str(Path(where).parent)).splitlines(), f"code.{name}()"
+        source, _, name = arguments.model.rpartition(":")
+        if Path(source).suffix == ".py":
+            imports, call = _IMPORT.format(file=source, folder=str(Path(source).parent)).splitlines(), f"code.{name}()"
         else:
-            first, call = ["from sklearn_wbfuse import load", f"from {where} import {name}"], f"{name}()"
-    return "\n".join([*first, f"fusion = load({str(folder)!r}, model={call})", "network = fusion.fused_model_"])
+            imports, call = ["from sklearn_wbfuse import load", f"from {source} import {name}"], f"{name}()"
+    return "\n".join([*imports, f"fusion = load({str(folder)!r}, model={call})", "network = fusion.fused_model_"])
 
 
-# By its path, under a name of its own: a file may have any name, also one of the standard library.
+# Imported by its path under a fixed module name, since the file may be named like a module of the standard library.
 _IMPORT = """\
 import importlib.util
 import sys
 from sklearn_wbfuse import load
-sys.path.append({folder!r})  # for what the file imports itself
+sys.path.append({folder!r})  # for the imports of the file
 spec = importlib.util.spec_from_file_location("network_code", {file!r})
 code = sys.modules["network_code"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(code)"""
 
 
 def _table(table: Sequence[dict[str, Any]]) -> str:
-    """The printed table in Markdown."""
-    every = ("name", "score", "agreement", "parameters", "energy", "seconds", "note")
-    keys = [k for k in every if any(row.get(k) for row in table)]
+    """Format the printed table as Markdown, without empty columns."""
+    columns = ("name", "score", "agreement", "parameters", "energy", "seconds", "note")
+    keys = [k for k in columns if any(row.get(k) for row in table)]
     lines = [f"| {' | '.join(keys)} |", "|---" * len(keys) + "|"]
     for row in table:
         cells = ["" if row.get(k) is None else f"{row[k]:.4g}" if isinstance(row[k], float) else f"{row[k]}" for k in keys]

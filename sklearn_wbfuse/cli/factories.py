@@ -1,4 +1,4 @@
-"""From the names of factories to networks: the user's code, which may do anything."""
+"""Networks from the names of factories, which are the user's code and may do anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from torch import nn
 
@@ -20,45 +20,48 @@ __all__ = ["build"]
 
 
 def build(name: str) -> nn.Module:
-    """The network that ``module:name`` or ``file.py:name`` makes, in eval mode.
+    """Build the network of the factory ``module:name`` or ``file.py:name``, in eval mode.
 
     Raises
     ------
     FusionError
-        Saying which part of the name is wrong, or what the factory raised.
+        If a part of the name is wrong, or the factory raises an error.
     """
-    where, _, attribute = name.rpartition(":")
-    if not where or not attribute:
+    source, _, attribute = name.rpartition(":")
+    if not source or not attribute:
         raise FusionError(f"--model must be package.module:Net or path/to/file.py:Net. Got {name!r}.")
-    module = _imported(where)
+    module = _import(source)
     if not hasattr(module, attribute):
-        raise FusionError(f"--model {name}: {where} has no {attribute!r}.{_meant(attribute, module)}")
+        raise FusionError(f"--model {name}: {source} has no {attribute!r}.{_hint(attribute, module)}")
     factory = getattr(module, attribute)
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise FusionError(f"--model {name} is a {type(factory).__name__}; name a class or a function that makes a network.")
+        raise FusionError(
+            f"--model must name a class or a function that builds a network. Got {name}, a {type(factory).__name__}."
+        )
     try:
-        with _as_script(where):
+        with _as_script(source):
             network = factory()
     except (Exception, SystemExit) as error:  # the user's code
         raise FusionError(
-            f"--model {name}, called without arguments, raised {type(error).__name__}: {error}. Name a function that takes none."
+            f"--model {name}, called without arguments, raised {type(error).__name__}: {error}. Name a function that needs none."
         ) from error
     if not isinstance(network, nn.Module):
-        raise FusionError(f"--model {name} made a {type(network).__name__}; it must make a torch.nn.Module.")
+        raise FusionError(f"--model {name} must build a torch.nn.Module. Got {type(network).__name__}.")
     return plain_copy(network, plain=False)
 
 
-def _meant(attribute: str, module: Any) -> str:
-    """Which network or function of a module was perhaps meant, those that it makes itself first; else its networks."""
-    found = {n: v for n, v in vars(module).items() if callable(v) and not n.startswith("_")}
-    own = [n for n, v in found.items() if getattr(v, "__module__", None) == module.__name__]
-    networks = [n for n in own if isinstance(found[n], type) and issubclass(found[n], nn.Module)]
-    hint = did_you_mean(attribute, own) or did_you_mean(attribute, found)
+def _hint(attribute: str, module: ModuleType) -> str:
+    """Return a hint at a similar name in a module, preferably one that the module defines; otherwise its networks."""
+    factories = {n: v for n, v in vars(module).items() if callable(v) and not n.startswith("_")}
+    defined = [n for n, v in factories.items() if getattr(v, "__module__", None) == module.__name__]
+    networks = [n for n in defined if isinstance(factories[n], type) and issubclass(factories[n], nn.Module)]
+    hint = did_you_mean(attribute, defined) or did_you_mean(attribute, factories)
     return hint or (f" Its networks: {', '.join(networks[:10])}." if networks else "")
 
 
-def _imported(where: str) -> Any:
-    path = Path(where)
+def _import(source: str) -> ModuleType:
+    """Import a module by its name or by the path of its file."""
+    path = Path(source)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
         hint = did_you_mean(path.name, [p.name for p in path.absolute().parent.glob("*.py")])
@@ -67,33 +70,33 @@ def _imported(where: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        with _as_script(where):
-            return _of_file(path) if is_file else importlib.import_module(where)
+        with _as_script(source):
+            return _import_file(path) if is_file else importlib.import_module(source)
     except SystemExit as error:
         raise FusionError(
-            f"--model: importing {where} ended in sys.exit({error.code!r}); put what it runs as a program under "
+            f"--model: importing {source} ended in sys.exit({error.code!r}). Move the code that it runs as a program under "
             'if __name__ == "__main__":.'
         ) from error
     except Exception as error:  # the user's code
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{where}.".startswith(f"{error.name}."):
-            raise FusionError(f"--model names the module {where!r}, which is neither installed nor in {os.getcwd()}.") from error
-        raise FusionError(f"--model: importing {where} raised {type(error).__name__}: {error}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
+            raise FusionError(f"--model names the module {source!r}, which is neither installed nor in {os.getcwd()}.") from error
+        raise FusionError(f"--model: importing {source} raised {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
-def _as_script(where: str) -> Iterator[None]:
-    """Without the arguments of wbfuse, which a training script would take for its own."""
-    arguments, sys.argv = sys.argv, [where]
+def _as_script(source: str) -> Iterator[None]:
+    """Hide the arguments of wbfuse, which a training script would parse as its own."""
+    arguments, sys.argv = sys.argv, [source]
     try:
         yield
     finally:
         sys.argv = arguments
 
 
-def _of_file(path: Path) -> Any:
+def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look it up there
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""The folder of a result, tested before anything is computed."""
+"""A check of the output folder before any computation."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ NETWORK, _, DESCRIPTION = FILES
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise a FusionError unless a result can be written to a folder, over nothing that is not meant to be lost."""
+    """Raise a FusionError unless a result can be written to a folder without losing anything but an earlier result."""
     try:
         check_writable(folder)
         _check_content(folder, overwrite)
-        _probe(folder)
+        _try_to_write(folder)
     except (OSError, ValueError) as error:
         if isinstance(error, FusionError):
             raise
-        why = error.strerror if isinstance(error, OSError) else error
-        raise FusionError(f"--output {str(folder)!r} can't be written: {why}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FusionError(f"--output {str(folder)!r} cannot be written: {reason}. Give another folder.") from error
 
 
 def _check_content(folder: Path, overwrite: bool) -> None:
     if (folder / DESCRIPTION).exists():
         if not overwrite:
-            raise FusionError(f"{folder} holds an earlier result; add --overwrite to write over it, or give another folder.")
+            raise FusionError(f"{folder} contains an earlier result. Add --overwrite to replace it, or give another folder.")
     elif (folder / NETWORK).exists():
-        raise FusionError(f"{folder} holds a {NETWORK} but no {DESCRIPTION}, so no result of wbfuse; give another folder.")
+        raise FusionError(
+            f"{folder} contains a {NETWORK} but no {DESCRIPTION}, so it is not a result of wbfuse. Give another folder."
+        )
     card = folder / "README.md"
     if card.exists() and not card.read_bytes().startswith(CARD_HEAD.encode()):
-        raise FusionError(f"{card} was not written by wbfuse and would be lost; move it away or give another folder.")
+        raise FusionError(f"{card} was not written by wbfuse and would be lost. Move it or give another folder.")
 
 
-def _probe(folder: Path) -> None:
-    """Make and remove a folder where the result is to be."""
+def _try_to_write(folder: Path) -> None:
+    """Create and remove a temporary folder in the output folder, or in its closest parent that exists."""
     if "\0" in str(folder):
-        raise ValueError("its name has a NUL")
-    for place in (folder.absolute(), *folder.absolute().parents):
-        if place.exists():
+        raise ValueError("its name contains a NUL character")
+    for existing in (folder.absolute(), *folder.absolute().parents):
+        if existing.exists():
             break
-        if place.is_symlink():
-            raise ValueError(f"{place} is a link to nothing")
-    os.rmdir(tempfile.mkdtemp(prefix=".saving-", dir=place))
+        if existing.is_symlink():
+            raise ValueError(f"{existing} is a broken symbolic link")
+    os.rmdir(tempfile.mkdtemp(prefix=".saving-", dir=existing))

@@ -1,4 +1,4 @@
-"""A saved fusion in a few lines: widths, and what happened to the neurons of each parent."""
+"""The description of a saved fusion, and its summary: widths, and how the neurons of each parent were coupled."""
 
 from __future__ import annotations
 
@@ -13,66 +13,70 @@ from sklearn.utils._pprint import _changed_params
 from ..base import aligned
 from ..exceptions import FusionError
 from ..network.couplings import Coupling, Permutation
-from ..persistence import decoded, read_folder
+from ..persistence import decode, read_folder
 
-__all__ = ["described", "summary"]
+__all__ = ["group_summary", "read_description"]
 
-_SHOWN = 4  # parents that have a column
+_SHOWN = 4  # parents with a column
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """What the description says of the innermost fusion: `fusion` is its repr, `parents` hold couplings, `values` are counted.
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the description of a save and, within a saved meta-estimator, of its fusion.
+
+    Additional entries are `fusion`, the class and parameters of the fusion as text, and `values`, the number of saved values;
+    `parents` and `agreement` are decoded.
 
     Raises
     ------
     FusionError
-        The save is of something else than a fusion.
+        If the saved estimator contains no fusion.
     """
     content, state, tensors = read_folder(folder)
     body = content
     while "graphs" not in body.get("fitted", {}):
         inner = [v["$estimator"] for v in body.get("fitted", {}).values() if isinstance(v, dict) and "$estimator" in v]
         if not inner:
-            raise FusionError(f"{folder} holds a {content['estimator']}, not a fusion; read it by sklearn_wbfuse.load.")
+            raise FusionError(f"{folder} must contain a fusion. Got a {content['estimator']}. Read it with sklearn_wbfuse.load.")
         body = inner[0]
     fitted, options = body["fitted"], {key: body[key] for key in ("estimator", "parameters")}
     return {
         **content,
         **fitted,
-        "fusion": _label(decoded({"$estimator": options}, tensors)),
-        "parents": decoded(fitted["parents"], tensors),
-        "agreement": decoded(fitted.get("agreement"), tensors),
+        "fusion": _label(decode({"$estimator": options}, tensors)),
+        "parents": decode(fitted["parents"], tensors),
+        "agreement": decode(fitted.get("agreement"), tensors),
         "values": sum(t.numel() for t in state.values()),
     }
 
 
 def _label(estimator: Any) -> str:
-    """An estimator with the parameters that are not at their defaults, long ones cut."""
+    """Format an estimator with the parameters that differ from their defaults, and shorten long values."""
     short = reprlib.Repr()
     short.maxother = short.maxstring = 30
     shown = [f"{k}={' '.join(short.repr(v).split())}" for k, v in _changed_params(estimator).items()]
     return f"{type(estimator).__name__}({', '.join(shown)})"
 
 
-def summary(content: Mapping[str, Any]) -> str:
-    """The groups, from `described`, as a table: widths, and per parent how its neurons were coupled."""
-    sizes = {name: row["size"] for name, row in content["graphs"][0].items()}
-    shown = content["parents"][:_SHOWN]
+def group_summary(description: Mapping[str, Any]) -> str:
+    """Format the neuron groups of a description as a table: widths, and how the neurons of each parent were coupled."""
+    sizes = {name: row["size"] for name, row in description["graphs"][0].items()}
+    shown = description["parents"][:_SHOWN]
     rows = [("group", "width", *(f"parent {i}" for i in range(len(shown))))]
     for name, size in sizes.items():
         rows.append((name, f"{size}", *(_cell(parent, name) for parent in shown)))
-    text = f"Neuron groups, and what became of each parent's neurons:\n\n{aligned(rows)}"
-    more = len(content["parents"]) - len(shown)
-    return text + (f"\n... and {more} more parents" if more else "")
+    text = f"Neuron groups, and how the neurons of each parent were coupled:\n\n{aligned(rows)}"
+    omitted = len(description["parents"]) - len(shown)
+    return text + (f"\n... and {omitted} more parents" if omitted else "")
 
 
 def _cell(parent: Mapping[str, Any], name: str) -> str:
+    """Describe the coupling of one group of a parent: its width, and the neurons that moved or changed their sign."""
     coupling: Coupling = parent["couplings"][name]
     rows, columns = coupling.shape
     if not isinstance(coupling, Permutation):
         moved = f", {1 - np.trace(coupling.mass):.0%} of the mass moved" if rows == columns else ""
         return f"{columns} by a plan{moved}"
-    moved_units = int(np.sum(coupling.index != np.arange(rows)))
-    flipped = int(np.sum(coupling.sign < 0))
-    words = [f"{moved_units} moved" if moved_units else "in place", *([f"{flipped} with signs"] if flipped else [])]
+    n_moved = int(np.sum(coupling.index != np.arange(rows)))
+    n_negated = int(np.sum(coupling.sign < 0))
+    words = [f"{n_moved} moved" if n_moved else "in place", *([f"{n_negated} negated"] if n_negated else [])]
     return f"{columns}, {', '.join(words)}"

@@ -1,4 +1,4 @@
-"""Reference networks: a perceptron of any widths, MLPNet, VGG11, ResNet20 and recurrent classifiers of sequences and of text."""
+"""Reference networks: perceptrons, VGG11, ResNet20, and recurrent classifiers of sequences and of text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MLP(nn.Module):
     Parameters
     ----------
     widths : sequence of int
-        From the number of inputs to that of outputs.
+        The widths of all layers, from the inputs to the outputs.
     bias : bool
 
     Examples
@@ -32,7 +32,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (n, widths[-1]); inputs of any shape are flattened."""
+        """Return logits of shape (n, widths[-1]); inputs of any shape are flattened."""
         x = x.flatten(1)
         for i, layer in enumerate(self.layers):
             x = layer(F.relu(x) if i else x)
@@ -60,7 +60,7 @@ class RecurrentNet(nn.Module):
     Parameters
     ----------
     cell : {"rnn", "lstm", "gru"}
-        "rnn" is the tanh network.
+        "rnn" is the Elman network with tanh.
     inputs, hidden, classes : int
 
     Examples
@@ -76,7 +76,7 @@ class RecurrentNet(nn.Module):
         self.fc = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (n, classes) of sequences (n, steps, inputs), or of images (n, 1, rows, columns) read row by row."""
+        """Return logits (n, classes) of sequences (n, steps, inputs), or of images (n, 1, rows, columns), read row by row."""
         states, _ = self.rnn(x.squeeze(1) if x.dim() == 4 else x)
         return self.fc(states[:, -1])
 
@@ -89,9 +89,9 @@ class TextNet(nn.Module):
     Parameters
     ----------
     cell : {"rnn", "lstm", "gru"}
-        "rnn" is the tanh network.
+        "rnn" is the Elman network with tanh.
     embedding : Tensor of shape (vocabulary, dim)
-        Copied.
+        Values of the embedding, which are copied.
     hidden, classes : int
 
     Examples
@@ -108,18 +108,18 @@ class TextNet(nn.Module):
         self.fc = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (n, classes) of tokens (n, steps)."""
+        """Return logits of shape (n, classes) for tokens of shape (n, steps)."""
         states, _ = self.rnn(self.embed(x))
         return self.fc(states[:, -1])
 
 
 class VGG11(nn.Sequential):
-    """VGG11 without batch norm for images of 32 x 32, with one linear layer at its end.
+    """VGG11 without batch norm for images of 32 x 32 pixels, with a single linear layer at the end.
 
     Parameters
     ----------
     width : float
-        Factor of all channels; 1 is 64 to 512.
+        Factor for the numbers of channels, which are 64 to 512 for the factor 1.
     """
 
     def __init__(self, width: float = 1.0):
@@ -135,12 +135,14 @@ class VGG11(nn.Sequential):
 
 
 class ResNet20(nn.Module):
-    """ResNet20 for images of 32 x 32: nine residual blocks of 16, 32 and 64 channels, projections where the shape changes.
+    """ResNet20 for images of 32 x 32 pixels: nine residual blocks of 16, 32 and 64 channels.
+
+    Shortcuts are projections where the shape changes.
 
     Parameters
     ----------
     width : int
-        Factor of all channels.
+        Factor for the numbers of channels.
     """
 
     def __init__(self, width: int = 1):
@@ -158,13 +160,13 @@ class ResNet20(nn.Module):
         self.fc = nn.Linear(inputs, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (n, 10) for images of shape (n, 3, 32, 32)."""
+        """Return logits of shape (n, 10) for images of shape (n, 3, 32, 32)."""
         x = self.blocks(F.relu(self.b(self.c(x))))
         return self.fc(x.mean(dim=(2, 3)))
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a shortcut `sc`."""
+    """Two convolutions and a shortcut `sc` around them."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()

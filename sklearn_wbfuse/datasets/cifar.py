@@ -1,4 +1,4 @@
-"""CIFAR-10, 50,000 training and 10,000 test images of ten classes."""
+"""CIFAR-10: 50,000 training and 10,000 test images of ten classes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from .files import downloaded, local_file
+from .files import download, local_file
 
 __all__ = ["load_cifar10"]
 
-# The binary version: unlike the one for Python, reading it executes no pickle.
+# The binary version, since the version for Python is a pickle, which can run code.
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 
 _MEAN = (0.4914, 0.4822, 0.4465)
-_DEVIATION = (0.247, 0.243, 0.261)
+_STD = (0.247, 0.243, 0.261)
 
 
 def load_cifar10() -> Bunch:
-    """CIFAR-10, x/255 normalised by the mean (.4914, .4822, .4465) and deviation (.247, .243, .261) of each channel.
+    """Load CIFAR-10 as x/255, normalised by the mean and the standard deviation of each channel.
 
-    Read from ``$WBFUSE_DATA`` if that variable is set: ``cifar10.npz``, uint8 images of shape (n, 32, 32, 3), or
-    ``cifar10_jpeg.npz``, the same as JPEG (needs Pillow). Else the data set's own archive is downloaded once into the cache,
-    170 MB in ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.
+    The means are (.4914, .4822, .4465), the standard deviations (.247, .243, .261). The images are read from ``$WBFUSE_DATA`` if
+    that variable is set: from ``cifar10.npz``, uint8 images of shape (n, 32, 32, 3), or from ``cifar10_jpeg.npz``, the same as
+    JPEG (needs Pillow). Otherwise the original archive of 170 MB is downloaded once to the cache, ``~/.cache/sklearn_wbfuse`` or
+    ``$XDG_CACHE_HOME/sklearn_wbfuse``.
 
     Returns
     -------
@@ -40,7 +41,7 @@ def load_cifar10() -> Bunch:
     Raises
     ------
     DatasetError
-        If the file is missing and can't be downloaded.
+        If the file is missing and cannot be downloaded.
     ImportError
         If the images are JPEG and Pillow is not installed.
     """
@@ -48,7 +49,7 @@ def load_cifar10() -> Bunch:
     data = Bunch()
     for split in ("train", "test"):
         if path is None:
-            images, labels = _from_archive(downloaded(_URL, _SHA256), _MEMBERS[split])
+            images, labels = _from_archive(download(_URL, _SHA256), _MEMBERS[split])
         else:
             images, labels = _from_npz(path, split)
         data[f"X_{split}"] = _normalised(images)
@@ -57,25 +58,25 @@ def load_cifar10() -> Bunch:
 
 
 def _from_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 32, 32, 3) and labels of one split."""
+    """Return images (n, 32, 32, 3) and labels of one split."""
     with np.load(path) as arrays:
         if f"x_{split}" in arrays:
             return arrays[f"x_{split}"], arrays[f"y_{split}"]
-        return _decoded(arrays[f"jpeg_{split}"], arrays[f"offset_{split}"]), arrays[f"y_{split}"]
+        return _decode(arrays[f"jpeg_{split}"], arrays[f"offset_{split}"]), arrays[f"y_{split}"]
 
 
-def _decoded(stream: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Images from JPEG files that lie behind one another: file i is ``stream[offsets[i]:offsets[i + 1]]``."""
+def _decode(stream: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Decode concatenated JPEG files: file i is ``stream[offsets[i]:offsets[i + 1]]``."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("Decoding cifar10_jpeg.npz needs Pillow: pip install pillow") from error
+        raise ImportError("Decoding cifar10_jpeg.npz needs Pillow. Install it: pip install pillow") from error
     files = (io.BytesIO(stream[start:end].tobytes()) for start, end in pairwise(offsets))
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
 def _from_archive(path: Path, members: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels from rows of 1 + 3072 bytes: the label, then the three channels one after the other."""
+    """Read images and labels from rows of 1 + 3072 bytes: the label, followed by the three channels."""
     with tarfile.open(path) as archive:
         files = {Path(member.name).name: member for member in archive.getmembers()}
         parts = [archive.extractfile(files[name]) for name in members]
@@ -84,6 +85,6 @@ def _from_archive(path: Path, members: list[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def _normalised(images: np.ndarray) -> Tensor:
-    """From uint8 (n, 32, 32, 3) to float32 (n, 3, 32, 32)."""
+    """Convert uint8 images (n, 32, 32, 3) to normalised float32 images (n, 3, 32, 32)."""
     x = torch.as_tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), dtype=torch.float32).div_(255)
-    return x.sub_(torch.tensor(_MEAN).view(1, 3, 1, 1)).div_(torch.tensor(_DEVIATION).view(1, 3, 1, 1))
+    return x.sub_(torch.tensor(_MEAN).view(1, 3, 1, 1)).div_(torch.tensor(_STD).view(1, 3, 1, 1))

@@ -21,9 +21,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def load_digits(random_state: int = 0) -> Bunch:
-    """scikit-learn's 1797 images of digits, 8 x 8 pixels, as 1000 training, 297 validation and 500 test rows.
+    """Load scikit-learn's 1797 digits of 8 x 8 pixels, as 1000 training, 297 validation and 500 test rows.
 
-    Pixels have mean 0 and deviation 1 over the training rows as a whole. Every split has the same share of each class.
+    The pixels are standardised: over all pixels of the training rows, the mean is 0 and the standard deviation 1. The split is
+    stratified by class.
 
     Parameters
     ----------
@@ -45,10 +46,10 @@ def load_digits(random_state: int = 0) -> Bunch:
     X, y = sklearn.datasets.load_digits(return_X_y=True)
     X_train, X_rest, y_train, y_rest = train_test_split(X / 16, y, train_size=1000, stratify=y, random_state=random_state)
     X_val, X_test, y_val, y_test = train_test_split(X_rest, y_rest, test_size=500, stratify=y_rest, random_state=random_state)
-    mean, deviation = X_train.mean(), X_train.std()
+    mean, standard_deviation = X_train.mean(), X_train.std()
 
     def rows(x: np.ndarray) -> Tensor:
-        return torch.as_tensor((x - mean) / deviation, dtype=torch.float32)
+        return torch.as_tensor((x - mean) / standard_deviation, dtype=torch.float32)
 
     def labels(y: np.ndarray) -> Tensor:
         return torch.as_tensor(y, dtype=torch.int64)
@@ -73,10 +74,10 @@ def train_mlp(
     learning_rate: float = 1e-3,
     batch_size: int = 50,
 ) -> MLP:
-    """Train an `MLP` with Adam and the cross-entropy, on the CPU.
+    """Train an `MLP` with Adam and the cross-entropy loss on the CPU.
 
-    The seed decides the initialisation and the order of the rows. PyTorch's global random state is left as it was, and one
-    thread computes, so the result does not depend on how many there are.
+    The seed determines the initial values and the order of the rows. PyTorch's global random state is unchanged. Training uses
+    one thread, so the result does not depend on the number of threads.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def train_mlp(
     y : Tensor of shape (n,)
         Classes.
     widths : sequence of int
-        From the number of inputs to that of classes.
+        The widths of all layers, from the inputs to the classes.
     seed : int
     epochs, learning_rate, batch_size : int, float, int
 
@@ -100,7 +101,7 @@ def train_mlp(
     >>> bool((model(digits.X_test).argmax(1) == digits.y_test).float().mean() > 0.9)
     True
     """
-    return _trained(lambda: MLP(widths), X, y, seed, epochs, learning_rate, batch_size)
+    return _train(lambda: MLP(widths), X, y, seed, epochs, learning_rate, batch_size)
 
 
 def train_recurrent(
@@ -114,12 +115,12 @@ def train_recurrent(
     learning_rate: float = 3e-3,
     batch_size: int = 50,
 ) -> RecurrentNet:
-    """Train a `RecurrentNet` for ten classes as `train_mlp` does.
+    """Train a `RecurrentNet` for ten classes in the same way as `train_mlp`.
 
     Parameters
     ----------
     X : Tensor of shape (n, steps, inputs)
-        The digits as 8 steps of 8 values: ``digits.X_train.view(-1, 8, 8)``.
+        For the digits, 8 steps of 8 values: ``digits.X_train.view(-1, 8, 8)``.
     y : Tensor of shape (n,)
     cell : {"rnn", "lstm", "gru"}
     hidden : int
@@ -137,12 +138,13 @@ def train_recurrent(
     >>> train_recurrent(digits.X_train.view(-1, 8, 8), digits.y_train, "gru", 16, epochs=1).rnn
     GRU(8, 16, batch_first=True)
     """
-    return _trained(lambda: RecurrentNet(cell, X.shape[2], hidden), X, y, seed, epochs, learning_rate, batch_size)
+    return _train(lambda: RecurrentNet(cell, X.shape[2], hidden), X, y, seed, epochs, learning_rate, batch_size)
 
 
-def _trained(
+def _train(
     build: Callable[[], _Model], X: Tensor, y: Tensor, seed: int, epochs: int, learning_rate: float, batch_size: int
 ) -> _Model:
+    """Build and train a network on one thread, with the same random numbers for the same seed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

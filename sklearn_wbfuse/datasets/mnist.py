@@ -1,4 +1,4 @@
-"""MNIST, 60,000 training and 10,000 test images of handwritten digits."""
+"""MNIST: 60,000 training and 10,000 test images of handwritten digits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from .files import downloaded, local_file
+from .files import download, local_file
 
 __all__ = ["load_mnist"]
 
@@ -16,10 +16,10 @@ _SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 
 
 def load_mnist() -> Bunch:
-    """MNIST, normalised: (x/255 - 0.1307) / 0.3081.
+    """Load MNIST, normalised as (x/255 - 0.1307) / 0.3081.
 
-    Read from ``$WBFUSE_DATA/mnist.npz`` if that variable is set, else downloaded once into the cache, 11 MB in
-    ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.
+    The images are read from ``$WBFUSE_DATA/mnist.npz`` if that variable is set. Otherwise a file of 11 MB is downloaded once to
+    the cache, ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.
 
     Returns
     -------
@@ -29,9 +29,9 @@ def load_mnist() -> Bunch:
     Raises
     ------
     DatasetError
-        If the file is missing and can't be downloaded.
+        If the file is missing and cannot be downloaded.
     """
-    path = local_file("mnist.npz") or downloaded(_URL, _SHA256)
+    path = local_file("mnist.npz") or download(_URL, _SHA256)
     with np.load(path) as arrays:
         return Bunch(
             X_train=_normalised(arrays["x_train"]),
@@ -42,4 +42,5 @@ def load_mnist() -> Bunch:
 
 
 def _normalised(images: np.ndarray) -> Tensor:
+    """Convert uint8 images (n, 28, 28) to normalised float32 images (n, 1, 28, 28)."""
     return torch.as_tensor(images, dtype=torch.float32).div_(255).sub_(0.1307).div_(0.3081).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""SST-2 and AG News as rows of tokens, with one embedding table built from the training text."""
+"""SST-2 and AG News as rows of tokens, with an embedding table that is computed from the training text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from .files import DatasetError, downloaded, local_file
+from .files import DatasetError, download, local_file
 
 __all__ = ["embedding_of", "load_ag_news", "load_sst2"]
 
@@ -27,28 +27,29 @@ _SHA256 = "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699"
 _AG_NEWS = "ag_news_7600.csv"
 _ROWS = (5500, 500)  # training and validation; the rest is the test split
 
-_WINDOW = 5
-_LEAST = 2
+_WINDOW = 5  # distance of two words that count as a pair
+_MIN_COUNT = 2  # occurrences of a word in the vocabulary
 
 
 def load_sst2(dim: int = 100) -> Bunch:
-    """SST-2, sentences from film reviews, negative (0) or positive (1), cut to 56 words.
+    """Load SST-2, sentences from film reviews, negative (0) or positive (1), truncated to 56 words.
 
-    Read from ``sst2_train.tsv``, ``sst2_dev.tsv`` (validation) and ``sst2_test.tsv`` in ``$WBFUSE_DATA/text``: 6,920, 872 and
-    1,821 lines with a sentence, split into lower-case words by blanks, a tab and the label. These files are not downloaded.
+    The sentences are read from ``sst2_train.tsv``, ``sst2_dev.tsv`` (validation) and ``sst2_test.tsv`` in ``$WBFUSE_DATA/text``,
+    which have 6,920, 872 and 1,821 lines. Each line consists of a sentence of lower-case words, separated by spaces, a tab and
+    the label. These files are not downloaded.
 
     Parameters
     ----------
     dim : int
-        Length of the embedding's rows.
+        Dimension of the embedding.
 
     Returns
     -------
     Bunch
-        ``X_train``, ``X_valid``, ``X_test``: int64 tensors of shape (n, 56) of tokens, padded with 0 on the left, so that the
-        last state of a recurrent network is that of the last word; ``y_train``, ``y_valid``, ``y_test``: int64 tensors of shape
-        (n,); ``vocabulary``: the words by token: 0 is the padding, 1 stands for words that the training text has only once or
-        not at all; ``embedding``: float32 tensor of shape (len(vocabulary), dim), see Notes.
+        ``X_train``, ``X_valid``, ``X_test``: int64 tensors of tokens, of shape (n, 56), padded with 0 on the left, so that the
+        last state of a recurrent network follows the last word; ``y_train``, ``y_valid``, ``y_test``: int64 tensors of shape
+        (n,); ``vocabulary``: the words by token, where 0 is the padding and 1 any word that occurs less than twice in the
+        training text; ``embedding``: float32 tensor of shape (len(vocabulary), dim), see Notes.
 
     Raises
     ------
@@ -57,48 +58,48 @@ def load_sst2(dim: int = 100) -> Bunch:
 
     Notes
     -----
-    The embedding knows the training text alone, no labels: with C the counts of pairs of words at most five words apart,
-    ``max(0, log(C_ij C.. / (C_i. C_.j)))`` (PPMI) is cut to its `dim` largest singular values, U S V', and the rows of
-    ``U sqrt(S)`` are brought to the norm ``sqrt(dim)``. The padding's row is 0.
+    The embedding uses only the training text, without labels. Let C be the counts of pairs of words at most five words apart.
+    The matrix ``max(0, log(C_ij C.. / (C_i. C_.j)))`` (PPMI) is truncated to its `dim` largest singular values, U S V', and the
+    rows of ``U sqrt(S)`` are normalised to ``sqrt(dim)``. The row of the padding is 0.
     """
     splits = []
     for name in ("train", "dev", "test"):
         lines = _sst2_file(f"sst2_{name}.tsv").read_text(encoding="utf-8").splitlines()
         pairs = [line.rsplit("\t", 1) for line in lines if line.strip()]
         splits.append(([sentence.split() for sentence, _ in pairs], [int(label) for _, label in pairs]))
-    return _encoded(splits, 56, dim)
+    return _encode(splits, 56, dim)
 
 
 def load_ag_news(dim: int = 100) -> Bunch:
-    """AG News, titles and first sentences of news in four classes, cut to 60 words; 5,500 training and 1,600 test rows.
+    """Load AG News, titles and first sentences of news in four classes, truncated to 60 words.
 
-    They and 500 validation rows are a fixed random split of the data set's own test split. Words are runs of letters and digits
-    in lower case; each mark of punctuation is a word of its own.
+    The 5,500 training, 500 validation and 1,600 test rows are a fixed random split of the original test split. Words are
+    sequences of letters and digits in lower case; each punctuation mark is a separate word.
 
-    Read from ``$WBFUSE_DATA/text/ag_news_7600.csv`` if that variable is set, else downloaded once into the cache, 2 MB in
-    ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.
+    The text is read from ``$WBFUSE_DATA/text/ag_news_7600.csv`` if that variable is set. Otherwise a file of 2 MB is downloaded
+    once to the cache, ``~/.cache/sklearn_wbfuse`` or ``$XDG_CACHE_HOME/sklearn_wbfuse``.
 
     Parameters
     ----------
     dim : int
-        Length of the embedding's rows.
+        Dimension of the embedding.
 
     Returns
     -------
     Bunch
-        As of `load_sst2`, with rows of 60 tokens; classes are World, Sports, Business and Sci/Tech.
+        The same as for `load_sst2`, with rows of 60 tokens; the classes are World, Sports, Business and Sci/Tech.
 
     Raises
     ------
     DatasetError
-        If the file is missing and can't be downloaded.
+        If the file is missing and cannot be downloaded.
     """
-    path = local_file(f"text/{_AG_NEWS}") or downloaded(_URL, _SHA256, _AG_NEWS)
+    path = local_file(f"text/{_AG_NEWS}") or download(_URL, _SHA256, _AG_NEWS)
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(_words(f"{title} {text}"), int(label) - 1) for label, title, text in csv.reader(file)]
     order = np.random.RandomState(0).permutation(len(rows))
     parts = [[rows[i] for i in part] for part in np.split(order, np.cumsum(_ROWS))]
-    return _encoded([([words for words, _ in part], [label for _, label in part]) for part in parts], 60, dim)
+    return _encode([([words for words, _ in part], [label for _, label in part]) for part in parts], 60, dim)
 
 
 def _sst2_file(name: str) -> Path:
@@ -106,17 +107,16 @@ def _sst2_file(name: str) -> Path:
     path = Path(folder, "text", name)
     if not folder or not path.is_file():
         raise DatasetError(
-            "SST-2 is not downloaded: put sst2_train.tsv, sst2_dev.tsv and sst2_test.tsv, lines of sentence, tab and label, "
-            f"into a folder named text, and let WBFUSE_DATA name the folder above it. Missing: text/{name}, "
-            f"WBFUSE_DATA is {folder!r}."
+            f"WBFUSE_DATA must name a folder that contains text/{name}. Got {folder!r}. SST-2 is not downloaded: put "
+            "sst2_train.tsv, sst2_dev.tsv and sst2_test.tsv, with lines of sentence, tab and label, into the folder text in it."
         )
     return path
 
 
 def _words(text: str) -> list[str]:
-    r"""Lower-case words and marks of punctuation.
+    r"""Split a text into lower-case words and punctuation marks.
 
-    The file has lost the "&" of most entities, has blanks before them, and has backslashes for newlines.
+    In the file most entities lack their "&" and are preceded by a space, and newlines are backslashes.
 
     >>> _words("Shares of Dell &lt;DELL.O&gt; didn #39;t\\rise")
     ['shares', 'of', 'dell', '<', 'dell', '.', 'o', '>', 'didn', "'", 't', 'rise']
@@ -125,27 +125,27 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def _encoded(splits: Sequence[tuple[list[list[str]], list[int]]], steps: int, dim: int) -> Bunch:
-    """Training, validation and test sentences with their labels as a data set."""
+def _encode(splits: Sequence[tuple[list[list[str]], list[int]]], steps: int, dim: int) -> Bunch:
+    """Encode training, validation and test sentences as tokens; return these with their labels."""
     counts = Counter(word for sentence in splits[0][0] for word in sentence)
-    kept = sorted((word for word, count in counts.items() if count >= _LEAST), key=lambda word: (-counts[word], word))
-    vocabulary = ["<padding>", "<unknown>", *kept]
-    tokens = {word: token for token, word in enumerate(kept, 2)}
+    words = sorted((word for word, count in counts.items() if count >= _MIN_COUNT), key=lambda word: (-counts[word], word))
+    vocabulary = ["<padding>", "<unknown>", *words]
+    tokens = {word: token for token, word in enumerate(words, 2)}
     data = Bunch(vocabulary=vocabulary)
     for name, (sentences, labels) in zip(("train", "valid", "test"), splits, strict=True):
         rows = [np.array([tokens.get(word, 1) for word in sentence], np.int64) for sentence in sentences]
         if name == "train":
             data.embedding = embedding_of(rows, len(vocabulary), dim)
         padded = np.zeros((len(rows), steps), np.int64)
-        for out, row in zip(padded, rows, strict=True):
-            out[steps - len(row[:steps]) :] = row[:steps]
+        for padded_row, row in zip(padded, rows, strict=True):
+            padded_row[steps - len(row[:steps]) :] = row[:steps]
         data[f"X_{name}"] = torch.as_tensor(padded)
         data[f"y_{name}"] = torch.as_tensor(labels, dtype=torch.int64)
     return data
 
 
 def embedding_of(rows: Sequence[np.ndarray], size: int, dim: int) -> Tensor:
-    """Rows of the truncated SVD of the PPMI of words at most `_WINDOW` apart, shape (size, dim)."""
+    """Compute the embedding of shape (size, dim): the truncated SVD of the PPMI of words at most `_WINDOW` apart."""
     counts = sparse.csr_array((size, size))
     for gap in range(1, _WINDOW + 1):
         pairs = np.concatenate([np.stack([row[:-gap], row[gap:]]) for row in rows], axis=1)

@@ -125,7 +125,7 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:
-    """Return whether no operation changes its operands and none lacks a rule that it needs, so the graph need not be decomposed."""
+    """Return whether no operation changes its operands or lacks a needed rule, so that the graph need not be decomposed."""
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
     return all((rule_for(schema_name(n.target)) or _is_filled(n)) and not n.target._schema.is_mutable for n in nodes)
 

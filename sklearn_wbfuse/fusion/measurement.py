@@ -84,7 +84,7 @@ class AgreementMixin:
         return self._agreement
 
     def __getstate__(self) -> Any:
-        if "_verdict" in vars(self):
+        if "_agreement" in vars(self):
             self._measured()  # so that parents and rows are not copied
         return super().__getstate__()
 

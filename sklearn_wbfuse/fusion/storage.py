@@ -15,7 +15,7 @@ from ..discovery.masks import Mask, masked_spec
 from ..exceptions import FusionWarning
 from ..network.couplings import Couplings
 from ..network.spec import NetworkSpec
-from ..persistence import PersistenceMixin, example_outputs, group_table, resized_to, restored_network
+from ..persistence import PersistenceMixin, example_outputs, group_table, resized_architectures, restored_network
 from .agreement import Agreement
 from .configs import follow_widths
 
@@ -81,7 +81,7 @@ class StorageMixin(PersistenceMixin):
 
     def _restore(self, stored: Mapping[str, Any], model: nn.Module) -> None:
         parents, inputs = stored["parents"], stored["inputs"]
-        architectures = resized_to(model, inputs, stored["graphs"])
+        architectures = resized_architectures(model, inputs, stored["graphs"])
         self.fused_model_ = restored_network(model, architectures[0], stored["fused_model"], inputs, stored["outputs"])
         follow_widths(self.fused_model_, model, inputs)
         self._masks = {name: Mask(*fields) for name, fields in stored.get("masks", {}).items()}

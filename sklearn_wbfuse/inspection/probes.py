@@ -96,12 +96,12 @@ class ProbeDisplay:
 
     def plot(self, axes: Sequence[Any] | None = None) -> ProbeDisplay:
         """Draw images as pictures (averaged over channels unless there are three), tokens as numbers, and others as lines."""
-        strings = not np.issubdtype(self.samples.dtype, np.floating)
+        are_tokens = not np.issubdtype(self.samples.dtype, np.floating)
         n = len(self.samples)
         if axes is None:
-            axes = new_axes(5.2, 0.3 + 0.22 * n) if strings else new_axes(1.3 * n, 1.4, n)
+            axes = new_axes(5.2, 0.3 + 0.22 * n) if are_tokens else new_axes(1.3 * n, 1.4, n)
         self.axes_, self.figure_ = list(axes), axes[0].figure
-        if strings:
+        if are_tokens:
             lines = [" ".join(f"{t:5}" for t in row.reshape(-1)[:_SHOWN]) for row in self.samples]
             axes[0].text(0, 0.5, "\n".join(lines), family="monospace", fontsize="small", va="center")
             axes[0].set_axis_off()

@@ -1,22 +1,22 @@
-"""Fitted estimators on disk: safetensors and JSON, nothing that runs when it is read."""
+"""Fitted estimators on disk, as safetensors and JSON; reading them executes no code."""
 
-from .estimators import PersistenceMixin, decoded, load
+from .estimators import PersistenceMixin, decode, load
 from .files import CARD_HEAD, FILES, check_writable, read_folder, read_tensors
-from .networks import completed, example_outputs, fill, group_table, resized_to, restored_network
+from .networks import complete_ties, example_outputs, fill, group_table, resized_architectures, restored_network
 
 __all__ = [
     "CARD_HEAD",
     "FILES",
     "PersistenceMixin",
     "check_writable",
-    "completed",
-    "decoded",
+    "complete_ties",
+    "decode",
     "example_outputs",
     "fill",
     "group_table",
     "load",
     "read_folder",
     "read_tensors",
-    "resized_to",
+    "resized_architectures",
     "restored_network",
 ]

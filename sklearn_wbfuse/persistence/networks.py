@@ -1,4 +1,4 @@
-"""A network between memory and disk: its state dict, and its neuron groups found again on a template."""
+"""Saved networks: their state dicts, and their neuron groups, which are discovered again on a template."""
 
 from __future__ import annotations
 
@@ -22,98 +22,99 @@ from ..exceptions import (
     SelfCheckError,
 )
 from ..network.spec import NetworkSpec
+from ..network.types import Inputs, State
 
 __all__ = [
     "checked_template",
-    "completed",
+    "complete_ties",
     "example_outputs",
     "fill",
     "group_table",
-    "resized_to",
+    "resized_architectures",
     "restored_network",
     "stored_state",
 ]
 
-_SHOWN = 1000  # values of each output that are kept for comparison
+_COMPARED = 1000  # values of each output that are stored for comparison
 
 
 def stored_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict on the CPU with each tensor once, and for every further name of a tensor the first.
+    """Return the state dict on the CPU with each tensor once, and for each further name of a tensor its first name.
 
     Raises
     ------
     PersistenceError
-        If the state dict holds something that is no tensor.
+        If an entry of the state dict is not a tensor.
     """
-    first: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     state, ties = {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise PersistenceError(
-                f"The state dict of {type(model).__name__} holds {name!r}, a {type(tensor).__name__}, which safetensors can't "
-                "hold; leave out get_extra_state."
+                f"All entries of the state dict of {type(model).__name__} must be tensors. Got {name!r}, a "
+                f"{type(tensor).__name__}. Remove its method get_extra_state."
             )
-        if id(tensor) in first:
-            ties[name] = first[id(tensor)]
+        if id(tensor) in first_names:
+            ties[name] = first_names[id(tensor)]
             continue
-        first[id(tensor)] = name
+        first_names[id(tensor)] = name
         state[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return state, ties
 
 
-def completed(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict with all names of the tensors that a model has tied and that were stored once."""
-    same: dict[int, list[str]] = {}
+def complete_ties(state: State, model: nn.Module) -> dict[str, Tensor]:
+    """Add to a state dict the missing names of tensors that are tied in a model."""
+    tied_names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        same.setdefault(id(tensor), []).append(name)
+        tied_names.setdefault(id(tensor), []).append(name)
     full = dict(state)
-    for names in same.values():
-        held = next((n for n in names if n in state), None)
-        if held is not None:
-            full |= {n: state[held] for n in names if n not in state}
+    for names in tied_names.values():
+        stored_name = next((n for n in names if n in state), None)
+        if stored_name is not None:
+            full |= {n: state[stored_name] for n in names if n not in state}
     return full
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict into a network and take over its dtypes; tied tensors may be in it once.
+def fill(model: nn.Module, state: State) -> None:
+    """Load a state dict into a network, which takes its dtypes; the state dict may contain tied tensors only once.
 
     Raises
     ------
     ArchitectureMismatchError
-        Naming tensors or shapes that differ, or two tensors that are stored for one of the network.
+        If tensors or shapes differ, or different values are stored for tied tensors of the network.
     """
-    full = completed(state, model)
+    full = complete_ties(state, model)
     _check_tensors(model, full)
     floating = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(floating) == 1:
-        model.to(floating.pop())  # with buffers that are not in the state dict
+        model.to(floating.pop())  # including buffers that are not in the state dict
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(full[name].dtype)
     model.load_state_dict(full)
-    _check_held(model, full)
+    _check_loaded(model, full)
     recompute(model)
 
 
-def _check_held(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise unless a network holds all that was loaded: of two tensors for one memory it holds the later one."""
-    own = model.state_dict()
-    for name, tensor in own.items():
-        given = state[name].to(tensor.device)
-        if tensor.dtype == given.dtype and torch.equal(
-            *(t.nan_to_num() if t.is_floating_point() else t for t in (tensor, given))
+def _check_loaded(model: nn.Module, state: State) -> None:
+    """Check that a network contains all loaded values: of two tensors that share memory, only the later one remains."""
+    loaded = model.state_dict()
+    for name, tensor in loaded.items():
+        stored = state[name].to(tensor.device)
+        if tensor.dtype == stored.dtype and torch.equal(
+            *(t.nan_to_num() if t.is_floating_point() else t for t in (tensor, stored))
         ):
             continue
         memory = tensor.untyped_storage().data_ptr()
-        tied = next((n for n, t in own.items() if n != name and t.untyped_storage().data_ptr() == memory), None)
-        why = "" if tied is None else f", for it is one tensor with {tied!r} (tied), and two different ones are stored"
+        tied_name = next((n for n, t in loaded.items() if n != name and t.untyped_storage().data_ptr() == memory), None)
+        reason = "" if tied_name is None else f", because it is tied to {tied_name!r} and different values are stored for the two"
         raise ArchitectureMismatchError(
-            f"The {type(model).__name__} can't hold the stored {name!r}{why}. Give a network in which they are two parameters, "
-            "or store equal tensors."
+            f"The {type(model).__name__} cannot take the stored {name!r}{reason}. Give a network in which they are two "
+            "parameters, or store equal tensors."
         )
 
 
 def group_table(spec: NetworkSpec) -> dict[str, dict[str, Any]]:
-    """What tells the groups of one graph from those of another, by name: size, symmetries, blocks."""
+    """Return the properties of each neuron group that a template must share: size, symmetries and block group."""
     return {
         name: {"size": group.size, "scalable": group.scalable, "signable": group.signable, "within": group.block_group}
         for name, group in spec.groups.items()
@@ -121,142 +122,153 @@ def group_table(spec: NetworkSpec) -> dict[str, dict[str, Any]]:
 
 
 def checked_template(model: Any) -> nn.Module:
-    """The template, unwrapped.
+    """Return the template without wrappers.
 
     Raises
     ------
     InvalidModelError
-        If it is missing or no module.
+        If it is missing or not a module.
     """
     if isinstance(model, type) and issubclass(model, nn.Module):
-        raise InvalidModelError(f"The template must be a network. Got the class; give an instance, model={model.__name__}(...).")
-    if not isinstance(model, nn.Module):
-        got = "none" if model is None else type(model).__name__
         raise InvalidModelError(
-            f"load needs a template, a torch.nn.Module of the saved architecture in any widths. Got {got}; "
-            "call load(folder, model=Net(...))."
+            f"The template must be a network. Got the class {model.__name__}. Give an instance, model={model.__name__}(...)."
+        )
+    if not isinstance(model, nn.Module):
+        raise InvalidModelError(
+            "load needs a template, a torch.nn.Module of the saved architecture of any widths. Got "
+            f"{'none' if model is None else type(model).__name__}. Call load(folder, model=Net(...))."
         )
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-        raise InvalidModelError("The template is on the meta device, without values; build it on the CPU.")
+        raise InvalidModelError("The template must have values. Got a network on the meta device. Build it on the CPU.")
     try:
         return validate_models([model])[0]
     except FusionError as error:
-        raise type(error)(f"The template can't be used: {error}") from error
+        raise type(error)(f"The template cannot be used: {error}") from error
 
 
-def resized_to(model: nn.Module, inputs: Sequence[Any], tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Architecture]:
-    """The architecture of a template in the widths of each of some tables, from `group_table`.
+def resized_architectures(
+    model: nn.Module, inputs: Inputs, tables: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> list[Architecture]:
+    """Return the architecture of a template, resized to the widths of each table of `group_table`.
 
     Raises
     ------
     ArchitectureMismatchError
-        If the template does not take the inputs, or its groups are others.
+        If the template does not accept the inputs, or has other neuron groups.
     """
     kind = type(model).__name__
     try:
-        own = Architecture.of(model, tuple(inputs), warn=False)
+        architecture = Architecture.of(model, tuple(inputs), warn=False)
     except (DiscoveryError, SelfCheckError) as error:
         raise ArchitectureMismatchError(
-            f"The template, a {kind}, is no network of the saved architecture: with the stored example inputs its groups can't "
-            f"be found. {error} (A network with declared states needs a template of the saved widths.)"
+            f"The template must have the saved architecture. Got a {kind}, whose neuron groups cannot be discovered with the "
+            f"stored example inputs: {error} (A network with declared states needs a template of the saved widths.)"
         ) from error
-    _check_groups(own.spec, tables[0], kind)
-    return [_with_table(own, table) for table in tables]
+    _check_groups(architecture.spec, tables[0], kind)
+    return [_with_table(architecture, table) for table in tables]
 
 
 def _check_groups(spec: NetworkSpec, table: Mapping[str, Mapping[str, Any]], kind: str) -> None:
-    only = [n for n in table if n not in spec.groups], [n for n in spec.groups if n not in table]
-    if any(only):
+    only_saved, only_template = [n for n in table if n not in spec.groups], [n for n in spec.groups if n not in table]
+    if only_saved or only_template:
         raise ArchitectureMismatchError(
-            f"The template, a {kind}, has other neuron groups than the saved network: only the saved one has {only[0][:5]}, only "
-            f"the template has {only[1][:5]}. Give a network of the same architecture; its widths may differ, its depth may not."
+            f"The template must have the neuron groups of the saved network. Got a {kind}: only the saved network has "
+            f"{only_saved[:5]}, only the template has {only_template[:5]}. Give a network of the same architecture; its widths "
+            "may differ, its depth may not."
         )
-    for name, own in group_table(spec).items():
+    for name, properties in group_table(spec).items():
         saved = table[name]
-        lost = [s for s in ("scalable", "signable") if saved[s] and not own[s]]
-        if lost or own["within"] != saved["within"]:
+        lacks_symmetry = any(saved[s] and not properties[s] for s in ("scalable", "signable"))
+        if lacks_symmetry or properties["within"] != saved["within"]:
             raise ArchitectureMismatchError(
-                f"Group {name!r} of the template, a {kind}, is {own}, that of the saved network {saved}: an activation or a norm "
-                "between its layers differs. Give a network of the same architecture."
+                f"Group {name!r} of the template must have the properties of the saved group, {saved}. Got {properties} in a "
+                f"{kind}: an activation or a norm between its layers differs. Give a network of the same architecture."
             )
 
 
-def _with_table(own: Architecture, table: Mapping[str, Mapping[str, Any]]) -> Architecture:
-    found = own.resized({name: row["size"] for name, row in table.items()})
-    spec = drop_symmetry(found.spec, "scales", {n for n, row in table.items() if not row["scalable"]})
+def _with_table(architecture: Architecture, table: Mapping[str, Mapping[str, Any]]) -> Architecture:
+    """Return an architecture with the widths of a table, and without the scales and signs that its groups lack."""
+    resized = architecture.resized({name: row["size"] for name, row in table.items()})
+    spec = drop_symmetry(resized.spec, "scales", {n for n, row in table.items() if not row["scalable"]})
     spec = drop_symmetry(spec, "signs", {n for n, row in table.items() if not row["signable"]})
-    return dataclasses.replace(found, spec=spec)
+    return dataclasses.replace(resized, spec=spec)
 
 
 def restored_network(
-    model: nn.Module, architecture: Architecture, state: Mapping[str, Tensor], inputs: Sequence[Any], outputs: Any
+    model: nn.Module, architecture: Architecture, state: State, inputs: Inputs, outputs: Sequence[Tensor] | None
 ) -> nn.Module:
-    """A copy of the template in eval mode and in the widths of an architecture that holds a state dict in its dtypes.
+    """Return a copy of the template in eval mode, with the widths of an architecture and the values and dtypes of a state dict.
 
     Parameters
     ----------
     model : Module
-        The template; its device is the result's.
+        The template; the result is on its device.
     architecture : Architecture
-        From `resized_to`.
+        From `resized_architectures`.
     state : dict of str to Tensor
         From `stored_state`.
     inputs : tuple
     outputs : list of Tensor or None
-        What the network is to compute of the inputs, from `example_outputs`.
+        The expected outputs for these inputs, from `example_outputs`.
 
     Raises
     ------
     ArchitectureMismatchError
-        If names or shapes differ, or what the network computes.
+        If names, shapes or the computed outputs differ.
     """
-    result = write_back(model, {}, sized=architecture.plain).to("cpu")
-    fill(result, state)
-    found = None if outputs is None else example_outputs(result, inputs)
-    if found is not None:
-        _check_outputs(found, outputs, type(model).__name__)
-    return result.to(device_of(model))
+    network = write_back(model, {}, sized=architecture.plain).to("cpu")
+    fill(network, state)
+    computed = None if outputs is None else example_outputs(network, inputs)
+    if outputs is not None and computed is not None:
+        _check_outputs(computed, outputs, type(model).__name__)
+    return network.to(device_of(model))
 
 
-def _check_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own, kind = model.state_dict(), type(model).__name__
-    only = [n for n in state if n not in own], [n for n in own if n not in state]
-    if any(only):
+def _check_tensors(model: nn.Module, state: State) -> None:
+    """Check that a state dict has the names and shapes of a network."""
+    expected, kind = model.state_dict(), type(model).__name__
+    only_stored, only_network = [n for n in state if n not in expected], [n for n in expected if n not in state]
+    if only_stored or only_network:
         raise ArchitectureMismatchError(
-            f"The stored tensors are not those of the {kind} that is to hold them: only stored are {only[0][:5]}, only the "
-            f"network has {only[1][:5]}. Give a network of the same architecture."
+            f"The stored tensors must have the names of those of the {kind}. Got names that are only stored, {only_stored[:5]}, "
+            f"and names that only the network has, {only_network[:5]}. Give a network of the same architecture."
         )
-    wrong = [f"{n!r} {tuple(t.shape)} instead of {tuple(own[n].shape)}" for n, t in state.items() if own[n].shape != t.shape]
+    shapes = [(n, tuple(t.shape), tuple(expected[n].shape)) for n, t in state.items()]
+    wrong = [f"{name!r} {stored} instead of {shape}" for name, stored, shape in shapes if stored != shape]
     if wrong:
         raise ArchitectureMismatchError(
-            f"The stored tensors have other shapes than those of the {kind} that is to hold them, in neurons that can't be "
-            f"resized: {', '.join(wrong[:5])}. Give a network of the same architecture, inputs and outputs."
+            f"The stored tensors must have the shapes of those of the {kind}, except for neurons that can be resized. Got "
+            f"{', '.join(wrong[:5])}. Give a network of the same architecture, inputs and outputs."
         )
 
 
 @torch.no_grad()
-def example_outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
-    """First values of what a network computes of its example inputs on the CPU; None if it does not run there."""
-    twin = plain_copy(model, plain=False).to("cpu")
+def example_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
+    """Return the first values of each output of a network for its example inputs on the CPU; None if it does not run there."""
+    network = plain_copy(model, plain=False).to("cpu")
     try:
         with torch.random.fork_rng(devices=[]):
-            found = twin(*cast_inputs(inputs, twin))
+            outputs = network(*cast_inputs(inputs, network))
     except RuntimeError:  # half precision without a kernel
         return None
-    return [leaf.flatten()[:_SHOWN] for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+    return [leaf.flatten()[:_COMPARED] for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _check_outputs(found: Sequence[Tensor], saved: Sequence[Tensor], kind: str) -> None:
-    for position, (own, other) in enumerate(zip(found, saved, strict=False)):
-        tol = 3e-2 if own.dtype in (torch.float16, torch.bfloat16) else 1e-4
-        a, b = own.double(), other.double()
+def _check_outputs(computed: Sequence[Tensor], saved: Sequence[Tensor], kind: str) -> None:
+    """Check that the outputs of a restored network equal the saved ones."""
+    for position, (output, saved_output) in enumerate(zip(computed, saved, strict=False)):
+        tol = 3e-2 if output.dtype in (torch.float16, torch.bfloat16) else 1e-4
+        a, b = output.double(), saved_output.double()
         scale = float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0
         if a.shape == b.shape and torch.allclose(a, b, rtol=tol, atol=tol * scale, equal_nan=True):
             continue
         raise ArchitectureMismatchError(
-            f"The template, a {kind}, takes the saved tensors but computes other values of the stored example inputs (output "
-            f"{position}): an activation, a constant such as eps, or a buffer that is not in its state dict differs. Build the "
-            "template as the parents were built."
+            f"The template must compute the saved outputs. Got a {kind} that computes other values for the stored example inputs "
+            f"(output {position}): an activation, a constant such as eps, or a buffer that is not in its state dict differs. "
+            "Build the template as the parents were built."
         )
-    if len(found) != len(saved):
-        raise ArchitectureMismatchError(f"The template, a {kind}, returns {len(found)} tensors, the saved network {len(saved)}.")
+    if len(computed) != len(saved):
+        raise ArchitectureMismatchError(
+            f"The template must return as many tensors as the saved network, {len(saved)}. Got {len(computed)} from a {kind}. "
+            "Build the template as the parents were built."
+        )

@@ -30,7 +30,7 @@ def test_demo_prints_one_table(demo):
     _, out, _, _ = demo
     lines = out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("network "))
-    end = next(i for i, line in enumerate(lines) if line.startswith("Of the same parents"))
+    end = next(i for i, line in enumerate(lines) if line.startswith("Fusing A and B"))
     rows = [[cell for cell in line.split("  ") if cell] for line in lines[start:end] if line and not line.startswith("-")]
     assert [cell.strip() for cell in rows[0]] == ["network", "widths", "parameters", "accuracy", "seconds"]
     names = [row[0] for row in rows[1:]]
@@ -90,7 +90,7 @@ MISSPELT = {
     ("fuse", "a.pt", "-o", "out", "--corection", "repair"): "no option --corection. Did you mean '--correction'?",
     ("fuse", "a.pt", "-o", "out", "--schedule", "Layerwise"): "invalid choice: 'Layerwise' .*Did you mean 'layerwise'?",
     ("inspect", "a.pt", "--Model", "net.py:Net"): "no option --Model. Did you mean '--model'? See wbfuse inspect --help",
-    ("inspect", "a.pt", "--zzz"): "no option --zzz; see",
+    ("inspect", "a.pt", "--zzz"): "no option --zzz. See wbfuse inspect --help",
 }
 
 

@@ -17,8 +17,8 @@ from networks import disguised, mlps, randomised
 from torch import nn
 
 from sklearn_wbfuse import FusionInput, WassersteinFusion, cli, load
-from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
-from sklearn_wbfuse.persistence.files import sealed
+from sklearn_wbfuse.cli.checkpoints import Template, network_of, read_checkpoint
+from sklearn_wbfuse.persistence.files import with_checksum
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_snippet_of_the_card_loads_the_network(work, capsys):
     assert run(capsys, "fuse", "a.pt", "b.pt", "-o", "out", *MODEL)[0] == 0
     card = (work / "out" / "README.md").read_text()
     assert "wbfuse fuse a.pt b.pt -o out --model nets.py:Net" in card
-    assert f"`{read(work / 'a.pt', False).sha256}`" in card
+    assert f"`{read_checkpoint(work / 'a.pt', False).sha256}`" in card
     names = {}
     exec(card.split("```python")[1].split("```")[0], names)
     assert torch.equal(names["network"].first.weight, safetensors.torch.load_file("out/model.safetensors")["first.weight"])
@@ -94,7 +94,7 @@ NESTS = {
 def test_nested_checkpoints(name, work):
     build, notes = NESTS[name]
     build(state("a.pt"))
-    checkpoint = read(work / "nested.pt", False)
+    checkpoint = read_checkpoint(work / "nested.pt", False)
     network = network_of(checkpoint, Template(users_net()))
     assert ", ".join(checkpoint.notes) == notes
     assert torch.equal(network.first.weight, state("a.pt")["first.weight"]) and not network.training
@@ -118,8 +118,8 @@ class Bomb(nn.Module):
 def test_a_pickle_is_not_run(work, capsys):
     torch.save(Bomb(), "bomb.pt")
     (work / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
-    said = f"bomb.pt is a pickle of more than tensors ({os.mkdir.__module__}.mkdir), which can run code when it is read; nothing"
-    for name, message in (("bomb.pt", said), ("bomb.pkl", "bomb.pkl is no readable PyTorch file")):
+    said = f"bomb.pt is a pickle of more than tensors ({os.mkdir.__module__}.mkdir); reading it can run code, so nothing"
+    for name, message in (("bomb.pt", said), ("bomb.pkl", "bomb.pkl is not a readable PyTorch file")):
         for command in (("fuse", "a.pt", name, "-o", "out"), ("inspect", name)):
             code, _, err = run(capsys, *command, *MODEL)
             assert code == 2 and len(err.splitlines()) == 1 and message in err
@@ -199,7 +199,7 @@ def reshaped():
 
 
 MISTAKES = {
-    "no network": (None, PAIR, "a.pt holds tensors but not the network .*--model package.module:Net"),
+    "no network": (None, PAIR, "a.pt contains tensors, but not the code .*--model package.module:Net"),
     "no colon": (None, (*PAIR, "--model", "nets"), "must be package.module:Net or path/to/file.py:Net. Got 'nets'"),
     "no such module": (None, (*PAIR, "--model", "nots:Net"), "names the module 'nots', which is neither installed nor in /"),
     "no such file": (None, (*PAIR, "--model", "nots.py:Net"), "names the file nots.py, which does not exist"),
@@ -207,42 +207,46 @@ MISTAKES = {
     "another case": (None, (*PAIR, "--model", "nets.py:NET"), "nets.py has no 'NET'. Did you mean 'Net'"),
     "an unlike name": (None, (*PAIR, "--model", "nets:Transformer"), "has no 'Transformer'. Its networks: Net, Pictures."),
     "no such file, but one like it": (None, (*PAIR, "--model", "nest.py:Net"), "does not exist. Did you mean 'nets.py'"),
-    "no factory": (None, (*PAIR, "--model", "nets.py:text"), "is a str; name a class or a function"),
+    "no factory": (
+        None,
+        (*PAIR, "--model", "nets.py:text"),
+        "must name a class or a function that builds a network. Got nets.py:text, a str",
+    ),
     "a factory with arguments": (
         None,
         (*PAIR, "--model", "nets.py:needs"),
         "called without arguments, raised TypeError: needs()",
     ),
-    "a factory of numbers": (None, (*PAIR, "--model", "nets.py:number"), "made a int; it must make a torch.nn.Module"),
+    "a factory of numbers": (None, (*PAIR, "--model", "nets.py:number"), "must build a torch.nn.Module. Got int"),
     "code that fails": (write("bad.py", b"import nowhere"), (*PAIR, "--model", "bad.py:Net"), "No module named 'nowhere'"),
     "code that is none": (write("bad.py", b"def def"), (*PAIR, "--model", "bad.py:Net"), "bad.py raised SyntaxError"),
     "no such parent": (None, ("fuse", "a.pt", "c.pt", "-o", "out", *MODEL), "c.pt: No such file"),
-    "a text": (write("b.pt", b"weights"), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
-    "an empty file": (write("b.pt", b""), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
-    "cut off": (cut("b.pt"), (*PAIR, *MODEL), "b.pt is no readable PyTorch file"),
+    "a text": (write("b.pt", b"weights"), (*PAIR, *MODEL), "b.pt is not a readable PyTorch file"),
+    "an empty file": (write("b.pt", b""), (*PAIR, *MODEL), "b.pt is not a readable PyTorch file"),
+    "cut off": (cut("b.pt"), (*PAIR, *MODEL), "b.pt is not a readable PyTorch file"),
     "cut off safetensors": (
         cut("b.safetensors"),
         ("fuse", "a.pt", "b.safetensors", "-o", "out", *MODEL),
-        "b.safetensors is no readable safetensors file",
+        "b.safetensors is not a readable safetensors file",
     ),
     "no state dict": (
         lambda: nest({"epoch": 3}),
         ("inspect", "nested.pt", *MODEL),
-        "holds no state dict but a dict with ['epoch']",
+        "must contain a state dict. Got a dict with ['epoch']",
     ),
-    "other names": (renamed, (*PAIR, *MODEL), "b.pt does not fit to --model: .*only stored are ['xfirst.weight'"),
-    "other outputs": (reshaped, (*PAIR, *MODEL), "b.pt does not fit to --model: .*Got 'head.bias' of shape (4,)"),
+    "other names": (renamed, (*PAIR, *MODEL), "b.pt does not match --model: .*only stored, ['xfirst.weight'"),
+    "other outputs": (reshaped, (*PAIR, *MODEL), "b.pt does not match --model: .*Got 'head.bias' of shape (4,)"),
     "inputs that can't be guessed": (
         lambda: torch.save(__import__("users_nets").Pictures().state_dict(), "a.pt"),
         ("inspect", "a.pt", "--model", "nets.py:Pictures"),
-        "begins with the Conv2d 'conv'.*Here: --input-shape",
+        "begins with the Conv2d 'conv'.*On the command line: --input-shape",
     ),
     "a folder with other things": (
         lambda: (os.mkdir("out"), write("out/thesis.tex", b"")()),
         (*PAIR, *MODEL, "--overwrite"),
-        "out holds other things than a saved fusion: ['thesis.tex']",
+        "out contains other files than those of a saved fusion: ['thesis.tex']",
     ),
-    "an unknown group": (None, (*PAIR, *MODEL, "--widths", "fist=4"), "names the group 'fist'.*Did you mean 'first'"),
+    "an unknown group": (None, (*PAIR, *MODEL, "--widths", "fist=4"), "Got 'fist'.*Did you mean 'first'"),
     "widths that are none": (None, (*PAIR, *MODEL, "--widths", "a,b"), "--widths: must be a factor"),
     "weights that are none": (None, (*PAIR, *MODEL, "--weights", "half"), "--weights: must be numbers such as 0.7,0.3"),
     "too few weights": (None, (*PAIR, *MODEL, "--weights", "1"), "weights must have one entry per model: 2"),
@@ -250,9 +254,13 @@ MISTAKES = {
     "an unknown correction": (None, (*PAIR, *MODEL, "--correction", "repiar"), "invalid choice: 'repiar'"),
     "a shape that is none": (None, (*PAIR, *MODEL, "--input-shape", "3,x"), "must be whole numbers such as 1,28,28"),
     "no such data": (None, DATA, "bad.npz: No such file"),
-    "data that are none": (write("bad.npz", b"1,2,3"), DATA, "bad.npz is no npz file of plain arrays"),
-    "no labels": (save_arrays(X=X), DATA, "bad.npz holds ['X'], but no y"),
-    "no rows": (save_arrays(y=X[:, 0]), DATA, "bad.npz holds ['y'], but no X"),
+    "data that are none": (
+        write("bad.npz", b"1,2,3"),
+        DATA,
+        "must be an npz file of arrays without pickled objects. Got bad.npz",
+    ),
+    "no labels": (save_arrays(X=X), DATA, "bad.npz: The file must contain X and y. Got ['X'], but no y"),
+    "no rows": (save_arrays(y=X[:, 0]), DATA, "bad.npz: The file must contain X and y. Got ['y'], but no X"),
     "fewer labels": (save_arrays(X=X, y=np.arange(3)), DATA, "these numbers of rows: {'y': [3], 'X': [4]}"),
     "inputs of several lengths": (save_arrays(X0=X, X1=X[1:], y=np.arange(4)), DATA, "'X': [4, 3]"),
     "no rows at all": (save_arrays(X=X[:0], y=np.arange(0)), DATA, "at least one"),
@@ -260,10 +268,10 @@ MISTAKES = {
     "unknown labels": (save_arrays(X=X, y=np.arange(4) + 5), DATA, "outputs for classes 0 to 2, but y holds [5, 6, 7, 8]"),
     "other rows": (save_arrays(X=X[:, :3], y=np.arange(4) % 3), DATA, "example inputs of shapes ((2, 3),)"),
     "a missing save": (None, ("inspect", "nowhere"), "There is no file nowhere"),
-    "a folder of something": (lambda: os.mkdir("empty"), ("inspect", "empty"), "empty holds no complete save"),
+    "a folder of something": (lambda: os.mkdir("empty"), ("inspect", "empty"), "empty is not a complete save"),
 }
 if not torch.cuda.is_available():
-    MISTAKES["no such device"] = (None, (*PAIR, *MODEL, "--device", "cuda"), "--device: 'cuda' can't be used here")
+    MISTAKES["no such device"] = (None, (*PAIR, *MODEL, "--device", "cuda"), "--device: must be an available device. Got 'cuda'")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -315,6 +323,6 @@ def test_the_agreement_is_printed_kept_and_inspected(work, capsys, data):
     for key in ("agreement", "agreement_reason"):  # as earlier versions saved it
         del content["fitted"][key]
     del content["checksum"]
-    (work / "out" / "fusion.json").write_text(json.dumps(sealed(content)))
+    (work / "out" / "fusion.json").write_text(json.dumps(with_checksum(content)))
     assert "was not measured: saved before" in run(capsys, "inspect", "out")[1]
     assert "saved before" in load("out", model=users_net()).agreement_reason_

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sklearn_wbfuse import cli, load
-from sklearn_wbfuse.cli.checkpoints import Template, network_of, read
+from sklearn_wbfuse.cli.checkpoints import Template, network_of, read_checkpoint
 
 Y = np.arange(4) % 3
 NUMBERED = {f"X{i}": X for i in (0, 2)}
@@ -43,49 +43,57 @@ MISTAKES = {
     "keys that are numbers": (
         lambda: torch.save({0: torch.ones(2)}, "b.pt"),
         (*PAIR, *MODEL),
-        "no state dict but a dict with [0]",
+        "must contain a state dict. Got a dict with [0]",
     ),
     "whole numbers": (
         changed("first.weight", torch.Tensor.long),
         (*PAIR, *MODEL),
-        "b.pt does not fit to --model: 'first.weight' holds torch.int64",
+        "b.pt does not match --model: 'first.weight' must be floating-point, as in the network (torch.float32). Got torch.int64",
     ),
     "sparse": (changed("first.weight", torch.Tensor.to_sparse), (*PAIR, *MODEL), "b.pt .*'first.weight' .*.to_dense()"),
-    "strings": (save_arrays(X=np.full((4, 5), "a"), y=Y), DATA, "bad.npz holds X of dtype <U1; save numbers"),
-    "one-hot": (save_arrays(X=X, y=np.eye(3)[Y]), DATA, "holds y of shape (4, 3); .*y.argmax(1)"),
+    "strings": (
+        save_arrays(X=np.full((4, 5), "a"), y=Y),
+        DATA,
+        "bad.npz: X must contain numbers, as the network takes them. Got dtype <U1",
+    ),
+    "one-hot": (save_arrays(X=X, y=np.eye(3)[Y]), DATA, "Got y of shape (4, 3). .*y.argmax(1)"),
     "no label": (save_arrays(X=X, y=np.array([0, 1, np.nan, 2])), DATA, "NaN or infinite values in y"),
-    "names": (save_arrays(X=X, y=np.array(list("abca"))), DATA, "y of dtype <U1; .*numpy.unique"),
+    "names": (save_arrays(X=X, y=np.array(list("abca"))), DATA, "y must contain the indices .*Got dtype <U1. .*numpy.unique"),
     "bytes": (
         save_arrays(X=X.astype("u1"), y=Y),
         DATA,
-        "X in --data is uint8, but the network takes float32; .*astype('float32')",
+        "X in --data must have the dtype .*float32. Got uint8. .*astype('float32')",
     ),
-    "bytes to fit with": (save_arrays(X=X, y=Y, X_fit=X.astype("u1")), DATA, "X_fit in --data is uint8"),
-    "a gap": (save_arrays(**NUMBERED, y=Y), DATA, "holds X0, X2; number the inputs from X0 on"),
+    "bytes to fit with": (save_arrays(X=X, y=Y, X_fit=X.astype("u1")), DATA, "X_fit in --data must have the dtype .*Got uint8"),
+    "a gap": (save_arrays(**NUMBERED, y=Y), DATA, "must be numbered from X0 on without gaps. Got X0, X2"),
     "two kinds": (save_arrays(X=X, X0=X, y=Y), DATA, "both X and X0"),
     "a huge factor": (None, (*PAIR, *MODEL, "--widths", "1e18"), ": error: "),
     "a factor of no size": (None, (*PAIR, *MODEL, "--widths", "1e300"), ": error: "),
     "a huge shape": (None, (*PAIR, *MODEL, "--input-shape", "99999999999,9999999"), "not enough memory for networks or inputs"),
-    "a group twice": (None, (*PAIR, *MODEL, "--widths", "first=5,first=7"), "names the group 'first' twice"),
+    "a group twice": (
+        None,
+        (*PAIR, *MODEL, "--widths", "first=5,first=7"),
+        "must name each group once. Got the group 'first' twice",
+    ),
     "code that exits": (
         write("code_.py", b"import sys; sys.exit(3)"),
         CODE,
-        'ended in sys.exit(3); .*if __name__ == "__main__":',
+        'ended in sys.exit(3). .*if __name__ == "__main__":',
     ),
     "a factory that exits": (write("code_.py", b"def Net(): raise SystemExit(3)"), CODE, "raised SystemExit: 3"),
     "several state dicts": (
         lambda: nest({"net_G": state("a.pt"), "ema": state("a.pt")}),
         ("inspect", "nested.pt", *MODEL),
-        "several state dicts, under 'net_G', 'ema'; .*checkpoint['net_G']",
+        "must contain one state dict. Got several, under 'net_G', 'ema'. .*checkpoint['net_G']",
     ),
     "TorchScript": (scripted, (*PAIR, *MODEL), "b.pt is a TorchScript archive"),
     "TorchScript, trusted": (scripted, (*PAIR, *MODEL, "--trust-pickle"), "b.pt is a TorchScript archive"),
-    "a plain pickle": (pickled, WHOLE, "perhaps by pickle.dump; write it by torch.save(model, path)"),
+    "a plain pickle": (pickled, WHOLE, "such as that of pickle.dump. Use torch.save(model, path)"),
     "a shape that is not used": (lambda: os.mkdir("saved"), ("inspect", "saved", "--input-shape", "5"), "Leave it out"),
-    "below a file": (None, ("fuse", "a.pt", "-o", "a.pt/sub", *MODEL), "--output 'a.pt/sub' can't be written: Not a directory"),
-    "below /proc": (None, ("fuse", "a.pt", "-o", "/proc/x", *MODEL), "--output '/proc/x' can't be written"),
-    "a link to nothing": (lambda: os.symlink("nowhere", "out"), (*PAIR, *MODEL), "/out is a link to nothing"),
-    "NUL": (None, ("fuse", "a.pt", "-o", "a\0b", *MODEL), "its name has a NUL"),
+    "below a file": (None, ("fuse", "a.pt", "-o", "a.pt/sub", *MODEL), "--output 'a.pt/sub' cannot be written: Not a directory"),
+    "below /proc": (None, ("fuse", "a.pt", "-o", "/proc/x", *MODEL), "--output '/proc/x' cannot be written"),
+    "a link to nothing": (lambda: os.symlink("nowhere", "out"), (*PAIR, *MODEL), "/out is a broken symbolic link"),
+    "NUL": (None, ("fuse", "a.pt", "-o", "a\0b", *MODEL), "its name contains a NUL"),
 }
 
 
@@ -107,7 +115,7 @@ def test_mistakes_give_one_line(name, work, capsys):
 def test_inspect_does_not_name_options_of_fuse(work, nets, capsys):
     torch.save(nets.Pictures().state_dict(), "a.pt")
     assert run(capsys, "inspect", "a.pt", "--model", "nets.py:Pictures")[2].endswith(
-        "Here: --input-shape 3,32,32 for one input.\n"
+        "On the command line: --input-shape 3,32,32 for one input.\n"
     )
     assert "rows X in --data" in run(capsys, *PAIR[:2], "-o", "out", "--model", "nets.py:Pictures")[2]
 
@@ -153,7 +161,7 @@ def test_prefixes_of_the_network_itself_stay(name, work):
     network = nn.Module()
     network.add_module(name, nn.Linear(2, 3))
     torch.save({f"module.{n}": t for n, t in network.state_dict().items()}, "own.pt")
-    built = network_of(read(work / "own.pt", False), Template(network))
+    built = network_of(read_checkpoint(work / "own.pt", False), Template(network))
     assert torch.equal(built.get_submodule(name).weight, network.get_submodule(name).weight)
 
 
@@ -168,17 +176,17 @@ def test_checkpoints_of_pruned_networks(pruned, width, work):
 
     model = net(width, True)
     torch.save(model.state_dict(), "pruned.pt")
-    checkpoint = read(pathlib.Path("pruned.pt"), False)
+    checkpoint = read_checkpoint(pathlib.Path("pruned.pt"), False)
     built = network_of(checkpoint, Template(net(4, pruned)))
     torch.testing.assert_close(built[2].weight, model[2].weight)
     x = torch.randn(5, 3)
     torch.testing.assert_close(built(x), model(x))
-    assert ("with the masks of its pruning applied" in str(checkpoint)) is not pruned
+    assert ("with its pruning masks applied" in str(checkpoint)) is not pruned
 
 
 def test_an_averaged_model_that_is_pickled(work, nets):
     torch.save(torch.optim.swa_utils.AveragedModel(users_net()), "ema.pt")
-    assert isinstance(network_of(read(work / "ema.pt", True), None), nets.Net)
+    assert isinstance(network_of(read_checkpoint(work / "ema.pt", True), None), nets.Net)
 
 
 @pytest.mark.parametrize("name", ["my-net.py", "token.py", "code/dataclasses.py"])
@@ -188,7 +196,7 @@ def test_the_snippet_takes_files_of_any_name(name, work, capsys, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run(capsys, *PAIR, "--model", f"{name}:Net")[0] == 0
     card = (work / "out" / "README.md").read_text()
-    assert f"from the folder in which it was made, `{work}`" in card
+    assert f"relative to the folder in which the command was run, `{work}`" in card
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in (str(work), str(work / "code"))])
     names = {}
     exec(card.split("```python")[1].split("```")[0], names)
@@ -229,7 +237,7 @@ def test_what_is_not_a_result_is_not_overwritten(work, capsys):
     (work / "out" / "README.md").write_text("# A fused network\n")
     assert run(capsys, *PAIR, *MODEL)[0] == 0
     code, _, err = run(capsys, *PAIR, *MODEL)
-    assert code == 2 and "holds an earlier result" in err
+    assert code == 2 and "contains an earlier result" in err
 
 
 def test_files_are_read_once(work, capsys, monkeypatch):
