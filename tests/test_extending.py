@@ -189,7 +189,7 @@ def test_a_further_network_is_matched_whichever_leads():
     fusion = OfRoles(Roles(LastLeads())).fit([other, model])
     assert_same(values(fusion.transform([copy])[0]), values(fusion.transform([model])[0]), 1e-12)
     wide = randomised(MLP([5, 9, 6, 3]), np.random.default_rng(0))
-    with pytest.raises(WidthError, match=r"Group 'linears.0' has 8 neurons in model 0 and 9 in model 1"):
+    with pytest.raises(WidthError, match=r"Got 8 neurons in group 'linears.0' of model 0 and 9 in model 1"):
         fusion.transform([wide])
 
 
@@ -284,28 +284,28 @@ WRONG = {
     "a group without a coupling": (
         Roles(Fixed(lambda couplings: couplings[1].pop("linears.1"))),
         FusionError,
-        "group 'linears.1' of model 1 no coupling",
+        "Got no coupling of group 'linears.1' of model 1",
     ),
     "a coupling of another shape": (
         Roles(Fixed(lambda couplings: couplings[0].update({"linears.0": Coupling.identity(3)}))),
         WidthError,
-        r"group 'linears.0' of model 0 a coupling of shape \(3, 3\); .* have \(8, 8\)",
+        r"group 'linears.0' of model 0 .* \(8, 8\). Got \(3, 3\)",
     ),
     "a tensor that is not there": (
         Roles(Identity(), Lossy(lambda state: state.pop("linears.1.bias"))),
         FusionError,
-        r"Lossy must return all tensors of the target, but 'linears.1.bias' of shape \(6,\) is not there",
+        r"Lossy must return all tensors of the target, 'linears.1.bias' of shape \(6,\) among them. Got no such tensor",
     ),
     "a tensor of another shape": (
         Roles(Identity(), Lossy(lambda state: state.update({"linears.1.bias": torch.zeros(2)}))),
         FusionError,
-        r"'linears.1.bias' of shape \(6,\) is of shape \(2,\)",
+        r"'linears.1.bias' of shape \(6,\) among them. Got shape \(2,\)",
     ),
 }
 
 
 def test_a_correction_that_returns_nothing_is_a_named_error():
-    with pytest.raises(FusionError, match=r"Silent must return all tensors of the target, but 'linears.0.weight'"):
+    with pytest.raises(FusionError, match=r"Silent must return all tensors of the target, 'linears.0.weight'"):
         LayerwiseFusion(correction=Silent(), probe="noise", random_state=0).fit(family("mlp", 2))
 
 

@@ -84,7 +84,7 @@ def chosen_params(params: str | Sequence[str] | None, candidates: Sequence[Param
             raise FusionError(f"params must be one or two names. Got {requested}.")
         if not any(all(name in candidate for name in requested) for candidate in candidates):
             raise FusionError(
-                f"params must be of one grid. Got {requested[0]!r} and {requested[-1]!r}, which no candidate has both."
+                f"params must be of one grid. Got {requested[0]!r} and {requested[-1]!r}, but no candidate has both."
             )
         return requested
     chosen: list[str] = []

@@ -132,13 +132,13 @@ class FuserConformance:
             fusion.inverse_transform(FusionInput(moved, models[0].example)), fusion.inverse_transform(moved), strict=True
         ):
             assert_same(values(one), values(other))
-        with pytest.raises(FusionError, match="no parent of the fusion"):
+        with pytest.raises(FusionError, match="parent must be a network that the fusion was fitted on"):
             fusion.inverse_transform(moved, parent=family(name, 3)[2])
 
     def test_inverse_transform_needs_the_fused_widths(self):
         models = [randomised(MLP([5, n, 3]), np.random.default_rng(0)) for n in (4, 4)]
         fusion = self.make().fit(models)
-        with pytest.raises(WidthError, match=r"Model 0 must have the fused model's widths, but 'linears.0.weight' has shape"):
+        with pytest.raises(WidthError, match=r"Model 0 must have the fused model's widths, 'linears.0.weight' of shape"):
             fusion.inverse_transform([randomised(MLP([5, 8, 3]), np.random.default_rng(0))])
 
     @pytest.mark.parametrize("correction", [None, "regression"])

@@ -129,7 +129,7 @@ def test_what_is_no_fitted_fusion_is_named(draw):
     search = GridSearchCV(VanillaAveraging(), {"weights": [None]}, cv=2, refit=False).fit(FusionInput(models, X), Y.numpy())
     line = Ridge().fit(X, Y)
     for wrong, message in ((search, "refit=True"), (line, "Ridge"), (models[0], "Sequential"), (WassersteinFusion, "class")):
-        with pytest.raises(FusionError, match=f"(?s)Needed is a fitted fusion.*{message}"):
+        with pytest.raises(FusionError, match=f"(?s)A fitted fusion .* is needed.*{message}"):
             draw(wrong, models)
 
 

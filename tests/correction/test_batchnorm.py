@@ -31,7 +31,7 @@ def test_batches_are_averaged():
 
 
 def test_models_without_norms_and_too_few_rows():
-    with pytest.raises(FusionError, match="no batch norm with running statistics"):
+    with pytest.raises(FusionError, match="needs batch norms with running statistics"):
         recompute_batchnorm(CNN(3, 3, 3), torch.zeros(4, 2, 8, 8))
     with pytest.raises(FusionError, match="at least 2 rows"):
         recompute_batchnorm(MLP([5, 8, 3], norm="plain"), torch.zeros(1, 5))

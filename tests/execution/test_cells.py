@@ -78,7 +78,7 @@ def assert_changes(cell, runner, sequences, seed):
     rng, (x, h) = np.random.default_rng(seed), sequences.forced(cell)[0]
     gates = cell.gates(*cell.halves(runner.state, x, h))
     changed, kept, added = dict(runner.state), {n: t.clone() for n, t in runner.state.items()}, torch.zeros_like(gates)
-    parts = cell.parts(gates.shape[-1])
+    parts = cell.blocks(gates.shape[-1])
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(gates.shape[-1]))
     for part in parts:
         read = torch.cat([t for t, is_read in ((x, part.reads_input), (h, part.reads_state)) if is_read], -1)

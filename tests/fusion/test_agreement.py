@@ -208,7 +208,7 @@ class TestWarning:
         models = copies()
         text, found = self.message(models)
         assert found.is_poor and f"on {found.mean:.1%} of 400 samples of noise, the parents among themselves 100.0%" in text
-        orders = [text.index(w) for w in ("rows without labels, fit(FusionInput(", "compare(models", "fused_model_.train()")]
+        orders = [text.index(w) for w in ("unlabelled rows, fit(FusionInput(", "compare(models", "fused_model_.train()")]
         assert orders == sorted(orders) and "wider" not in text and "fewer" not in text
         assert "this order: more rows;" in self.message(FusionInput(models, rows()))[0]
         with_noise = VanillaAveraging(correction="repair", probe="noise", random_state=0)
@@ -274,7 +274,7 @@ def test_outputs_of_other_kinds(result, correction):
     if result == "mapping":
         assert fusion.agreement_.with_parents.tolist() == [1, 1]
     else:
-        words = {"mean": "parent 0 hold no floating tensor with one row", "NaN": "parent 0 hold NaN"}
+        words = {"mean": "parent 0 hold no floating-point tensor with one row", "NaN": "parent 0 hold NaN"}
         assert fusion.agreement_ is None and words[result] in fusion.agreement_reason_
 
 
@@ -345,9 +345,9 @@ class TestLater:
 
     def test_inputs_that_can_not_be_drawn(self):
         fusion = WassersteinFusion(correction=None, probe="data").fit(copies())
-        assert fusion.agreement_ is None and "probe='data' needs data" in fusion.agreement_reason_
+        assert fusion.agreement_ is None and "probe='data' needs rows" in fusion.agreement_reason_
         fusion = WassersteinFusion(correction=None).fit(FusionInput(copies(), rows(3)))
-        assert fusion.agreement_ is None and "3 rows" in fusion.agreement_reason_
+        assert fusion.agreement_ is None and "Got 3; give more rows" in fusion.agreement_reason_
 
     def test_before_fit(self):
         assert not hasattr(WassersteinFusion(), "agreement_")

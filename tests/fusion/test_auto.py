@@ -93,11 +93,16 @@ def rows(n, bad=None):
 
 
 CASES = {
-    "few rows": (mlp, lambda models: FusionInput(models, rows(4)), {}, "4 rows"),
+    "few rows": (mlp, lambda models: FusionInput(models, rows(4)), {}, "Got 4; give more rows"),
     "NaN": (mlp, lambda models: FusionInput(models, rows(40, bad=20)), {}, "NaN"),
     "NaN in the first row": (mlp, lambda models: FusionInput(models, rows(40, bad=0)), {}, "NaN"),
-    "whole numbers": (Whole, lambda models: models, {"example_inputs": torch.randint(255, (2, 6))}, "neither floating"),
-    "data without data": (mlp, lambda models: models, {"probe": "data"}, "needs data"),
+    "whole numbers": (
+        Whole,
+        lambda models: models,
+        {"example_inputs": torch.randint(255, (2, 6))},
+        "if they are floating-point or tokens",
+    ),
+    "data without data": (mlp, lambda models: models, {"probe": "data"}, "needs rows"),
     "other batch sizes": (Picky, lambda models: FusionInput(models, rows(40)), {}, "4 samples"),
 }
 
@@ -133,7 +138,7 @@ def test_a_correction_that_fails_leaves_the_mean(monkeypatch):
 
 
 def test_a_cost_of_activations_that_was_asked_for_still_raises():
-    with pytest.raises(ValueError, match="needs data"):
+    with pytest.raises(ValueError, match="needs rows"):
         WassersteinFusion(cost=0.5, probe="data").fit(two(mlp))
 
 

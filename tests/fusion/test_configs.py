@@ -121,5 +121,5 @@ def test_widths_that_no_field_says_are_a_warning():
     models = [Fixed(config())]
     said, fusion = said_and_fused(models, {"extra.0": 6})
     assert len(said) == 1
-    assert "The fused Fixed has other widths than its configuration says" in said[0]
+    assert "The fused Fixed has other widths than its configuration" in said[0]
     assert flat(fusion.fused_model_.config) == flat(config())

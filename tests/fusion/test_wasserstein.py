@@ -31,11 +31,11 @@ def family(build=lambda: MLP([5, 8, 6, 3]), count=2):
 @pytest.mark.parametrize(
     ("widths", "error", "message"),
     [
-        (8, WidthError, "target_widths=8 is ambiguous: give a factor as a float"),
-        ([8], WidthError, "1 entries, but the network has 2 groups"),
-        ([8, 0], WidthError, "'linears.1' needs a whole number of at least 1 neuron. Got 0"),
+        (8, WidthError, "Got the whole number 8; give a factor as a float"),
+        ([8], WidthError, "one entry per group, 2: "),
+        ([8, 0], WidthError, "'linears.1' must be a whole number of at least 1. Got 0"),
         ({"linears.0": 2.5}, WidthError, "Got 2.5"),
-        (0.01, WidthError, "at least 1 neuron"),
+        (0.01, WidthError, "at least 1. Got 0"),
         ("widest", WidthError, "must be None, a float, 'sum', a dict or a list"),
         ({"linear.0": 4}, GroupNameError, "Did you mean 'linears.0'"),
     ],
@@ -61,7 +61,7 @@ def test_parameters_are_validated_in_fit_with_scikit_learns_message(options):
 
 
 def test_init_by_an_index_that_does_not_exist():
-    with pytest.raises(FusionError, match="init=2 names a model, but only 2"):
+    with pytest.raises(FusionError, match="init must be the position of a model, less than 2. Got 2"):
         WassersteinFusion(init=2).fit(family())
 
 
@@ -441,7 +441,7 @@ def test_a_layer_that_is_the_same_in_all_parents_stays_as_it_is():
 
 def test_plain_averaging_of_different_widths():
     models = [randomised(MLP([5, n, 3]), np.random.default_rng(0)) for n in (8, 6)]
-    with pytest.raises(WidthError, match=r"Equal widths are needed. Group 'linears.0' has 8 neurons in model 0 and 6"):
+    with pytest.raises(WidthError, match=r"equal widths. Got 8 neurons in group 'linears.0' of model 0 and 6"):
         VanillaAveraging().fit(models)
 
 

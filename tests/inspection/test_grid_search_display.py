@@ -70,7 +70,7 @@ def test_the_matrix_is_that_of_the_search(a, b):
             assert display.scores[i, j] == expected
     best = tuple(values[place] for values, place in zip(display.values, display.best, strict=True))
     assert best == (fitted.best_params_["a"], fitted.best_params_["b"])
-    assert display.tried.all() and not display.scores_without_params and not display.others
+    assert display.tried.all() and not display.without and not display.others
     matplotlib.pyplot.close("all")
 
 
@@ -108,7 +108,7 @@ def test_candidates_without_a_parameter_are_not_dropped():
     display = GridSearchDisplay.from_estimator(fitted)
     assert display.params == ["inner__a", "inner__b"] and display.scores.shape == (2, 3) and not display.others
     plain = fitted.cv_results_["mean_test_score"][6]
-    assert display.scores_without_params == {"Plain()": plain, "others": pytest.approx(np.nan, nan_ok=True)}
+    assert display.without == {"Plain()": plain, "others": pytest.approx(np.nan, nan_ok=True)}
     assert display.ax_.get_xlabel() == "b" and display.ax_.get_ylabel() == "a"
     assert f"Plain(): {plain:.3f}" in display.ax_.get_title() and "others: failed" in display.ax_.get_title()
     line = GridSearchDisplay.from_estimator(fitted, "inner__b")
@@ -123,7 +123,7 @@ def test_candidates_without_a_parameter_are_not_dropped():
 
 def test_what_varies_only_between_grids_is_no_axis():
     alone = GridSearchDisplay.from_estimator(search([{"inner": [Scored()], "inner__a": [0, 1]}, {"inner": [Plain()]}]))
-    assert alone.params == ["inner__a"] and list(alone.scores_without_params) == ["Plain()"] and not alone.others
+    assert alone.params == ["inner__a"] and list(alone.without) == ["Plain()"] and not alone.others
     alike = search([{"inner": [Plain()], "a": [0, 1]}, {"inner": [Plain()], "a": [2]}])
     assert GridSearchDisplay.from_estimator(alike).params == ["a"]
 
@@ -132,8 +132,8 @@ def test_others_of_one_name_are_numbered():
     long = 30 * "x"
     fitted = search([{"a": [1, 2]}, {"c": [long + "xx", long + "x", long]}])
     display = GridSearchDisplay.from_estimator(fitted, "a")
-    assert list(display.scores_without_params.values()) == list(fitted.cv_results_["mean_test_score"][2:])
-    assert [name[-2:] for name in display.scores_without_params] == ["x…", "#2", "#3"]
+    assert list(display.without.values()) == list(fitted.cv_results_["mean_test_score"][2:])
+    assert [name[-2:] for name in display.without] == ["x…", "#2", "#3"]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_labels_tell_values_apart(values, expected):
 
 def test_many_others_are_counted():
     display = GridSearchDisplay.from_estimator(search([{"a": [1, 2]}, {"b": [1, 2, 3, 4, 5]}]), "a")
-    (name,) = display.scores_without_params
+    (name,) = display.without
     assert name == "best of 5 others" and display.best is None
-    assert display.scores_without_params[name] == max(np.sin(3 * b + 4) + 0.01 * X.mean() for b in range(1, 6))
+    assert display.without[name] == max(np.sin(3 * b + 4) + 0.01 * X.mean() for b in range(1, 6))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -246,7 +246,7 @@ def test_names_without_prefixes():
     with pytest.raises(FusionError, match="'b'"):
         GridSearchDisplay.from_estimator(several, "b")
     others = search([{"a": [0, 1]}, {"inner": [Scored()], "inner__b": [1, 2]}])
-    assert list(GridSearchDisplay.from_estimator(others, "a").scores_without_params) == ["b=1", "b=2"]
+    assert list(GridSearchDisplay.from_estimator(others, "a").without) == ["b=1", "b=2"]
 
 
 def test_several_scores():
@@ -323,13 +323,13 @@ def test_what_was_not_searched_is_named():
     fitted = search([{"a": [0, 1]}, {"b": [0, 1]}])
     for params, message in (
         ("aa", "Did you mean 'a'"),
-        (["a", "b"], "different grids"),
+        (["a", "b"], "of one grid"),
         ([], "one or two"),
         (["a", "a"], "one or two"),
     ):
         with pytest.raises(FusionError, match=message):
             GridSearchDisplay.from_estimator(fitted, params)
-    with pytest.raises(FusionError, match="No parameter takes several values"):
+    with pytest.raises(FusionError, match="No parameter of the search takes several values"):
         GridSearchDisplay.from_estimator(search({"a": [0]}))
     assert GridSearchDisplay.from_estimator(search({"a": [0]}), "a").scores.shape == (1,)
     with pytest.raises(NotFittedError):

@@ -117,7 +117,7 @@ def test_errors_say_what_is_wrong(rows):
         InterpolationDisplay.from_models(model, model, X, y, metric="los")
     with pytest.raises(FusionError, match="300 rows but y has 299"):
         InterpolationDisplay.from_models(model, model, X, y[:-1])
-    with pytest.raises(FusionError, match="Axes of its own"):
+    with pytest.raises(FusionError, match="one Axes for each metric"):
         InterpolationDisplay([0, 1], before=[1, 1], loss_before=[1, 1]).plot([None], metric=("loss", "error"))
     for aligned, got in (([model], "1"), (WassersteinFusion(), "WassersteinFusion")):
         with pytest.raises(FusionError, match=rf"two networks: aligned=fusion\.transform.* Got {got}"):
@@ -166,7 +166,7 @@ def test_losses_of_networks_that_end_in_probabilities(outputs, make):
     z = torch.cat([torch.zeros_like(z), z], 1) if outputs == 1 else z
     y = torch.arange(60) % z.shape[1]
     evaluator, rows = Evaluator(X, y, make().fit([model, model])), np.sort(np.random.RandomState(0).choice(60, 21, replace=False))
-    for some, chosen in ((evaluator, np.arange(60)), (evaluator.some(21, np.random.RandomState(0)), rows)):
+    for some, chosen in ((evaluator, np.arange(60)), (evaluator.subsample(21, np.random.RandomState(0)), rows)):
         display = some(model)
         assert display["loss"] == pytest.approx(float(F.cross_entropy(z[chosen], y[chosen])), rel=1e-4)
         assert display["error"] == pytest.approx(100 * float((z[chosen].argmax(1) != y[chosen]).float().mean()))

@@ -193,7 +193,7 @@ def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
     rows = silent(models, X, y)
     average = rows["plain average"]
     assert [average[key] for key in ("score", "to_parents", "parameters", "seconds")] == [None] * 4
-    assert average["note"].startswith("WidthError: Equal widths are needed. Group 'linears.0' has 8")
+    assert average["note"].startswith("WidthError: All models must have equal widths. Got 8 neurons in group 'linears.0'")
     assert rows["WassersteinFusion()"]["score"] is not None
     sizes = [rows[f"parent {i}"]["parameters"] for i in range(4)]
     assert rows["ensemble"]["parameters"] == sum(sizes) and len(set(sizes)) == 2
@@ -202,7 +202,7 @@ def test_parents_of_other_widths_have_no_plain_average_and_the_row_says_why():
 @pytest.mark.parametrize(
     ("fusion", "note"),
     [
-        (WassersteinFusion([8], correction=None), "WidthError: target_widths has 1 entries"),
+        (WassersteinFusion([8], correction=None), "WidthError: target_widths must have one entry per group"),
         (WassersteinFusion(weights=[1.0], correction=None), "FusionError: weights must have one entry per model: 2"),
         (Other(NotImplementedError("not built yet")), "NotImplementedError: not built yet"),
         (Other(FusionError("wrong")), "FusionError: wrong"),
@@ -238,7 +238,7 @@ def test_an_estimator_without_a_fused_model_is_refused():
 
     models = family()
     X, y, _ = data(models)
-    with pytest.raises(TypeError, match=r"Empty\(\) has no fused_model_ after fit"):
+    with pytest.raises(TypeError, match=r"must have a fused_model_ after fit.* Empty\(\) has none"):
         compare(models, X, y, [Empty()], verbose=False)
 
 

@@ -48,7 +48,7 @@ def test_several_inputs_are_a_tuple():
     assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
     rows = silent(models, tuple(a[:20] for a in X), y[:20], X_fit=tuple(a[20:] for a in X))
     assert rows["parent 0"]["score"] == 1 and rows["WassersteinFusion()"]["score"] is not None
-    with pytest.raises(FusionError, match="X_fit is X"):
+    with pytest.raises(FusionError, match="share memory with X"):
         compare(models, X, y, X_fit=(X[0].flip(0), X[1]), verbose=False)
 
 
@@ -82,11 +82,11 @@ def test_tokens_stay_whole_numbers():
         ({"y": np.full(ROWS, 5)}, FusionError, r"classes 0 to 2, but y holds \[5\]"),
         ({"y": np.array(["a"] * ROWS)}, FusionError, "relabel y"),
         ({"y": np.linspace(0.1, 1, ROWS)}, FusionError, r"shape \(80,\), but the outputs of parent 0 have shape \(80, 3\)"),
-        ({"X": np.zeros((0, 5)), "y": []}, FusionError, "no rows to score on"),
-        ({"X": [np.zeros((ROWS, 5)), np.zeros((ROWS, 5))]}, FusionError, "go into a tuple, not a list"),
+        ({"X": np.zeros((0, 5)), "y": []}, FusionError, "X must have at least one row"),
+        ({"X": [np.zeros((ROWS, 5)), np.zeros((ROWS, 5))]}, FusionError, "into a tuple, not a list"),
         ({"X": np.zeros((ROWS, 4))}, FusionError, "example_inputs"),
-        ({"X_fit": np.zeros((0, 5))}, FusionError, "X_fit has no rows"),
-        ({"X_fit": "X"}, FusionError, "X_fit is X"),
+        ({"X_fit": np.zeros((0, 5))}, FusionError, "X_fit must have rows"),
+        ({"X_fit": "X"}, FusionError, "share memory with X"),
     ],
 )
 def test_bad_input_has_its_error(change, error, message):

@@ -144,9 +144,13 @@ class TestPredictors:
             ),
             ([FusionClassifier(classes=["a", "b", "c"]), FusionClassifier()], None, r"agree on classes. .*'b'.* '0, 1, ...'"),
             ([FusionClassifier(outputs="probabilities"), FusionClassifier()], None, "agree on outputs. .*'prob.*'logits'"),
-            ([FusionClassifier(classes=["a", "b", "c"])], np.resize(["a", "d"], ROWS), r"y holds \['d'\], but the classes are"),
-            ([FusionClassifier(classes=["a", "b"])], np.resize(["a", "b"], ROWS), "2 labels, but the network tells 3"),
-            ([FusionClassifier()], np.linspace(0.1, 1, ROWS), r"y holds \[0.1, .* FusionClassifier\(classes="),
+            (
+                [FusionClassifier(classes=["a", "b", "c"])],
+                np.resize(["a", "d"], ROWS),
+                r"y must hold labels among .* Got \['d'\]",
+            ),
+            ([FusionClassifier(classes=["a", "b"])], np.resize(["a", "b"], ROWS), "each of the network's 3 classes. Got 2"),
+            ([FusionClassifier()], np.linspace(0.1, 1, ROWS), r"Got \[0.1, .* FusionClassifier\(classes="),
             ([FusionClassifier()], np.eye(3, dtype=int)[np.arange(ROWS) % 3], "one class per row"),
             ([FusionRegressor()], np.arange(ROWS), r"shape \(80,\), but the outputs of parent 0 have shape \(80, 3\)"),
         ],
@@ -184,7 +188,7 @@ def test_an_ensemble_of_probabilities_is_their_mean():
 
 def test_a_classifier_does_not_take_targets():
     parents = [nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(2)]
-    with pytest.raises(FusionError, match="but the classes are"):
+    with pytest.raises(FusionError, match="must hold labels among"):
         compare(parents, torch.randn(50, 4), np.linspace(0, 2, 50), FusionClassifier(), verbose=False)
 
 

@@ -126,7 +126,7 @@ def test_tools_that_number_labels_need_all_of_them(tool, missing):
     if missing is None:
         assert np.mean(TOOLS[tool](classifier, data, y) == y) > 0.6
     else:
-        with pytest.raises(FusionError, match=r"where the classes are \['a', 'b', 'c'\].*2 is not among them.*with all classes"):
+        with pytest.raises(FusionError, match=r"labels, \['a', 'b', 'c'\].*2 is not among them.*with all classes"):
             TOOLS[tool](classifier, data, y)
 
 

@@ -72,7 +72,7 @@ def test_blocks_that_are_matched_stay():
 
 
 def test_a_target_that_is_no_multiple_has_its_error():
-    with pytest.raises(WidthError, match=r"'attn.heads' has 2 blocks .* 3 in the target.*multiple of 2"):
+    with pytest.raises(WidthError, match=r"'attn.heads' in the target .*multiple of .* 2\. Got 3"):
         solve_nested([(np.zeros((6, 4)), None)], (3, 2), name="attn.heads")
 
 
@@ -93,7 +93,7 @@ def test_tied_groups_find_a_permuted_copy(seed, signable):
     products = 2 * n * d * block_rows @ inputs.reshape(n * d, 6).T
     nothing = np.zeros((n * e, n * e))
     costs = [(0 * products, products), (nothing, nothing)] if signable else [(-products, None), (nothing, None)]
-    blocks, couplings = solve_nested(costs, (n, n), ties=[BlockCoupledTerm((0, 1), target, source, (signable, signable), 2.0)])
+    blocks, couplings = solve_nested(costs, (n, n), terms=[BlockCoupledTerm((0, 1), target, source, (signable, signable), 2.0)])
     np.testing.assert_array_equal(blocks.index, order)
     for c, within, sign, size in zip(couplings, inner, signs, (d, e), strict=True):
         np.testing.assert_array_equal(c.index, (order[:, None] * size + within).ravel())
