@@ -180,9 +180,7 @@ def test_heads_that_do_not_divide_have_their_error():
 
 def test_a_convolution_keeps_its_number_of_groups():
     spec, other = grouped_convolution(), grouped_convolution(6)
-    with pytest.raises(
-        WidthError, match=r"same number of groups.*Got 3 \(diagonal blocks of 'two'\) in a model and 6 in the target"
-    ):
+    with pytest.raises(WidthError, match=r"number of groups.* 3 \(diagonal blocks of 'two'\) in a model and 6 in the target"):
         Carrier(spec, other, {}, {}, {})
 
 

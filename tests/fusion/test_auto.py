@@ -100,7 +100,7 @@ CASES = {
         Whole,
         lambda models: models,
         {"example_inputs": torch.randint(255, (2, 6))},
-        "if they are floating-point or tokens",
+        "or tokens",
     ),
     "data without data": (mlp, lambda models: models, {"probe": "data"}, "needs rows"),
     "other batch sizes": (Picky, lambda models: FusionInput(models, rows(40)), {}, "4 samples"),

@@ -61,7 +61,7 @@ def test_parameters_are_validated_in_fit_with_scikit_learns_message(options):
 
 
 def test_init_by_an_index_that_does_not_exist():
-    with pytest.raises(FusionError, match="init must be the position of a model, less than 2. Got 2"):
+    with pytest.raises(FusionError, match=r"init must be the position of a model, less than 2. Got 2"):
         WassersteinFusion(init=2).fit(family())
 
 

@@ -147,7 +147,7 @@ class TestPredictors:
             (
                 [FusionClassifier(classes=["a", "b", "c"])],
                 np.resize(["a", "d"], ROWS),
-                r"y must hold labels among .* Got \['d'\]",
+                r"labels among .* Got \['d'\]",
             ),
             ([FusionClassifier(classes=["a", "b"])], np.resize(["a", "b"], ROWS), "each of the network's 3 classes. Got 2"),
             ([FusionClassifier()], np.linspace(0.1, 1, ROWS), r"Got \[0.1, .* FusionClassifier\(classes="),
