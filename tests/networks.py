@@ -55,8 +55,8 @@ class Truth:
         """A random permutation of every group that keeps blocks together."""
         orders = {name: rng.permutation(size) for name, size in self.sizes.items()}
         for name, within in self.block_groups.items():
-            each = self.sizes[name] // self.sizes[within]
-            orders[name] = np.concatenate([block * each + rng.permutation(each) for block in orders[within]])
+            block_size = self.sizes[name] // self.sizes[within]
+            orders[name] = np.concatenate([block * block_size + rng.permutation(block_size) for block in orders[within]])
         return orders
 
     def write(self, name, path, bias, norm=None, affine=True):
@@ -228,9 +228,9 @@ class Encoder(nn.Module):
 class Grouped(nn.Module):
     """A convolution in groups between two others, norms over groups of channels, a transposed convolution at the end."""
 
-    def __init__(self, blocks, each, out, norms, bias=True, activation="relu", classes=3):
+    def __init__(self, blocks, channels_per_block, out, norms, bias=True, activation="relu", classes=3):
         super().__init__()
-        a, b = blocks * each, blocks * out
+        a, b = blocks * channels_per_block, blocks * out
         self.stem, self.groups = nn.Conv2d(1, a, 3, padding=1), nn.Conv2d(a, b, 3, groups=blocks, bias=bias)
         self.depth, self.mix = nn.Conv2d(b, b, 3, padding=1, groups=b), nn.Conv2d(b, 2 * norms, 1)
         self.norm, self.head = nn.GroupNorm(norms, 2 * norms), nn.ConvTranspose2d(2 * norms, classes, 2, stride=2)

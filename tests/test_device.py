@@ -36,9 +36,9 @@ def family(name, where, count=2):
 
 def fit(models, where=None, data=None, **options):
     example = models[0].example.to(next(models[0].parameters()).device)
-    given = models if data is None else FusionInput(models, data)
+    fit_input = models if data is None else FusionInput(models, data)
     options = {"correction": None, "example_inputs": (example,), "device": where, "random_state": 0, **options}
-    return WassersteinFusion(**options).fit(given)
+    return WassersteinFusion(**options).fit(fit_input)
 
 
 def devices(model):
@@ -71,11 +71,11 @@ def test_results_and_their_place_do_not_depend_on_where_it_computes(device, name
     expected = fit(family(name, CPU), **options)
     for models_at, computed_at in ((CPU, device), (device, None), (device, CPU)):
         models = family(name, models_at)
-        found = fit(models, computed_at, **options)
-        assert devices(found.fused_model_) == {models_at.type}
+        fusion = fit(models, computed_at, **options)
+        assert devices(fusion.fused_model_) == {models_at.type}
         assert devices(models[0]) == {models_at.type}
-        assert_same(found, expected)
-        for moved in found.transform(family(name, models_at)):
+        assert_same(fusion, expected)
+        for moved in fusion.transform(family(name, models_at)):
             assert devices(moved) == {models_at.type}
 
 
@@ -85,17 +85,17 @@ def test_results_and_their_place_do_not_depend_on_where_it_computes(device, name
 def test_rows_of_any_place(device, correction, models_at, rows_at):
     rows = np.random.default_rng(3).normal(size=(40, 5))
     places = {"cpu": CPU, "device": device}
-    given = rows if rows_at == "numpy" else torch.as_tensor(rows).to(places[rows_at])
-    found = fit(family("mlp", places[models_at]), data=given, probe="data", correction=correction)
+    placed_rows = rows if rows_at == "numpy" else torch.as_tensor(rows).to(places[rows_at])
+    fusion = fit(family("mlp", places[models_at]), data=placed_rows, probe="data", correction=correction)
     expected = fit(family("mlp", CPU), data=torch.as_tensor(rows), probe="data", correction=correction)
-    assert_same(found, expected)
+    assert_same(fusion, expected)
 
 
 def test_batches_of_any_place_and_statistics_from_them(device):
     models = family("mlp", device)
     batches = [torch.randn(20, 5, dtype=torch.float64).to(device) for _ in range(3)]
-    given = FusionInput.from_batches(models, iter(batches), 30, random_state=0)
-    fused = fit(models, data=given.arrays[0], probe="data", correction="regression").fused_model_
+    fit_input = FusionInput.from_batches(models, iter(batches), 30, random_state=0)
+    fused = fit(models, data=fit_input.arrays[0], probe="data", correction="regression").fused_model_
     again = recompute_batchnorm(fused, batches[0].cpu())
     assert devices(again) == {device.type}
 
@@ -161,9 +161,9 @@ def test_parametrized_tensors(device, kind):
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = WassersteinFusion(example_inputs=(x,), correction=None).fit(models(CPU))
     for models_at, computed_at in ((device, None), (CPU, device), (device, CPU)):
-        found = WassersteinFusion(example_inputs=(x.to(models_at),), device=computed_at, correction=None).fit(models(models_at))
-        assert devices(found.fused_model_) == {models_at.type}
-        torch.testing.assert_close(found.fused_model_(x.to(models_at)).cpu(), expected.fused_model_(x), rtol=1e-6, atol=1e-8)
+        fusion = WassersteinFusion(example_inputs=(x.to(models_at),), device=computed_at, correction=None).fit(models(models_at))
+        assert devices(fusion.fused_model_) == {models_at.type}
+        torch.testing.assert_close(fusion.fused_model_(x.to(models_at)).cpu(), expected.fused_model_(x), rtol=1e-6, atol=1e-8)
 
 
 class Constants(nn.Module):
@@ -193,9 +193,9 @@ def test_constants_in_the_code_and_buffers_that_are_not_averaged(device):
     expected = WassersteinFusion(example_inputs=(x,), **options).fit(copy.deepcopy(models))
     models = [m.to(device) for m in models]
     assert discover(models[0], x.to(device)).sizes == expected.graph_.sizes
-    found = WassersteinFusion(example_inputs=(x.to(device),), **options).fit(models)
-    assert devices(found.fused_model_) == {device.type}
-    torch.testing.assert_close(found.fused_model_(x.to(device)).cpu(), expected.fused_model_(x), rtol=1e-5, atol=1e-7)
+    fusion = WassersteinFusion(example_inputs=(x.to(device),), **options).fit(models)
+    assert devices(fusion.fused_model_) == {device.type}
+    torch.testing.assert_close(fusion.fused_model_(x.to(device)).cpu(), expected.fused_model_(x), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

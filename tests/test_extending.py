@@ -234,19 +234,19 @@ class Silent(Correction):
 class OfRoles(BaseFusion):
     """Whatever roles it is given."""
 
-    def __init__(self, given=None, **options):
+    def __init__(self, fixed_roles=None, **options):
         super().__init__(**options)
-        self.given = given
+        self.fixed_roles = fixed_roles
 
     def roles(self):
-        return self.given
+        return self.fixed_roles
 
 
 class Listing(Identity):
     """The couplings alone."""
 
-    def align(self, *given):
-        return super().align(*given).couplings
+    def align(self, *arguments):
+        return super().align(*arguments).couplings
 
 
 class Bare(BaseFusion):

@@ -34,21 +34,23 @@ def test_recorded_rows_are_those_of_the_whole_value(network, cap, limit):
         if network.example.is_floating_point()
         else [(network.example,)]
     )
-    found = recording(network, batches, cap, limit)
+    recorder = recording(network, batches, cap, limit)
     wanted = {
-        found.position[e.node]: e.layers[0].channel for e in regression_sites(found.nodes, found.parameters).values() if e.layers
+        recorder.position[e.node]: e.layers[0].channel
+        for e in regression_sites(recorder.nodes, recorder.parameters).values()
+        if e.layers
     }
-    found.record(wanted)
-    found.record({})
-    assert found.n_runs == 1
+    recorder.record(wanted)
+    recorder.record({})
+    assert recorder.n_runs == 1
     whole = steps_of(network, batches)
-    for at, node in enumerate(whole.nodes):
+    for position, node in enumerate(whole.nodes):
         whole.run(node)
-        if at in wanted:
+        if position in wanted:
             for batch in range(len(batches)):
-                chosen = found.chosen(at, wanted[at], batch)
-                rows = channels_last(whole.read(node, batch), wanted[at])
-                torch.testing.assert_close(found.rows(at, wanted[at], batch), rows[chosen])
+                chosen = recorder.chosen(position, wanted[position], batch)
+                rows = channels_last(whole.read(node, batch), wanted[position])
+                torch.testing.assert_close(recorder.rows(position, wanted[position], batch), rows[chosen])
                 assert len(chosen) == min(len(rows), -(-cap // len(batches)) if len(rows) * len(batches) > cap else len(rows))
 
 

@@ -104,14 +104,14 @@ def test_permuted_copies_are_found(which, seed, count):
     copies = [{n: relabel(t, spec.tensors[n], *move) for n, t in first.items()} for move in moves]
     problem = problem_of(spec, [first, *copies])
     for start in (solve_layerwise(problem), match_all_to_target(problem, problem.source_arrays[0])):
-        found = solve_joint(problem, start)
-        assert start.energy < 1e-12 and found.energy < 1e-12
-        for own in found.plans:
-            keeps_blocks(problem, own)
-        for own, (order, _), copy in zip(found.plans[1:], moves, copies, strict=True):
+        solution = solve_joint(problem, start)
+        assert start.energy < 1e-12 and solution.energy < 1e-12
+        for couplings in solution.plans:
+            keeps_blocks(problem, couplings)
+        for couplings, (order, _), copy in zip(solution.plans[1:], moves, copies, strict=True):
             blocks = next(iter(spec.groups))
-            np.testing.assert_array_equal(order[blocks][own[blocks].index], np.arange(spec.sizes[blocks]))
-            carried = Carrier(spec, spec, own, {}, {}).state(copy)
+            np.testing.assert_array_equal(order[blocks][couplings[blocks].index], np.arange(spec.sizes[blocks]))
+            carried = Carrier(spec, spec, couplings, {}, {}).state(copy)
             for n, t in first.items():
                 torch.testing.assert_close(carried[n], t)
 
@@ -121,10 +121,10 @@ def test_sweeps_keep_blocks_and_lower_the_energy(which, seed, reg):
     spec, rng = GRAPHS[which], np.random.default_rng(seed)
     problem = problem_of(spec, [state(spec, rng) for _ in range(3)], reg=reg, random_state=np.random.RandomState(0))
     for start in (solve_layerwise(problem), random_start(problem)):
-        found = solve_joint(problem, start)
-        assert found.energy <= start.energy * (1 + 1e-9)
-        for own in (*start.plans, *found.plans):
-            keeps_blocks(problem, own)
+        solution = solve_joint(problem, start)
+        assert solution.energy <= start.energy * (1 + 1e-9)
+        for couplings in (*start.plans, *solution.plans):
+            keeps_blocks(problem, couplings)
 
 
 @pytest.mark.parametrize("which", range(len(GRAPHS)))
@@ -134,13 +134,13 @@ def test_the_entropic_step_keeps_blocks_and_marginals(which, swept, seed, count,
     spec, rng = GRAPHS[which], np.random.default_rng(seed)
     problem = problem_of(spec, [state(spec, rng) for _ in range(count)], reference=count - 1)
     exact = solve_joint(problem, solve_layerwise(problem)) if swept else random_start(problem)
-    found = entropic_step(replace(problem, reg=reg), exact)
-    for own, soft in zip(exact.plans, found.plans, strict=True):
+    blurred = entropic_step(replace(problem, reg=reg), exact)
+    for couplings, soft in zip(exact.plans, blurred.plans, strict=True):
         keeps_blocks(problem, soft)
         assert max(c.marginal_error() for c in soft.values()) < 1e-9
-        if own is exact.plans[-1]:
-            assert all(np.array_equal(own[g].plan, soft[g].plan) for g in own)
-    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
+        if couplings is exact.plans[-1]:
+            assert all(np.array_equal(couplings[g].plan, soft[g].plan) for g in couplings)
+    assert blurred.energy == pytest.approx(problem.solution(blurred.plans).energy)
 
 
 @pytest.mark.parametrize("pin", ["heads", "qk"])
@@ -150,9 +150,9 @@ def test_pinned_blocks_stay(pin):
     pinned = {"heads": Coupling.identity(3)} | ({"qk": Coupling.identity(12)} if pin == "qk" else {})
     problem = replace(problem, pinned=[pinned for _ in problem.source_arrays])
     for start in (solve_layerwise(problem), random_start(problem)):
-        for own in solve_joint(problem, start).plans:
-            keeps_blocks(problem, own)
-            assert all(np.array_equal(own[g].index, c.index) for g, c in pinned.items())
+        for couplings in solve_joint(problem, start).plans:
+            keeps_blocks(problem, couplings)
+            assert all(np.array_equal(couplings[g].index, c.index) for g, c in pinned.items())
 
 
 @pytest.mark.parametrize(("heads", "d", "d_value"), [(6, 4, 3), (3, 6, 5), (6, 2, 2)])
@@ -162,11 +162,11 @@ def test_targets_of_other_sizes(heads, d, d_value):
     states = [state(spec, rng) for _ in range(2)]
     problem = problem_of(spec, states, sizes=wide.sizes)
     for start in (solve_layerwise(problem), random_start(problem)):
-        found = solve_joint(problem, start)
-        assert found.energy <= start.energy * (1 + 1e-9)
-        for s, own in zip(states, found.plans, strict=True):
-            keeps_blocks(problem, own)
-            moved = Carrier(spec, wide, own, {}, {}).state(s)
+        solution = solve_joint(problem, start)
+        assert solution.energy <= start.energy * (1 + 1e-9)
+        for s, couplings in zip(states, solution.plans, strict=True):
+            keeps_blocks(problem, couplings)
+            moved = Carrier(spec, wide, couplings, {}, {}).state(s)
             assert {n: t.shape for n, t in moved.items()} == {n: torch.Size(t.shape) for n, t in wide.tensors.items()}
 
 
@@ -198,14 +198,14 @@ def test_a_group_in_blocks_that_stands_twice_in_a_tensor(seed):
     first, (order, _) = state(spec, rng), shuffled(spec, rng)
     copy = {k: relabel(t, spec.tensors[k], order, {}) for k, t in first.items()}
     problem = problem_of(spec, [first, copy])
-    found = solve_joint(problem, solve_layerwise(problem))
-    assert found.energy < 1e-12
+    solution = solve_joint(problem, solve_layerwise(problem))
+    assert solution.energy < 1e-12
     other = problem_of(spec, [first, state(spec, rng), state(spec, rng)])
     start = solve_layerwise(other)
-    found = solve_joint(other, start)
-    assert found.energy <= start.energy * (1 + 1e-9)
-    for own in found.plans:
-        keeps_blocks(other, own)
+    solution = solve_joint(other, start)
+    assert solution.energy <= start.energy * (1 + 1e-9)
+    for couplings in solution.plans:
+        keeps_blocks(other, couplings)
 
 
 def test_match_respects_blocks():
@@ -213,6 +213,6 @@ def test_match_respects_blocks():
     one, two = state(spec, rng), state(spec, rng)
     problem = problem_of(spec, [one])
     targets = extract_features(spec, two, 1.0)[1]
-    own = match_to_target(problem, targets)
-    keeps_blocks(problem, own)
-    assert list(own) == ["heads", "qk", "v"]
+    couplings = match_to_target(problem, targets)
+    keeps_blocks(problem, couplings)
+    assert list(couplings) == ["heads", "qk", "v"]

@@ -25,7 +25,7 @@ FEATURES = [
 
 def problem(seed, target=(4, 3), source=(5, 2), device="cpu"):
     rng = np.random.default_rng(seed)
-    size, own = dict(zip("ab", target, strict=True)), dict(zip("ab", source, strict=True))
+    size, source_size = dict(zip("ab", target, strict=True)), dict(zip("ab", source, strict=True))
 
     def arrays(sizes):
         return [torch.as_tensor(rng.normal(size=(*[sizes[g] for g in f.groups], 2))).to(device) for f in FEATURES]
@@ -34,7 +34,7 @@ def problem(seed, target=(4, 3), source=(5, 2), device="cpu"):
         mass = round_to_marginals(rng.random(shape) + 1e-3)
         return Plan(mass * rng.uniform(-1, 1, shape), mass)
 
-    return arrays(size), arrays(own), {g: coupling((size[g], own[g])) for g in "ab"}
+    return arrays(size), arrays(source_size), {g: coupling((size[g], source_size[g])) for g in "ab"}
 
 
 def by_definition(targets, models, plans):
@@ -51,12 +51,14 @@ def by_definition(targets, models, plans):
             factor *= n if role == "out" else 1 / n
             if role == "in":
                 dense_t, dense_s = dense_t * n, dense_s * n_source
-        for at in itertools.product(*(range(n) for n in t.shape[:-1])):
+        for target_index in itertools.product(*(range(n) for n in t.shape[:-1])):
             for of in itertools.product(*(range(n) for n in s.shape[:-1])):
-                for flips in itertools.product((0, 1), repeat=len(at)):
-                    mass = np.prod([halves[g][k][q, r] for g, k, q, r in zip(feature.groups, flips, at, of, strict=True)])
+                for flips in itertools.product((0, 1), repeat=len(target_index)):
+                    mass = np.prod(
+                        [halves[g][k][q, r] for g, k, q, r in zip(feature.groups, flips, target_index, of, strict=True)]
+                    )
                     sign = np.prod([-1.0 if k and odd else 1.0 for k, odd in zip(flips, feature.odd, strict=True)])
-                    total += feature.alpha * factor * mass * ((dense_t[at] - sign * dense_s[of]) ** 2).sum()
+                    total += feature.alpha * factor * mass * ((dense_t[target_index] - sign * dense_s[of]) ** 2).sum()
     return total
 
 

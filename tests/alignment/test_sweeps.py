@@ -56,10 +56,10 @@ def plain_sweeps(problem, start):
         changed = False
         for group in problem.sizes:
             for i in moving:
-                at = problem.features_of([group])
+                positions = problem.features_of([group])
                 arrays = [problem.carry(j, p) for j, p in enumerate(plans)]
-                others = [sum(problem.mixture.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in at]
-                features, source = [problem.features[p] for p in at], [problem.source_arrays[i][p] for p in at]
+                others = [sum(problem.mixture.weights[j] * arrays[j][p] for j in range(count) if j != i) for p in positions]
+                features, source = [problem.features[p] for p in positions], [problem.source_arrays[i][p] for p in positions]
                 even, odd = cost(group, features, others, source, plans[i])
                 even, odd = (None if m is None else m.cpu().numpy() for m in (even, odd))
                 matrix = even - (0 if odd is None else np.abs(odd))
@@ -79,24 +79,26 @@ def plain_sweeps(problem, start):
 def test_couplings_and_energies_are_those_of_plain_sweeps(device, seed, count, signable, skip, weights, layers):
     problem = random_problem(seed, count, signable, skip, weights, device)
     start = solve_layerwise(problem) if layers else random_start(problem)
-    found, (plans, history) = solve_joint(problem, start), plain_sweeps(problem, start)
-    np.testing.assert_allclose(found.history, history, rtol=1e-9)
-    for ours, theirs in zip(found.plans, plans, strict=True):
+    solution, (plans, history) = solve_joint(problem, start), plain_sweeps(problem, start)
+    np.testing.assert_allclose(solution.history, history, rtol=1e-9)
+    for ours, theirs in zip(solution.plans, plans, strict=True):
         for group in SIZES:
             np.testing.assert_allclose(ours[group].plan, theirs[group].plan)
-    moved = [problem.carry(i, own) for i, own in enumerate(found.plans)]
+    moved = [problem.carry(i, couplings) for i, couplings in enumerate(solution.plans)]
     lowest = energy(problem.features, mean_target(moved, problem.mixture), problem.source_arrays, moved, problem.mixture)
-    assert found.energy == pytest.approx(lowest)
+    assert solution.energy == pytest.approx(lowest)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_models_stay_as_they_are_where_their_neurons_do(count, device):
     problem = random_problem(0, count, True, True, False, device)
-    before = [[a.clone() for a in own] for own in problem.source_arrays]
+    before = [[a.clone() for a in arrays] for arrays in problem.source_arrays]
     start = problem.solution([{g: Coupling.identity(n) for g, n in SIZES.items()} for _ in range(count)])
     assert solve_joint(problem, start).energy < start.energy
     assert all(
-        torch.equal(a, b) for own, kept in zip(problem.source_arrays, before, strict=True) for a, b in zip(own, kept, strict=True)
+        torch.equal(a, b)
+        for arrays, arrays_before in zip(problem.source_arrays, before, strict=True)
+        for a, b in zip(arrays, arrays_before, strict=True)
     )
 
 
@@ -111,8 +113,8 @@ def test_a_start_with_readers_leaves_nothing_to_do_for_a_single_layer(device, se
     problem = Problem(features, models, n, [n] * count, Mixture([1 / count] * count))
     start = solve_layerwise(problem, readers=True)
     assert start.energy <= solve_layerwise(problem).energy * (1 + 1e-9) or count > 2
-    found = solve_joint(problem, start)
-    assert found.n_iter == 1 and found.energy == pytest.approx(start.energy)
+    solution = solve_joint(problem, start)
+    assert solution.n_iter == 1 and solution.energy == pytest.approx(start.energy)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -132,9 +134,9 @@ def test_a_few_neurons_that_move_are_updated_well(count, device):
     order[:4] = [1, 2, 3, 0]
     plans = [{g: Permutation(order if i else np.arange(40)) for g in sizes} for i in range(count)]
     start = problem.solution(plans)
-    found, (_, history) = solve_joint(problem, start), plain_sweeps(problem, start)
-    np.testing.assert_allclose(found.history, history, rtol=1e-9)
-    assert found.energy < start.energy
+    solution, (_, history) = solve_joint(problem, start), plain_sweeps(problem, start)
+    np.testing.assert_allclose(solution.history, history, rtol=1e-9)
+    assert solution.energy < start.energy
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4, 0.0]])
@@ -142,15 +144,15 @@ def test_a_model_of_weight_0_is_matched_all_the_same(weights, device):
     problem = replace(random_problem(3, len(weights), False, True, False, device), mixture=Mixture(weights))
     i = weights.index(0.0)
     start = random_start(problem)
-    found = solve_joint(problem, start)
+    solution = solve_joint(problem, start)
     others = [w for w in weights if w]
 
     def distance(plans):
-        arrays = [problem.carry(j, own) for j, own in enumerate(plans)]
+        arrays = [problem.carry(j, couplings) for j, couplings in enumerate(plans)]
         mean = [sum(w * arrays[j][p] for j, w in enumerate(weights)) / sum(others) for p in range(len(arrays[0]))]
         return sum(f.alpha * float((m - a).pow(2).sum()) for f, m, a in zip(problem.features, mean, arrays[i], strict=True))
 
-    assert distance(found.plans) < 0.9 * distance(start.plans)
+    assert distance(solution.plans) < 0.9 * distance(start.plans)
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -174,28 +176,33 @@ def test_results_do_not_depend_on_the_number_of_jobs(count, device):
 def test_the_entropic_step_couples_each_model_with_the_exact_others(device, seed, count, signable, skip, weights, reg, max_iter):
     problem = replace(random_problem(seed, count, signable, skip, weights, device), reference=seed % count, max_iter=max_iter)
     exact = solve_joint(problem, solve_layerwise(problem))
-    before = [{g: own[g].plan.copy() for g in SIZES} for own in exact.plans]
+    before = [{g: couplings[g].plan.copy() for g in SIZES} for couplings in exact.plans]
     problem = replace(problem, reg=reg)
-    found = entropic_step(problem, exact)
-    arrays = [problem.carry(j, own) for j, own in enumerate(exact.plans)]
-    for i, (own, soft) in enumerate(zip(exact.plans, found.plans, strict=True)):
+    blurred = entropic_step(problem, exact)
+    arrays = [problem.carry(j, couplings) for j, couplings in enumerate(exact.plans)]
+    for i, (couplings, soft) in enumerate(zip(exact.plans, blurred.plans, strict=True)):
         others = [j for j in range(count) if j != i]
         share = sum(problem.mixture.weights[j] for j in others)
         for group in SIZES:
-            expected = own[group]
+            expected = couplings[group]
             if i != problem.reference:
-                at = problem.features_of([group])
-                mean = [sum(problem.mixture.weights[j] * arrays[j][p] for j in others) / share for p in at]
+                positions = problem.features_of([group])
+                mean = [sum(problem.mixture.weights[j] * arrays[j][p] for j in others) / share for p in positions]
                 expected = couple(
-                    group, [problem.features[p] for p in at], mean, [problem.source_arrays[i][p] for p in at], own, problem.reg
+                    group,
+                    [problem.features[p] for p in positions],
+                    mean,
+                    [problem.source_arrays[i][p] for p in positions],
+                    couplings,
+                    problem.reg,
                 )
                 assert not soft[group].is_permutation
             np.testing.assert_allclose(soft[group].plan, expected.plan, atol=1e-9)
             np.testing.assert_allclose(soft[group].mass, expected.mass, atol=1e-9)
             assert soft[group].marginal_error() < 1e-12
-            np.testing.assert_array_equal(own[group].plan, before[i][group])
-    assert found.energy == pytest.approx(problem.solution(found.plans).energy)
-    assert (found.history, found.n_iter) == ([*exact.history, found.energy], exact.n_iter)
+            np.testing.assert_array_equal(couplings[group].plan, before[i][group])
+    assert blurred.energy == pytest.approx(problem.solution(blurred.plans).energy)
+    assert (blurred.history, blurred.n_iter) == ([*exact.history, blurred.energy], exact.n_iter)
 
 
 @pytest.mark.parametrize("signable", [False, True])
@@ -205,17 +212,17 @@ def test_an_entropic_step_of_little_blur_gives_the_exact_couplings(count, signab
     exact = solve_joint(problem, solve_layerwise(problem))
     distances = []
     for reg in (0.1, 1e-2, 1e-4):
-        found = entropic_step(replace(problem, reg=reg), exact)
-        pairs = zip(exact.plans, found.plans, strict=True)
-        distances.append(max(np.abs(own[g].plan - soft[g].plan).sum() for own, soft in pairs for g in SIZES))
+        blurred = entropic_step(replace(problem, reg=reg), exact)
+        pairs = zip(exact.plans, blurred.plans, strict=True)
+        distances.append(max(np.abs(couplings[g].plan - soft[g].plan).sum() for couplings, soft in pairs for g in SIZES))
     assert distances[0] > distances[1] > distances[2] and distances[2] < 0.01
 
 
 def test_a_reference_without_weight_is_blurred_and_the_heaviest_model_is_not(device):
     problem = replace(random_problem(0, 3, True, True, False, device), mixture=Mixture([0.3, 0.0, 0.7]), reference=1, reg=0.05)
-    found = entropic_step(problem, random_start(problem))
+    blurred = entropic_step(problem, random_start(problem))
     for group in SIZES:
-        assert [own[group].is_permutation for own in found.plans] == [False, False, True]
+        assert [couplings[group].is_permutation for couplings in blurred.plans] == [False, False, True]
 
 
 def test_recurrent_groups_start_without_their_readers():

@@ -88,20 +88,20 @@ class Table:
     def groups(self):
         """The table, as a list of `Units`: those of one set that stand on the same axes equally often."""
         where = defaultdict(list)
-        for at, units in self.places.items():
+        for place, units in self.places.items():
             for p, u in enumerate(units.tolist()):
-                where[u].append((at, p))
-        found = []
+                where[u].append((place, p))
+        table = []
         for units, within in self.sets:
             alike = defaultdict(list)
             for u in units.tolist():
-                alike[tuple(at for at, _ in where[u])].append(u)
+                alike[tuple(place for place, _ in where[u])].append(u)
             for standing, members in alike.items():
-                positions = {at: np.array([[p for a, p in where[u] if a == at] for u in members]) for at in standing}
+                positions = {place: np.array([[p for a, p in where[u] if a == place] for u in members]) for place in standing}
                 if positions:
                     blocks = (None, None) if within is None else (len(within), int(within[0]))
-                    found.append(Units(len(members), positions, *blocks))
-        return found
+                    table.append(Units(len(members), positions, *blocks))
+        return table
 
     def permuted(self, rng):
         """A copy of the network with its units permuted, units in blocks within their block."""

@@ -91,9 +91,11 @@ names = st.lists(st.sampled_from(["module", "_orig_mod", "model", "0", "a"]), mi
 
 
 @given(st.sets(names, min_size=1), st.sampled_from(["", "module.", "net._orig_mod."]))
-def test_names_of_any_network_come_back_from_a_wrapper(own, prefix):
-    own = {n for n in own if not any(other.startswith(f"{n}.") for other in own)}  # a tensor has no children
-    assert match_names([f"{prefix}{n}" for n in own], own) == {f"{prefix}{n}": n for n in own}
+def test_names_of_any_network_come_back_from_a_wrapper(network_names, prefix):
+    network_names = {
+        n for n in network_names if not any(other.startswith(f"{n}.") for other in network_names)
+    }  # a tensor has no children
+    assert match_names([f"{prefix}{n}" for n in network_names], network_names) == {f"{prefix}{n}": n for n in network_names}
 
 
 def test_several_networks_of_one_kind_in_a_file(tmp_path):

@@ -118,8 +118,8 @@ class Bomb(nn.Module):
 def test_a_pickle_is_not_run(work, capsys):
     torch.save(Bomb(), "bomb.pt")
     (work / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
-    said = f"bomb.pt is a pickle of more than tensors ({os.mkdir.__module__}.mkdir); reading it can run code, so nothing"
-    for name, message in (("bomb.pt", said), ("bomb.pkl", "bomb.pkl is not a readable PyTorch file")):
+    refusal = f"bomb.pt is a pickle of more than tensors ({os.mkdir.__module__}.mkdir); reading it can run code, so nothing"
+    for name, message in (("bomb.pt", refusal), ("bomb.pkl", "bomb.pkl is not a readable PyTorch file")):
         for command in (("fuse", "a.pt", name, "-o", "out"), ("inspect", name)):
             code, _, err = run(capsys, *command, *MODEL)
             assert code == 2 and len(err.splitlines()) == 1 and message in err

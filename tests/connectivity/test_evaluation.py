@@ -106,8 +106,8 @@ def test_searches_stand_for_what_they_found(kind):
     models = networks(nn.Sequential, 2, 2)
     rows = FusionInput(models, X)
     search = GridSearchCV(kind(), {("fusion__" if kind is FusionClassifier else "") + "reg": [0.0]}, cv=2).fit(rows, Y.numpy())
-    own, fusion = fitted(search)
-    assert type(own) is kind and fusion is getattr(own, "fusion_", own) and "0" in fusion.couplings_[0]
+    estimator, fusion = fitted(search)
+    assert type(estimator) is kind and fusion is getattr(estimator, "fusion_", estimator) and "0" in fusion.couplings_[0]
     assert CouplingDisplay.from_estimator(search).group == "0"
     assert InterpolationDisplay.from_estimator(search, models, X, Y, n_points=2).after is not None
     assert LossPlaneDisplay.from_estimator(search, models, X, Y, n_points=2).values.shape == (2, 2)

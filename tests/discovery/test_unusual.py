@@ -343,14 +343,14 @@ class TestTracing:
 class Rotary(nn.Module):
     """Attention whose queries and keys are turned in part, at several frequencies."""
 
-    def __init__(self, turned, heads=2, each=12):
+    def __init__(self, turned, heads=2, head_size=12):
         super().__init__()
-        self.heads, self.each, self.turned = heads, each, turned
+        self.heads, self.head_size, self.turned = heads, head_size, turned
         self.embed, self.head = nn.Linear(5, 10), nn.Linear(10, 3)
-        self.qkv, self.out = nn.Linear(10, 3 * heads * each), nn.Linear(heads * each, 10)
+        self.qkv, self.out = nn.Linear(10, 3 * heads * head_size), nn.Linear(heads * head_size, 10)
 
     def turn(self, x):
-        r, rest = x.split([self.turned, self.each - self.turned], -1)
+        r, rest = x.split([self.turned, self.head_size - self.turned], -1)
         angle = torch.arange(x.shape[2])[:, None] * 10.0 ** -torch.arange(self.turned // 2)
         angle = torch.cat([angle, angle], -1).to(x.dtype)
         a, b = r.chunk(2, -1)
@@ -358,7 +358,7 @@ class Rotary(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.embed(x))
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.each)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_size)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v)
         return self.head(self.out(y.transpose(1, 2).flatten(2)))
 

@@ -57,18 +57,18 @@ def linears(draw, norm):
 
 
 def convolutions(draw, space, transposed, norm):
-    def each(low, high):
+    def per_axis(low, high):
         return [draw(st.integers(low, high)) for _ in range(space)]
 
-    groups, kernel, stride, dilation = draw(st.integers(1, 3)), each(1, 3), each(1, 3), each(1, 2)
+    groups, kernel, stride, dilation = draw(st.integers(1, 3)), per_axis(1, 3), per_axis(1, 3), per_axis(1, 2)
     inputs, outs = groups * draw(st.sampled_from([1, 1, 2])), groups * draw(st.integers(1, 2))
     options, reach = {}, [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if transposed:
         options["output_padding"] = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
-        options["padding"] = each(0, 3)
+        options["padding"] = per_axis(0, 3)
         sizes = [1 + max(0, -(-(2 * p - r) // s)) for p, r, s in zip(options["padding"], reach, stride, strict=True)]
     else:
-        options["padding"] = draw(st.sampled_from(["same", "valid", None])) or each(0, 2)
+        options["padding"] = draw(st.sampled_from(["same", "valid", None])) or per_axis(0, 2)
         stride = [1] * space if options["padding"] == "same" else stride
         padding = options["padding"] if isinstance(options["padding"], list) else [0] * space
         sizes = [max(1, r + 1 - 2 * p) for r, p in zip(reach, padding, strict=True)]
@@ -202,9 +202,9 @@ def normed(kind, size, groups, bias):
 
 class TestNorms:
     @pytest.mark.parametrize("kind", ["layer", "rms", "group", "instance", "tracked instance", "batch", "untracked batch"])
-    @given(groups=st.integers(1, 3), each=st.integers(1, 2), dims=st.integers(2, 4), bias=st.booleans(), seed=seeds)
-    def test_weight_and_bias(self, device, kind, groups, each, dims, bias, seed):
-        size = groups * each
+    @given(groups=st.integers(1, 3), channels_per_group=st.integers(1, 2), dims=st.integers(2, 4), bias=st.booleans(), seed=seeds)
+    def test_weight_and_bias(self, device, kind, groups, channels_per_group, dims, bias, seed):
+        size = groups * channels_per_group
         dims = 4 if "instance" in kind or "untracked" in kind else dims
         channel = dims - 1 if kind in ("layer", "rms") else 1
         shape = [3, 2, 2, 2][:dims]

@@ -50,34 +50,34 @@ def prepared(network, device):
     runner = steps_of(network, network.batches, device)
     for node in runner.nodes:
         runner.run(node)
-    (found,) = ((node, cells) for node in runner.nodes if (cells := cells_of(node, runner.parameters)))
-    return runner, found[1], Sequences(found[0], runner)
+    (node_and_cells,) = ((node, cells) for node in runner.nodes if (cells := cells_of(node, runner.parameters)))
+    return runner, node_and_cells[1], Sequences(node_and_cells[0], runner)
 
 
 def assert_reproduced(runner, states, sequences, rnn):
     """What the module returns is the last of the sequences, and the last state of every cell."""
-    for batch, found in enumerate(sequences.inputs):
+    for batch, sequence in enumerate(sequences.inputs):
         y, h, *_ = outputs(runner, batch)
         if y.dim() == 2:
             y, h = y[:, None], h[:, None]
         elif rnn.batch_first:
             y = y.transpose(0, 1)
-        torch.testing.assert_close(found, y)
-        torch.testing.assert_close(torch.stack([own[batch][-1] for own in states]), h)
+        torch.testing.assert_close(sequence, y)
+        torch.testing.assert_close(torch.stack([cell_states[batch][-1] for cell_states in states]), h)
 
 
 def assert_gates_lead_to(states, cell, runner, sequences):
-    for own, (x, h), initial in zip(states, sequences.forced(cell), sequences.initial, strict=True):
-        torch.testing.assert_close(h, torch.cat([initial[0][cell.slot][None], own[:-1]]))
+    for cell_states, (x, h), initial in zip(states, sequences.forced(cell), sequences.initial, strict=True):
+        torch.testing.assert_close(h, torch.cat([initial[0][cell.slot][None], cell_states[:-1]]))
         gates = cell.gates(*cell.halves(runner.state, x, h))
-        torch.testing.assert_close(cell.states(runner.state, gates, initial), own)
+        torch.testing.assert_close(cell.states(runner.state, gates, initial), cell_states)
 
 
 def assert_changes(cell, runner, sequences, seed):
     """By a matrix of all that a part reads, and by an offset if one is given and there are biases."""
     rng, (x, h) = np.random.default_rng(seed), sequences.forced(cell)[0]
     gates = cell.gates(*cell.halves(runner.state, x, h))
-    changed, kept, added = dict(runner.state), {n: t.clone() for n, t in runner.state.items()}, torch.zeros_like(gates)
+    changed, state_before, added = dict(runner.state), {n: t.clone() for n, t in runner.state.items()}, torch.zeros_like(gates)
     parts = cell.blocks(gates.shape[-1])
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(gates.shape[-1]))
     for part in parts:
@@ -89,23 +89,23 @@ def assert_changes(cell, runner, sequences, seed):
         if offset is not None and cell.b_ih is not None:
             added[..., part.rows] += offset
     torch.testing.assert_close(cell.gates(*cell.halves(changed, x, h)), gates + added)
-    for name, tensor in kept.items():
+    for name, tensor in state_before.items():
         assert torch.equal(runner.state[name], tensor)
 
 
 def assert_cells(kind, network, device):
     """Level by level the cells reproduce the module, their gates lead to their states, and change by what is added."""
     runner, cells, sequences = prepared(network, device)
-    rnn, found = network.rnn, []
+    rnn, states = network.rnn, []
     assert [(c.kind, c.names) for c in cells] == [(kind, [f"rnn.{n}" for n in names]) for names in rnn._all_weights]
     for level in levels(cells):
         assert [cell.reverse for cell in level] == [False, True][: 1 + rnn.bidirectional]
         for cell in level:
-            found.append(sequences.run(cell))
-            assert_gates_lead_to(found[-1], cell, runner, sequences)
+            states.append(sequences.run(cell))
+            assert_gates_lead_to(states[-1], cell, runner, sequences)
             assert_changes(cell, runner, sequences, cell.slot)
         sequences.advance(level)
-    assert_reproduced(runner, found, sequences, rnn)
+    assert_reproduced(runner, states, sequences, rnn)
 
 
 @pytest.mark.parametrize("kind", KINDS)

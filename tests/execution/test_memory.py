@@ -33,7 +33,7 @@ def test_values_come_back_and_memory_is_kept(given_values, limit):
     held = [Held(memory, [v, v]) for v in given_values]
     assert memory.used <= limit
     for value, both in zip(given_values, held, strict=True):
-        assert len(both) == 2 and all(same(own, value) for own in both) and same(both[1:][0], value)
+        assert len(both) == 2 and all(same(restored, value) for restored in both) and same(both[1:][0], value)
     files = [p for both in held for p in both.values if hasattr(p, "exists")]
     assert len(files) == memory.n_filed and all(p.exists() for p in files)
     for both in held:
@@ -45,12 +45,12 @@ def test_values_come_back_and_memory_is_kept(given_values, limit):
 def test_networks_run_from_files_to_the_same_bits(name):
     network, _, x = FIXTURES[name].build()
     plain, state = plain_copy(network), floating_state(plain_copy(network))
-    program, found = program_of(plain, x, next(iter(state.values()))), []
+    program, results = program_of(plain, x, next(iter(state.values()))), []
     for memory in (Memory(), Memory(0)):
         runner = Runner(program, plain, state, [x, x], memory)
         for k, node in enumerate(runner.nodes):
             runner.run(node)
             runner.forget(k)
-        found.append(runner.outputs(1))
+        results.append(runner.outputs(1))
         assert (memory.n_filed > 0) == (memory.limit == 0)
-    assert same(*found)
+    assert same(*results)

@@ -125,9 +125,9 @@ NOISE = {"linear": (lambda: Net(nn.Linear(6, 4)), (2, 6)), "attention": (lambda:
 )  # fmt: skip
 def test_the_first_layer_says_what_inputs_are(kind, make, shape):
     model, x = make().eval(), torch.rand(shape)
-    found = read(model, x)
-    assert [r.kind for r in found.values()] == ([] if kind == "noise" else [kind])
-    for reading in found.values():
+    readings = read(model, x)
+    assert [r.kind for r in readings.values()] == ([] if kind == "noise" else [kind])
+    for reading in readings.values():
         placed = reading.placed(torch.ones(reading.shape), torch.zeros_like(x))
         assert placed.shape == x.shape and placed.any()
 
@@ -148,8 +148,8 @@ def test_content_lands_where_the_layer_reads_it(name):
 
 @pytest.mark.parametrize("make", [SEQUENCES["batch first"], SEQUENCES["steps first"]])
 def test_steps_of_sequences_follow_one_another(make):
-    found = parent_runner(pair(make[0]), (torch.randn(make[1]),), n=100)
-    along = torch.cat([b[0] if make[1][0] == 2 else b[0].transpose(0, 1) for b in found.batches])
+    runner = parent_runner(pair(make[0]), (torch.randn(make[1]),), n=100)
+    along = torch.cat([b[0] if make[1][0] == 2 else b[0].transpose(0, 1) for b in runner.batches])
     assert smooth(along.mT) > 0.3 > smooth(along.transpose(0, 1)[..., :1].mT)
 
 
@@ -163,9 +163,9 @@ def test_images_are_smooth_in_space_and_noise_by_name_is_not():
 
 def test_tokens_of_a_narrow_vocabulary():
     models = pair(lambda: nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(24, 3)))
-    found = parent_runner(models, (torch.zeros(2, 6, dtype=torch.long),), n=200)
-    tokens = torch.cat([b[0] for b in found.batches])
-    assert found.source == "tokens" and tokens.shape == (200, 6) and set(tokens.unique().tolist()) <= set(range(11))
+    runner = parent_runner(models, (torch.zeros(2, 6, dtype=torch.long),), n=200)
+    tokens = torch.cat([b[0] for b in runner.batches])
+    assert runner.source == "tokens" and tokens.shape == (200, 6) and set(tokens.unique().tolist()) <= set(range(11))
     assert tokens.unique().numel() > 5
 
 
@@ -183,9 +183,9 @@ class Two(nn.Module):
 def test_inputs_of_several_kinds():
     torch.manual_seed(0)
     examples = (torch.rand(2, 3, 8, 8), 10 + torch.randn(2, 5), torch.tensor(0.5))
-    found = parent_runner(pair(Two), examples, n_steps=0)
-    assert found.source == "images"
-    for image, row, temperature in found.batches:
+    runner = parent_runner(pair(Two), examples, n_steps=0)
+    assert runner.source == "images"
+    for image, row, temperature in runner.batches:
         assert smooth(image) > 0.4 and abs(float(row.mean()) - 10) < 1 and float(temperature) == 0.5
     named = dict(zip(("image", "row", "temperature"), examples, strict=True))
     fusion = WassersteinFusion(example_inputs=named, random_state=0, probe=Probe(n_samples=40)).fit(pair(Two))
@@ -232,7 +232,7 @@ def ascend(models, x, n_steps=5, leaves=(0,)):
 
 def test_ascent_raises_what_parents_are_sure_of_and_leaves_the_rest():
     models, x = pair(IMAGES["as they stand"][0]), torch.rand(20, 3, 8, 8)
-    kept, states = x.clone(), [copy.deepcopy(m.state_dict()) for m in models]
+    original, states = x.clone(), [copy.deepcopy(m.state_dict()) for m in models]
     before = torch.random.get_rng_state()
     (after,) = ascend(models, (x,))
 
@@ -244,7 +244,7 @@ def test_ascent_raises_what_parents_are_sure_of_and_leaves_the_rest():
         assert loss(after) < loss(x) - 0.01
     assert torch.equal(after[1::2], x[1::2]) and not torch.equal(after[::2], x[::2])
     assert x.min() <= after.min() and after.max() <= x.max()
-    assert torch.equal(x, kept) and torch.equal(torch.random.get_rng_state(), before) and not after.requires_grad
+    assert torch.equal(x, original) and torch.equal(torch.random.get_rng_state(), before) and not after.requires_grad
     for model, state in zip(models, states, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
         assert all(p.grad is None for p in model.parameters())
@@ -279,16 +279,16 @@ class Maps(Net):
 )
 def test_ascent_where_networks_are_unlike_others(make, moves):
     models, x = pair(lambda: make(conv())), torch.rand(8, 3, 6, 6)
-    kept, before = x.clone(), torch.random.get_rng_state()
+    original, before = x.clone(), torch.random.get_rng_state()
     (after,) = ascend(models, (x,))
     assert torch.equal(after, x) != moves and torch.isfinite(after).all()
-    assert torch.equal(x, kept) and torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(x, original) and torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("dtype", "own"), [(torch.float64, False), (torch.float16, False), (torch.bfloat16, True)])
-def test_other_precisions(dtype, own, device):
+@pytest.mark.parametrize(("dtype", "same_dtype"), [(torch.float64, False), (torch.float16, False), (torch.bfloat16, True)])
+def test_other_precisions(dtype, same_dtype, device):
     models = [m.to(device, dtype) for m in pair(IMAGES["as they stand"][0])]
-    x = torch.rand(2, 3, 6, 6).to(dtype if own else torch.float32)
+    x = torch.rand(2, 3, 6, 6).to(dtype if same_dtype else torch.float32)
     assert not torch.equal(ascend(models, (x,))[0], x)
     with warnings.catch_warnings(action="error"):
         fusion = WassersteinFusion(example_inputs=x, random_state=0, probe=Probe(n_samples=64, batch_size=32)).fit(models)
@@ -303,8 +303,8 @@ class TestMixtures:
         models, rows = pair(make), torch.rand(n, *shape)
         probe = Probe(**{"n_samples": 80, "batch_size": 40, **options})
         rng = np.random.RandomState(0)
-        found = ParentRunner(parents_of(models, (rows[:2],)), FusionInput(models, rows), probe, rng, mixes=mixes)
-        return rows, torch.cat([x for (x,) in found.batches]), found
+        runner = ParentRunner(parents_of(models, (rows[:2],)), FusionInput(models, rows), probe, rng, mixes=mixes)
+        return rows, torch.cat([x for (x,) in runner.batches]), runner
 
     @pytest.mark.parametrize(
         ("make", "shape"),
@@ -313,10 +313,10 @@ class TestMixtures:
         ids=["rows", "images"],
     )  # fmt: skip
     def test_mixtures_make_up_for_rows_that_lack(self, make, shape):
-        rows, inputs, found = self.batches(make, shape)
-        assert len(inputs) == 80 and not found.has_rows_alone
+        rows, inputs, runner = self.batches(make, shape)
+        assert len(inputs) == 80 and not runner.has_rows_alone
         is_row = torch.tensor([bool((x == rows).flatten(1).all(1).any()) for x in inputs])
-        assert int(is_row.sum()) == 30 and is_row[: int(found.n_unmixed)].all()
+        assert int(is_row.sum()) == 30 and is_row[: int(runner.n_unmixed)].all()
         # a mixture of two rows lies between rows, one of a row and a drawing does not
         combined = torch.linalg.lstsq(rows.flatten(1).T.double(), inputs[~is_row].flatten(1).T.double())
         spanned = (rows.flatten(1).T.double() @ combined.solution).T
@@ -328,5 +328,5 @@ class TestMixtures:
         ("options", "count"), [({"mixes": False}, 30), ({"n_mixed": 0}, 30), ({"n_mixed": 20}, 50), ({"n_samples": 30}, 30)]
     )
     def test_how_many(self, options, count):
-        _, inputs, found = self.batches(lambda: nn.Linear(5, 2), (5,), **options)
-        assert len(inputs) == count and found.has_rows_alone == (count == 30)
+        _, inputs, runner = self.batches(lambda: nn.Linear(5, 2), (5,), **options)
+        assert len(inputs) == count and runner.has_rows_alone == (count == 30)

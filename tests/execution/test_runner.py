@@ -79,10 +79,10 @@ class TestState:
         readers = [runner.position[user] for node, n in runner.parameters.items() if n == name for user in node.users]
         old = floating_state(network)[name].to(device)
         new = old + torch.as_tensor(rng.uniform(0.1, 0.5, old.shape)).to(old)
-        for at, state in ((min(readers), {name: new}), (max(readers) + 1, {})):
+        for position, state in ((min(readers), {name: new}), (max(readers) + 1, {})):
             runner = steps_of(network, [x], device, program)
             for k, node in enumerate(runner.nodes):
-                if k == at:
+                if k == position:
                     runner.state[name] = new
                 runner.run(node)
                 runner.forget(k)
@@ -147,10 +147,10 @@ class TestWhatIsNotAParameter:
     def test_one_placeholder_for_each_input(self, device):
         network = MixedInputs().double().eval()
         runner = steps_of(network, [network.inputs()], device)
-        given = torch.utils._pytree.tree_leaves(network.inputs())
+        leaves = torch.utils._pytree.tree_leaves(network.inputs())
         held = [runner.values[node][0] for node in runner.inputs]
-        assert len(held) == len(given) == 4
-        for one, other in zip(held, given, strict=True):
+        assert len(held) == len(leaves) == 4
+        for one, other in zip(held, leaves, strict=True):
             assert torch.equal(one.cpu(), other) if isinstance(other, torch.Tensor) else one == other
 
 

@@ -18,7 +18,7 @@ from sklearn_wbfuse.execution.sites import batch_norms, regression_sites
 from sklearn_wbfuse.layers.operations import operation
 
 
-def found(runner):
+def sites_of(runner):
     return regression_sites(runner.nodes, runner.parameters)
 
 
@@ -33,16 +33,16 @@ def layers_of(network, *inputs):
     """The layers of each equation, in the order of their values."""
     network = network.double().eval()
     runner = at_end(network, *inputs)
-    own = found(runner)
-    assert_consistent(runner, own)
-    return [weights(own[node]) for node in sorted(own, key=runner.position.__getitem__)]
+    sites = sites_of(runner)
+    assert_consistent(runner, sites)
+    return [weights(sites[node]) for node in sorted(sites, key=runner.position.__getitem__)]
 
 
-def assert_consistent(runner, own):
+def assert_consistent(runner, sites):
     """Between layers and value nothing else is computed, and the value is the sum of the layers' maps and of other terms."""
-    seen = [n for e in own.values() for n in e.path]
+    seen = [n for e in sites.values() for n in e.path]
     assert len(seen) == len(set(seen))
-    for node, site in own.items():
+    for node, site in sites.items():
         assert site.node is node is site.path[-1]
         assert [runner.position[n] for n in site.path] == sorted(runner.position[n] for n in site.path)
         for inner in site.path[:-1]:
@@ -72,11 +72,11 @@ def test_values_are_what_the_layers_write(device, network):
     runner = steps_of(network, [x], device, program)
     for node in runner.nodes:
         runner.run(node)
-    own = found(runner)
-    assert_consistent(runner, own)
+    sites = sites_of(runner)
+    assert_consistent(runner, sites)
     runner, seen = steps_of(network, [x], device, program), []
-    run_in_lockstep(runner, [], own, seen.append)
-    assert [e.node for e in seen] == sorted(own, key=runner.position.__getitem__)
+    run_in_lockstep(runner, [], sites, seen.append)
+    assert [e.node for e in seen] == sorted(sites, key=runner.position.__getitem__)
     torch.testing.assert_close(outputs(runner), expected(network, x, device))
 
 
@@ -93,10 +93,10 @@ def test_every_weight_is_in_one_equation(device, name):
     runner = steps_of(network, batches[:1], device, program)
     for node in runner.nodes:
         runner.run(node)
-    own = found(runner)
-    assert_consistent(runner, own)
-    names = [n for e in own.values() for w in e.layers for n in (w.weight, w.norm_names.get("weight")) if n]
-    names += [n for e in own.values() for cell in e.cells for n in (cell.w_ih, cell.w_hh)]
+    sites = sites_of(runner)
+    assert_consistent(runner, sites)
+    names = [n for e in sites.values() for w in e.layers for n in (w.weight, w.norm_names.get("weight")) if n]
+    names += [n for e in sites.values() for cell in e.cells for n in (cell.w_ih, cell.w_hh)]
     modules = dict(network.named_modules())
     layers = {f"{n}.weight" for n, m in modules.items() if isinstance(m, LAYERS)}
     layers |= {f"{n}.in_proj_weight" for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
@@ -294,7 +294,7 @@ class TestChains:
 
     def test_random_dropout_is_no_identity(self):
         network = linears(lambda m, x: F.dropout(m.a(x), 0.5, True) + m.b(x)).double().eval()
-        assert [weights(e) for e in found(at_end(network, VECTORS)).values()] == [{"a"}, {"b"}]
+        assert [weights(e) for e in sites_of(at_end(network, VECTORS)).values()] == [{"a"}, {"b"}]
 
     def test_tied_weights(self):
         network = linears(lambda m, x: m.c(m.b(m.a(x).relu()).relu()))
@@ -310,9 +310,9 @@ class TestChains:
         network = nn.Sequential(nn.RNN(4, 4, 2, batch_first=True))
         x = VECTORS[:, None]
         runner = at_end(network.double().eval(), x)
-        assert [weights(e) for e in found(runner).values()] == [{"0.weight_ih_l0", "0.weight_ih_l1"}]
+        assert [weights(e) for e in sites_of(runner).values()] == [{"0.weight_ih_l0", "0.weight_ih_l1"}]
         setattr(network[0], names[0], getattr(network[0], names[1]))
-        assert not found(at_end(network, x))
+        assert not sites_of(at_end(network, x))
 
 
 def norms(function):
@@ -361,9 +361,9 @@ class TestBatchNorms:
         network = norms(lambda m, x: m.p(m.n(m.a(x))) + m.u(m.b(x))).double().eval()
         runner = at_end(network, VECTORS, device=device)
         n, p = (node for node in runner.nodes if operation(node) == "batch_norm" and node.args[3] is not None)
-        own = batch_norms(runner.nodes, runner.parameters)
-        assert {node: (e.node, e.path) for node, e in own.items()} == {n: (n, [n]), p: (p, [p])}
-        names = [e.layers[0].norm_names for e in own.values()]
+        batch_norm_sites = batch_norms(runner.nodes, runner.parameters)
+        assert {node: (e.node, e.path) for node, e in batch_norm_sites.items()} == {n: (n, [n]), p: (p, [p])}
+        names = [e.layers[0].norm_names for e in batch_norm_sites.values()]
         statistics = [{"mean": f"{norm}.running_mean", "var": f"{norm}.running_var"} for norm in "np"]
         assert names == [{"weight": "n.weight", "bias": "n.bias", **statistics[0]}, statistics[1]]
         shared = at_end(norms(lambda m, x: m.n(m.a(x)) * m.n(m.b(x))).double().eval(), VECTORS)

@@ -33,15 +33,15 @@ def outputs(draw, count=3):
 
 
 @given(outputs(), st.sampled_from(KINDS), st.booleans())
-def test_shares_are_symmetric_and_equal_outputs_agree_wholly(given, kind, probabilities):
-    a, b, c = given
+def test_shares_are_symmetric_and_equal_outputs_agree_wholly(triple, kind, probabilities):
+    a, b, c = triple
     options = {"source": "rows", "kind": kind, "probabilities": probabilities}
-    found = agreement_of(a, [b, c], [0.5, 0.5], **options)
-    assert ((found.with_parents >= 0) & (found.with_parents <= 1)).all() and 0 <= found.among_parents <= 1
-    assert found.n_samples == len(a) and found.mean == pytest.approx(found.with_parents.mean())
+    agreement = agreement_of(a, [b, c], [0.5, 0.5], **options)
+    assert ((agreement.with_parents >= 0) & (agreement.with_parents <= 1)).all() and 0 <= agreement.among_parents <= 1
+    assert agreement.n_samples == len(a) and agreement.mean == pytest.approx(agreement.with_parents.mean())
     other = agreement_of(b, [a, c], [0.5, 0.5], **options)
-    assert other.with_parents[0] == found.with_parents[0] and other.among_parents == found.with_parents[1]
-    assert agreement_of(b, [c, a], [0.5, 0.5], **options).with_parents[0] == found.among_parents
+    assert other.with_parents[0] == agreement.with_parents[0] and other.among_parents == agreement.with_parents[1]
+    assert agreement_of(b, [c, a], [0.5, 0.5], **options).with_parents[0] == agreement.among_parents
     same = agreement_of(a, [a, a.copy()], [0.5, 0.5], **options)
     assert same.with_parents.tolist() == [1, 1] and same.among_parents == 1 and not same.is_poor
 
@@ -49,15 +49,15 @@ def test_shares_are_symmetric_and_equal_outputs_agree_wholly(given, kind, probab
 @given(arrays("f8", (7, 2), elements=st.floats(-10, 10)), st.floats(0.1, 10))
 def test_concordance_is_that_of_lin_and_ignores_the_unit(a, unit):
     b, far = a[::-1] + 0.3, np.array([0, 1e3])
-    found = agreement_of(a, [b], [1], "rows", kind="targets").with_parents[0]
+    concordance = agreement_of(a, [b], [1], "rows", kind="targets").with_parents[0]
     apart = possible = 0.0
     for x, y in zip(a.T, b.T, strict=True):
         apart += np.mean((x - y) ** 2)
         possible += np.var(x) + np.var(y) + (np.mean(x) - np.mean(y)) ** 2
-    assert found == pytest.approx(max(0.0, 1 - apart / possible), abs=1e-9)
-    assert agreement_of(unit * a, [unit * b], [1], "rows", kind="targets").with_parents[0] == pytest.approx(found, abs=1e-9)
+    assert concordance == pytest.approx(max(0.0, 1 - apart / possible), abs=1e-9)
+    assert agreement_of(unit * a, [unit * b], [1], "rows", kind="targets").with_parents[0] == pytest.approx(concordance, abs=1e-9)
     shifted = agreement_of(a + far, [b + far], [1], "rows", kind="targets").with_parents[0]
-    assert shifted == pytest.approx(found, abs=1e-5)  # the distance of columns is no concordance
+    assert shifted == pytest.approx(concordance, abs=1e-5)  # the distance of columns is no concordance
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_concordance_is_that_of_lin_and_ignores_the_unit(a, unit):
 def test_classes_stand_where_networks_put_them(shape, positions, axis):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=shape), rng.normal(size=shape)
-    found = agreement_of(a, [b], [1], "rows")
-    assert a.argmax(axis).shape == positions and found.measure == "predictions" and found.n_samples == 4
-    assert found.with_parents[0] == np.mean(a.argmax(axis) == b.argmax(axis))
+    agreement = agreement_of(a, [b], [1], "rows")
+    assert a.argmax(axis).shape == positions and agreement.measure == "predictions" and agreement.n_samples == 4
+    assert agreement.with_parents[0] == np.mean(a.argmax(axis) == b.argmax(axis))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
@@ -111,11 +111,11 @@ def test_what_is_poor():
 
 def test_a_parent_without_weight_has_a_share_and_does_not_count():
     a, b, c = (np.eye(3)[[i, 1, 2]] for i in range(3))
-    found = agreement_of(a, [a, b, c], [0.5, 0.5, 0.0], "rows")
-    assert found.with_parents == pytest.approx([1, 2 / 3, 2 / 3]) and found.mean == pytest.approx(5 / 6)
-    assert found.among_parents == pytest.approx(2 / 3)
+    agreement = agreement_of(a, [a, b, c], [0.5, 0.5, 0.0], "rows")
+    assert agreement.with_parents == pytest.approx([1, 2 / 3, 2 / 3]) and agreement.mean == pytest.approx(5 / 6)
+    assert agreement.among_parents == pytest.approx(2 / 3)
     assert np.isnan(agreement_of(a, [a, b], [1.0, 0.0], "rows").among_parents)
-    assert "parent 2 (weight 0)        66.7%" in str(found) and str(found) == repr(found)
+    assert "parent 2 (weight 0)        66.7%" in str(agreement) and str(agreement) == repr(agreement)
 
 
 def test_it_prints_as_a_table():
@@ -145,9 +145,9 @@ def test_permuted_copies_agree_wholly_and_nobody_is_warned(options, with_rows):
     models = copies()
     with warnings.catch_warnings(action="error", category=FusionWarning):
         fusion = WassersteinFusion(random_state=0, **options).fit(FusionInput(models, rows()) if with_rows else models)
-        found = fusion.agreement_
-    assert found.with_parents.tolist() == [1, 1] and found.among_parents == 1 and fusion.agreement_reason_ is None
-    assert found.source == ("rows" if with_rows and options.get("probe") != "noise" else "noise")
+        agreement = fusion.agreement_
+    assert agreement.with_parents.tolist() == [1, 1] and agreement.among_parents == 1 and fusion.agreement_reason_ is None
+    assert agreement.source == ("rows" if with_rows and options.get("probe") != "noise" else "noise")
 
 
 class Seeing(Identity):
@@ -206,8 +206,10 @@ class TestWarning:
 
     def test_both_numbers_the_inputs_and_the_remedies_in_order(self):
         models = copies()
-        text, found = self.message(models)
-        assert found.is_poor and f"on {found.mean:.1%} of 400 samples of noise, the parents among themselves 100.0%" in text
+        text, agreement = self.message(models)
+        assert (
+            agreement.is_poor and f"on {agreement.mean:.1%} of 400 samples of noise, the parents among themselves 100.0%" in text
+        )
         orders = [text.index(w) for w in ("unlabelled rows, fit(FusionInput(", "compare(models", "fused_model_.train()")]
         assert orders == sorted(orders) and "wider" not in text and "fewer" not in text
         assert "this order: more rows;" in self.message(FusionInput(models, rows()))[0]
@@ -217,15 +219,15 @@ class TestWarning:
 
     def test_the_width_that_it_names_can_be_fitted(self):
         model = copies()[0]
-        text, found = self.message([model], WassersteinFusion(0.25, correction="repair", random_state=0))
-        assert np.isnan(found.among_parents) and "; a wider target; another" in text and "among" not in text
+        text, agreement = self.message([model], WassersteinFusion(0.25, correction="repair", random_state=0))
+        assert np.isnan(agreement.among_parents) and "; a wider target; another" in text and "among" not in text
         others = [model, copies(5)[0]]
 
         class Rolled(Identity):
             def align(self, *arguments):
-                found = super().align(*arguments)
-                rolled = {name: Permutation(np.roll(c.index, 1)) for name, c in found.couplings[1].items()}
-                return dataclasses.replace(found, couplings=[found.couplings[0], rolled])
+                alignment = super().align(*arguments)
+                rolled = {name: Permutation(np.roll(c.index, 1)) for name, c in alignment.couplings[1].items()}
+                return dataclasses.replace(alignment, couplings=[alignment.couplings[0], rolled])
 
         class Lost(WassersteinFusion):
             def roles(self):
@@ -237,8 +239,8 @@ class TestWarning:
         assert wider.graph_.sizes["linears.0"] == 12 and wider.agreement_ is not None
 
     def test_values(self):
-        text, found = self.message(copies(0, (5, 8, 6, 1)))
-        assert found.measure == "values" and f"by a concordance of {found.mean:.3f}, the parents" in text
+        text, agreement = self.message(copies(0, (5, 8, 6, 1)))
+        assert agreement.measure == "values" and f"by a concordance of {agreement.mean:.3f}, the parents" in text
 
     def test_without_a_correction_nobody_is_warned(self):
         with warnings.catch_warnings(action="error", category=FusionWarning):

@@ -55,9 +55,9 @@ def coverage(table, spec):
         for tensor, axis, span in spec.axes(name):
             for unit, row in zip(units[name], span.index.tolist(), strict=True):
                 unit |= {(tensor.name, axis, p) for p in row}
-    keys = {name: [frozenset(unit) for unit in found] for name, found in units.items()}
-    found = blocks_of((keys[name], g.block_group, spec.sizes.get(g.block_group)) for name, g in spec.groups.items())
-    return np.mean([found.get(key, "missing") == block for key, block in expected.items()])
+    keys = {name: [frozenset(unit) for unit in members] for name, members in units.items()}
+    discovered = blocks_of((keys[name], g.block_group, spec.sizes.get(g.block_group)) for name, g in spec.groups.items())
+    return np.mean([discovered.get(key, "missing") == block for key, block in expected.items()])
 
 
 def test_the_table_holds(built):

@@ -36,9 +36,9 @@ def told():
     """The warnings that a fusion was not corrected."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = []
-        yield found
-    found += [w for w in caught if "not corrected" in str(w.message)]
+        uncorrected = []
+        yield uncorrected
+    uncorrected += [w for w in caught if "not corrected" in str(w.message)]
 
 
 @dataclass(eq=False)
@@ -110,18 +110,18 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("n_init", [1, 2])
 def test_it_fits_where_no_correction_would_and_says_so_once(name, n_init):
-    make, given, options, message = CASES[name]
+    make, make_input, options, message = CASES[name]
     models = two(make)
     options = {"random_state": 0, "n_init": n_init, **options}
-    plain = WassersteinFusion(correction=None, cost="weight", **options).fit(given(models))
-    with told() as found:
-        fusion = WassersteinFusion(**options).fit(given(models))
-    (warning,) = found
+    plain = WassersteinFusion(correction=None, cost="weight", **options).fit(make_input(models))
+    with told() as caught_warnings:
+        fusion = WassersteinFusion(**options).fit(make_input(models))
+    (warning,) = caught_warnings
     assert issubclass(warning.category, FusionWarning) and message in str(warning.message)
     assert "correction=None" in str(warning.message) and warning.filename == __file__
     assert_same(values(fusion.fused_model_), values(plain.fused_model_))
     with pytest.raises(Exception, match=message):
-        WassersteinFusion(correction="regression", **options).fit(given(models))
+        WassersteinFusion(correction="regression", **options).fit(make_input(models))
 
 
 def test_a_correction_that_fails_leaves_the_mean(monkeypatch):
@@ -131,9 +131,9 @@ def test_a_correction_that_fails_leaves_the_mean(monkeypatch):
     models = two(mlp)
     plain = WassersteinFusion(correction=None, cost="weight", random_state=0, n_init=3).fit(models)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", fail)
-    with told() as found:
+    with told() as caught_warnings:
         fusion = WassersteinFusion(random_state=0, n_init=3, probe=Probe(n_samples=64)).fit(models)
-    assert len(found) == 1 and "singular" in str(found[0].message) and found[0].filename == __file__
+    assert len(caught_warnings) == 1 and "singular" in str(caught_warnings[0].message) and caught_warnings[0].filename == __file__
     assert fusion.energy_ in [h[-1] for h in plain.history_]
 
 
@@ -185,11 +185,11 @@ def test_multiply_adds_are_those_by_hand(make, shape, count):
 @pytest.mark.parametrize(("width", "expected"), [(1, 2000), (10**4, None), (10**6, 64)], ids=["cheap", "between", "huge"])
 def test_samples_are_capped_by_what_they_cost(width, expected):
     probe = Probe(n_samples=2000, n_steps=4)
-    found = sized_probe(probe, 2 * [Given(plain=Costly(width), inputs=(torch.zeros(3, 5),))], capped=True)
+    sized = sized_probe(probe, 2 * [Given(plain=Costly(width), inputs=(torch.zeros(3, 5),))], capped=True)
     if expected is None:  # each parent once, 4 steps of half of the samples at three times the cost, and the fused network
         expected = int(CAP / (width**2 * (2 * (1 + 4 * 3 / 2) + 1)))
-    assert found.n_samples == expected and found.batch_size <= found.n_samples
-    assert probe.n_samples == 2000 and found.n_steps == 4
+    assert sized.n_samples == expected and sized.batch_size <= sized.n_samples
+    assert probe.n_samples == 2000 and sized.n_steps == 4
 
 
 def conv():
@@ -197,7 +197,7 @@ def conv():
 
 
 @pytest.mark.parametrize(
-    ("make", "example", "given", "share"),
+    ("make", "example", "samples", "share"),
     [
         (conv, torch.rand(2, 2, 6, 6), None, 0.5),
         (mlp, torch.rand(2, 6), None, 0.0),
@@ -207,12 +207,12 @@ def conv():
     ],
     ids=["images", "noise", "rows", "tokens"],
 )  # fmt: skip
-def test_the_cost_goes_by_what_the_probe_says(make, example, given, share):
+def test_the_cost_goes_by_what_the_probe_says(make, example, samples, share):
     """The default is the mix, or the weights alone, and nothing between."""
     models, probe = two(make), Probe(n_samples=60, n_mixed=0)
-    given = models if given is None else FusionInput(models, given)
+    fit_input = models if samples is None else FusionInput(models, samples)
     options = {"example_inputs": example, "random_state": 0, "probe": probe, "correction": "regression"}
-    energies = [WassersteinFusion(cost=c, **options).fit(given).energy_ for c in ("auto", share, 0.5 - share)]
+    energies = [WassersteinFusion(cost=c, **options).fit(fit_input).energy_ for c in ("auto", share, 0.5 - share)]
     assert energies[0] == energies[1] != energies[2]
 
 

@@ -90,20 +90,20 @@ def flat(config):
 def test_fields_are_found_by_what_they_do(widths, fields):
     torch.manual_seed(0)
     model = Net(config())
-    said, fusion = said_and_fused([model], widths)
-    assert not said
-    found = fusion.fused_model_.config
-    assert flat(found) == flat(config()) | fields
+    messages, fusion = said_and_fused([model], widths)
+    assert not messages
+    fused_config = fusion.fused_model_.config
+    assert flat(fused_config) == flat(config()) | fields
     assert flat(model.config) == flat(config())
-    twin, x = Net(found).eval(), torch.randn(4, 3)
+    twin, x = Net(fused_config).eval(), torch.randn(4, 3)
     twin.load_state_dict(fusion.fused_model_.state_dict())
     torch.testing.assert_close(twin(x), fusion.fused_model_(x), rtol=0, atol=0)
 
 
 def test_parts_of_a_network_and_saves(tmp_path):
     models = [Outer(config(widths=[5, width])) for width in (4, 6)]
-    said, fusion = said_and_fused(models, None)
-    assert not said
+    messages, fusion = said_and_fused(models, None)
+    assert not messages
     assert fusion.fused_model_.body.config.widths == [5, 6]
     fusion.save(tmp_path / "fused")
     assert load(tmp_path / "fused", model=Outer(config())).fused_model_.body.config.widths == [5, 6]
@@ -119,7 +119,7 @@ def test_widths_that_no_field_says_are_a_warning():
             return self.extra(super().forward(x))
 
     models = [Fixed(config())]
-    said, fusion = said_and_fused(models, {"extra.0": 6})
-    assert len(said) == 1
-    assert "The fused Fixed has other widths than its configuration" in said[0]
+    messages, fusion = said_and_fused(models, {"extra.0": 6})
+    assert len(messages) == 1
+    assert "The fused Fixed has other widths than its configuration" in messages[0]
     assert flat(fusion.fused_model_.config) == flat(config())

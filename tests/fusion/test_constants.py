@@ -41,7 +41,7 @@ def fusing(**options):
     return WassersteinFusion(random_state=0, example_inputs=(X[:2],), correction=None, **options)
 
 
-def said(fusion, models):
+def warning_messages(fusion, models):
     """The warnings of a fit, and the fusion."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -92,7 +92,7 @@ def test_what_is_not_averaged_must_be_equal_where_it_counts(name, widths):
     assert_kept(fusion, equal)
     torch.testing.assert_close(fusion.fused_model_.extra, a)
     unread = [Net(i, t, None, width, kind) for i, (t, width) in enumerate(zip((a, b), widths, strict=True))]
-    assert not said(fusing(), unread)
+    assert not warning_messages(fusing(), unread)
 
 
 def multiply(net, x):
@@ -111,7 +111,7 @@ def test_numbers_are_averaged(name):
     use, values, kind = AVERAGED[name]
     models = [Net(i, v.double(), use, kind=kind) for i, v in enumerate(values)]
     fusion = fusing()
-    assert not said(fusion, models)
+    assert not warning_messages(fusion, models)
     torch.testing.assert_close(fusion.fused_model_.extra.item(), (values[0] + values[1]).item() / 2)
     assert_kept(fusion, models)
 
@@ -126,7 +126,7 @@ def test_tables_and_frozen_weights_are_weights(use, shape, kind):
     torch.manual_seed(5)
     models = [Net(i, torch.randn(shape).double(), use, kind=kind) for i in range(2)]
     fusion = fusing()
-    assert not said(fusion, models)
+    assert not warning_messages(fusion, models)
     moved = fusion.transform(models)
     assert_kept(fusion, models)
     torch.testing.assert_close(fusion.fused_model_.extra, (moved[0].extra + moved[1].extra) / 2)
@@ -182,16 +182,16 @@ def test_masks_of_weights_fuse_as_the_values_that_count(kind, activation, tmp_pa
         for model in models:
             model.requires_grad_(False)  # as some do before they fuse
     fusion = fusing()
-    (message,) = said(fusion, models)
+    (message,) = warning_messages(fusion, models)
     assert "'0.mask' of shape (7, 5), '2.mask' of shape (6, 7)" in message
     expected = fusing().fit([without_masks(m) for m in models]).fused_model_
     fusion.save(tmp_path / "fused")
     loaded = load(tmp_path / "fused", model=models[1])
-    for own in (fusion, loaded):
-        torch.testing.assert_close(own.fused_model_(X), expected(X))
-        assert_kept(own, models)
-        assert {value for moved in own.transform(models) for value in moved[2].mask.unique().tolist()} == {0.0, 1.0}
-        for layer, plain in zip(own.fused_model_, expected, strict=True):
+    for candidate in (fusion, loaded):
+        torch.testing.assert_close(candidate.fused_model_(X), expected(X))
+        assert_kept(candidate, models)
+        assert {value for moved in candidate.transform(models) for value in moved[2].mask.unique().tolist()} == {0.0, 1.0}
+        for layer, plain in zip(candidate.fused_model_, expected, strict=True):
             if isinstance(layer, Masked):
                 torch.testing.assert_close(layer.mask.data, (plain.weight != 0).double())
 
@@ -209,7 +209,7 @@ def autoregressive(seed, width=20):
 @pytest.mark.parametrize("fusion", [fusing(), VanillaAveraging()])
 def test_a_structure_that_all_share_is_kept(fusion):
     models = [autoregressive(i) for i in range(3)]
-    assert not said(fusion, models)
+    assert not warning_messages(fusion, models)
     fused = fusion.fused_model_
     jacobian = torch.autograd.functional.jacobian(lambda x: fused(x[None])[0], X[0])
     assert not bool(jacobian.triu().any())
@@ -238,12 +238,12 @@ def test_wirings(values):
     wirings = [torch.as_tensor(rng.choice(values, (5, 6))) for _ in range(2)]
     models = [Gated(i, w) for i, w in enumerate(wirings)]
     fusion = fusing()
-    (message,) = said(fusion, models)
+    (message,) = warning_messages(fusion, models)
     assert "'wiring' of shape (5, 6) hold only -1, 0 and 1" in message
     assert "their mean, which is no mask" in message
     assert_kept(fusion, models)
     models = [Gated(i, wirings[0].clone()) for i in range(2)]
-    assert not said(fusion, models)
+    assert not warning_messages(fusion, models)
     torch.testing.assert_close(fusion.fused_model_.wiring.data, wirings[0])
     assert_kept(fusion, models)
 
@@ -267,7 +267,7 @@ class Coded(nn.Module):
 def test_codebooks_and_buffers_that_forward_does_not_read():
     models = [Coded(i) for i in range(2)]
     fusion = fusing()
-    messages = said(fusion, models)
+    messages = warning_messages(fusion, models)
     (unread,) = [m for m in messages if "does not read" in m]
     assert "'cluster_size' of shape (4,), 'average' of shape (4, 6) in eval mode" in unread
     assert any("codes: " in m and "stay in place" in m for m in messages)
@@ -297,7 +297,7 @@ def test_statistics_go_with_their_neurons():
         model.eval()
     models[1][1].num_batches_tracked += 4
     fusion = fusing()
-    assert not said(fusion, models)
+    assert not warning_messages(fusion, models)
     moved = fusion.transform(models)
     assert_kept(fusion, models)
     torch.testing.assert_close(fusion.fused_model_[1].running_var, (moved[0][1].running_var + moved[1][1].running_var) / 2)

@@ -66,8 +66,8 @@ def test_one_model_into_a_multiple_of_its_widths_keeps_its_function(device, mode
     on(device, model)
     fusion = WassersteinFusion(target_widths=factor, example_inputs=(model.example,), correction=None).fit([model])
     assert difference(fusion.fused_model_, model, model.example) < 1e-9
-    kept = {"groups.blocks"}  # a convolution in groups keeps their number
-    assert fusion.graph_.sizes == {n: int(size * (1 if n in kept else factor)) for n, size in model.truth.sizes.items()}
+    unscaled = {"groups.blocks"}  # a convolution in groups keeps their number
+    assert fusion.graph_.sizes == {n: int(size * (1 if n in unscaled else factor)) for n, size in model.truth.sizes.items()}
     (moved,) = fusion.transform([model])
     assert difference(moved, model, model.example) < 1e-9
 
@@ -93,12 +93,12 @@ def test_groups_are_those_of_the_hand_written_table(model):
     assert {n: g.signable for n, g in spec.groups.items()} == model.truth.signable
     for name, places in model.truth.places.items():
         group = spec.groups[name]
-        found = {
+        discovered = {
             (t.name, axis, span.role, span.exponent, span.odd, *np.sort(column).tolist())
             for t, axis, span in spec.axes(name)
             for column in span.index.T
         }
-        assert found == {
+        assert discovered == {
             (p.tensor, p.axis, p.role, p.exponent * group.scalable, p.odd and group.signable, *column.tolist())
             for p in places
             for column in p.columns(group.size)

@@ -21,12 +21,12 @@ DTYPES = ["f2", "f4", "f8", "u1", "i2", "i8", "?"]
 @given(st.data(), st.sampled_from(DTYPES), st.integers(1, 4), st.integers(1, 3))
 def test_noise_lies_between_the_least_and_the_largest(data, dtype, rows, columns):
     options = {"elements": st.floats(-1e3, 1e3, width=16)} if dtype[0] == "f" else {}
-    given = data.draw(arrays(dtype, (rows, columns), **options))
-    (noise,) = noise_like([given])
-    assert noise.shape == (2, columns) and noise.dtype == torch.as_tensor(given).dtype
-    assert given.min() <= noise.min() and noise.max() <= given.max()
-    again, kept = noise_like([torch.as_tensor(given), "anything else"])
-    assert torch.equal(again, noise) and kept == "anything else"
+    original = data.draw(arrays(dtype, (rows, columns), **options))
+    (noise,) = noise_like([original])
+    assert noise.shape == (2, columns) and noise.dtype == torch.as_tensor(original).dtype
+    assert original.min() <= noise.min() and noise.max() <= original.max()
+    again, untouched = noise_like([torch.as_tensor(original), "anything else"])
+    assert torch.equal(again, noise) and untouched == "anything else"
 
 
 def test_noise_takes_every_whole_number():
@@ -117,8 +117,8 @@ def test_a_network_that_does_not_take_noise_keeps_two_rows_and_says_so(network, 
     assert torch.isin(X[:2].double().flatten(), stored(tmp_path / "masked")).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        given = WassersteinFusion(example_inputs=(X[:2], mask[:2])).fit(FusionInput([network(4), network(5)], (X, mask)))
-        given.save(tmp_path / "given")
+        with_examples = WassersteinFusion(example_inputs=(X[:2], mask[:2])).fit(FusionInput([network(4), network(5)], (X, mask)))
+        with_examples.save(tmp_path / "given")
     loaded = load(tmp_path / "masked", model=network(1))
     torch.testing.assert_close(loaded.fused_model_(X, mask), fusion.fused_model_(X, mask), rtol=0, atol=0)
 

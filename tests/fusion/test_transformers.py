@@ -376,9 +376,9 @@ def leaves(output):
 
 
 def test_groups_have_the_sizes_of_the_architecture(case):
-    found = sizes(case.prepared[2])
-    covered = sum(units(size) * min(found[size], count) for size, count in case.sizes.items())
-    assert covered >= 0.95 * sum(units(size) * count for size, count in case.sizes.items()), found
+    discovered_sizes = sizes(case.prepared[2])
+    covered = sum(units(size) * min(discovered_sizes[size], count) for size, count in case.sizes.items())
+    assert covered >= 0.95 * sum(units(size) * count for size, count in case.sizes.items()), discovered_sizes
 
 
 def test_a_permuted_copy_fuses_back(case):

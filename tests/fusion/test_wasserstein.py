@@ -113,15 +113,15 @@ def test_rows_of_a_stream_that_reuses_its_memory_are_copied(make):
             memory[:] = k
             yield make(memory)
 
-    (kept,) = FusionInput.from_batches([], stream(), 40).arrays
-    assert type(kept) is type(make(memory)) and kept[:, 0].tolist() == [k for k in range(8) for _ in range(5)]
+    (copied_rows,) = FusionInput.from_batches([], stream(), 40).arrays
+    assert type(copied_rows) is type(make(memory)) and copied_rows[:, 0].tolist() == [k for k in range(8) for _ in range(5)]
 
 
 def test_every_row_of_a_stream_is_kept_equally_often():
-    def kept(seed):
+    def sampled_rows(seed):
         return FusionInput.from_batches([], [np.arange(4), np.arange(4, 10)], 3, random_state=seed).arrays[0]
 
-    counts = sum(np.bincount(kept(seed), minlength=10) for seed in range(1000))
+    counts = sum(np.bincount(sampled_rows(seed), minlength=10) for seed in range(1000))
     assert counts.sum() == 3000 and abs(counts - 300).max() < 75
 
 

@@ -160,23 +160,26 @@ class TestComparison:
     """What `compare` returns is the list of rows, and knows what they are about."""
 
     @pytest.fixture(scope="class")
-    def found(self):
+    def comparison(self):
         models = family()
         X, y, _ = data(models)
         return compare(models, X, y, [], verbose=False)
 
-    def test_it_iterates_and_indexes_as_the_list_of_rows(self, found):
-        assert isinstance(found, list) and found == list(found) and found[-1]["name"] == "plain average"
-        assert [row["name"] for row in found[:2]] == ["parent 0", "parent 1"] and len(found) == len(list(found))
+    def test_it_iterates_and_indexes_as_the_list_of_rows(self, comparison):
+        assert isinstance(comparison, list) and comparison == list(comparison) and comparison[-1]["name"] == "plain average"
+        assert [row["name"] for row in comparison[:2]] == ["parent 0", "parent 1"] and len(comparison) == len(list(comparison))
 
-    def test_it_says_what_it_is_about(self, found, capsys):
-        assert found.metric == "accuracy" and found.title.startswith("2 networks; accuracy on")
-        assert str(found).startswith(f"{found.title}\n\nnetwork ") and repr(found) == f"Comparison({len(found)} rows, accuracy)"
+    def test_it_says_what_it_is_about(self, comparison, capsys):
+        assert comparison.metric == "accuracy" and comparison.title.startswith("2 networks; accuracy on")
+        assert (
+            str(comparison).startswith(f"{comparison.title}\n\nnetwork ")
+            and repr(comparison) == f"Comparison({len(comparison)} rows, accuracy)"
+        )
         assert capsys.readouterr().out == ""
 
-    def test_a_frame_is_made_by_pandas(self, found, monkeypatch):
+    def test_a_frame_is_made_by_pandas(self, comparison, monkeypatch):
         monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows: ("frame", rows)))
-        assert found.to_frame() == ("frame", list(found))
+        assert comparison.to_frame() == ("frame", list(comparison))
         monkeypatch.setitem(sys.modules, "pandas", None)
         with pytest.raises(ImportError, match="pip install pandas"):
-            found.to_frame()
+            comparison.to_frame()

@@ -170,11 +170,13 @@ def test_logits_and_log_probabilities(last):
     models, X = pair(3)
     classifier = FusionClassifier().fit(FusionInput([nn.Sequential(m, last) for m in models], X))
     np.testing.assert_allclose(classifier.predict_proba(X), softmax(logits(models[0], X), axis=1), atol=1e-8)
-    given = FusionClassifier(outputs="probabilities").fit(FusionInput([nn.Sequential(m, nn.Softplus()) for m in models], X))
+    positive_classifier = FusionClassifier(outputs="probabilities").fit(
+        FusionInput([nn.Sequential(m, nn.Softplus()) for m in models], X)
+    )
     positive = np.log1p(np.exp(logits(models[0], X)))
     positive /= positive.sum(1, keepdims=True)
-    np.testing.assert_allclose(given.predict_proba(X), positive, atol=1e-8)
-    np.testing.assert_allclose(given.predict_log_proba(X), np.log(positive), atol=1e-7)
+    np.testing.assert_allclose(positive_classifier.predict_proba(X), positive, atol=1e-8)
+    np.testing.assert_allclose(positive_classifier.predict_log_proba(X), np.log(positive), atol=1e-7)
 
 
 class Shares(nn.Softmax):

@@ -252,13 +252,13 @@ class Everything(dict):
 def test_fits_that_share_an_input_are_those_of_inputs_of_their_own(task, rows):
     """Whatever was fitted before, on the same rows or on others."""
     models = [randomised(MLP([5, 9, 8, 3]), np.random.default_rng(seed)) for seed in (0, 1, 2)]
-    given = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
-    given.note = lambda: "can't be pickled"
+    start_network = randomised(MLP([5, 9, 8, 3]), np.random.default_rng(3))
+    start_network.note = lambda: "can't be pickled"
     X, options = (
         task[0].arrays[0],
         [{"schedule": schedule, "reg": reg} for schedule in ("joint", "layerwise") for reg in (0.1, 0)],
     )
-    options += [{"init": start} for start in (0, 2, "random", given)]
+    options += [{"init": start} for start in (0, 2, "random", start_network)]
     options += [{"cost": "activation", "probe": "data"}, {"cost": 0.5, "probe": "data"}, {"symmetry": "permutation"}]
     options += [{"target_widths": widths} for widths in (0.5, [9, 4], [4, 8], {"linears.0": 5})]
     options += [{"weights": [1, 2, 3]}, {"weights": [3, 2, 1]}, {"max_iter": 1}, {"tol": 0.5}, {"n_init": 3}]

@@ -229,9 +229,9 @@ def test_any_value_comes_back(value):
     encoder = Encoder()
     text = json.dumps(encoder.value(value, "x"), allow_nan=False)
     tensors = safetensors.torch.load(safetensors.torch.save(encoder.tensors)) if encoder.tensors else {}
-    found = Decoder(tensors, {}, None).value(json.loads(text))
-    np.testing.assert_equal(found, value)
-    assert type(found) is type(value) or isinstance(value, np.generic)
+    decoded = Decoder(tensors, {}, None).value(json.loads(text))
+    np.testing.assert_equal(decoded, value)
+    assert type(decoded) is type(value) or isinstance(value, np.generic)
 
 
 def test_a_network_among_the_parameters_is_left_out_and_said(parents, tmp_path):
