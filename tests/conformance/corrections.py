@@ -1,6 +1,7 @@
 """What every correction must pass. A subclass gives `make(**parameters)`."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -43,43 +44,64 @@ def with_norms_of(model, data):
     return model
 
 
+def as_it_is(model, data):
+    """A model, unchanged."""
+    return model
+
+
+@functools.cache
+def parents_with_rows(name, device):
+    """Two networks of a family and rows: once for all corrections, which share what is discovered."""
+    models = [m.to(device) for m in family(name, 2)]
+    return FusionInput(models, data_for(models, 20))
+
+
+@functools.cache
+def copies_with_rows(name, at_home):
+    """A network as a correction must find it to leave it alone, a permuted and scaled copy of it, and rows."""
+    (model,) = family(name, 1)
+    data = data_for([model], 30)
+    return FusionInput([at_home(model, data), disguised(model, np.random.default_rng(0), scales=True)], data)
+
+
+def fused(fitted_on, correction=None, **parameters):
+    """The fused network, without a correction unless one is passed."""
+    models = fitted_on.models if isinstance(fitted_on, FusionInput) else fitted_on
+    options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, "cost": "weight", **parameters}
+    return WassersteinFusion(**options, correction=correction).fit(fitted_on).fused_model_
+
+
+@functools.cache
+def uncorrected(rows):
+    """The fused network on rows, once for all corrections."""
+    return fused(rows, probe="data")
+
+
 class CorrectionConformance:
-    """Inherit, and set `make`."""
+    """Inherit, and set `make`; `at_home` changes a model to what the correction leaves alone on data."""
+
+    at_home = staticmethod(as_it_is)
 
     def make(self, **parameters):
         raise NotImplementedError
-
-    def at_home(self, model, data):
-        """A model as it must be to be left alone on data."""
-        return model
-
-    def fused(self, models, data=None, **parameters):
-        """The fused networks without and with the correction."""
-        options = {"example_inputs": (models[0].example,), "random_state": 0, "probe": NOISE, "cost": "weight", **parameters}
-        fitted_on = models if data is None else FusionInput(models, data)
-        return [WassersteinFusion(**options, correction=c).fit(fitted_on).fused_model_ for c in (None, self.make())]
 
     @given(network=networks(), seed=st.integers(0, 99))
     def test_permuted_copies_are_left_exactly_alone(self, network, seed, device):
         rng = np.random.default_rng(seed)
         copies = [m.to(device) for m in (network, disguised(network, rng), disguised(network, rng))]
-        before, after = self.fused(copies)
-        assert_same(values(after), values(before))
+        assert_same(values(fused(copies, self.make())), values(fused(copies)))
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_permuted_copies_are_left_alone_on_data(self, name):
-        (model,) = family(name, 1)
-        data = data_for([model], 30)
-        copies = [self.at_home(model, data), disguised(model, np.random.default_rng(0), scales=True)]
-        before, after = self.fused(copies, data, probe="data")
-        assert_same(values(after), values(before))
+        rows = copies_with_rows(name, self.at_home)
+        assert_same(values(fused(rows, self.make(), probe="data")), values(uncorrected(rows)))
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_models_data_and_random_state_are_untouched(self, name, device):
-        models = [m.to(device) for m in family(name, 2)]
-        data = data_for(models, 20)
+        rows = parents_with_rows(name, device)
+        models, (data,) = rows.models, rows.arrays
         old = [values(m) for m in models], data.clone(), torch.random.get_rng_state()
-        before, after = self.fused(models, data, probe="data")
+        after, before = fused(rows, self.make(), probe="data"), uncorrected(rows)
         assert torch.equal(torch.random.get_rng_state(), old[2]) and torch.equal(data, old[1])
         for model, before_fit in zip(models, old[0], strict=True):
             assert_same(values(model), before_fit)
@@ -92,14 +114,14 @@ class CorrectionConformance:
 
     def test_the_same_random_state_gives_the_same_bits(self):
         models = family("cnn", 2)
-        first, second = (self.fused(models)[1] for _ in range(2))
+        first, second = (fused(models, self.make()) for _ in range(2))
         assert_same(values(first), values(second))
 
     @pytest.mark.parametrize(("factor", "dtype"), [(0.5, torch.float32), (2.0, torch.float64)])
     @pytest.mark.parametrize("name", ["mlp", "cnn"])
     def test_other_widths(self, name, factor, dtype):
         models = family(name, 2, dtype)
-        _, after = self.fused(models, target_widths=factor, merge="all")
+        after = fused(models, self.make(), target_widths=factor, merge="all")
         assert torch.isfinite(after(models[0].example)).all()
 
     def test_dead_and_constant_units_stay_finite(self):
@@ -108,7 +130,7 @@ class CorrectionConformance:
             for model in models:
                 for parameter in list(model.parameters())[:2]:
                     parameter[0] = 0.0
-        _, after = self.fused(models, torch.zeros(20, 5, dtype=torch.float64), probe="data")
+        after = fused(FusionInput(models, torch.zeros(20, 5, dtype=torch.float64)), self.make(), probe="data")
         assert all(torch.isfinite(v).all() for v in values(after).values() if v.is_floating_point())
 
     def test_a_stream_of_batches_is_drawn_from_in_constant_memory(self):
@@ -126,6 +148,6 @@ class CorrectionConformance:
 
     def test_one_model_is_left_alone(self):
         model = family("resnet", 1)[0]
-        before, after = self.fused([model])
+        before, after = (fused([model], correction) for correction in (None, self.make()))
         assert_same(values(after), values(before))
         assert_same(values(before), values(copy.deepcopy(model)), 1e-12)

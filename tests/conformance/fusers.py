@@ -1,7 +1,9 @@
 """What every fusion estimator must pass. A subclass gives `make(**parameters)` and may narrow what it supports."""
 
 import copy
+import functools
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +49,22 @@ def assert_same(first, second, tol=0.0):
         torch.testing.assert_close(first[name], second[name], rtol=tol, atol=tol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def random_states():
+    return torch.random.get_rng_state(), np.random.get_state()[1].copy()
+
+
+@functools.cache
+def fitted(suite, name):
+    """A fusion of two models of a family, the first in train mode, and what they and the generators held before: one fit for
+    all checks that only read it."""
+    models = family(name, 2)
+    models[0].train()
+    before = [values(m) for m in models], *random_states()
+    fusion = suite().make(example_inputs=(models[0].example,)).fit(models)
+    fusion.transform(models)
+    return SimpleNamespace(fusion=fusion, models=models, before=before, after=([values(m) for m in models], *random_states()))
+
+
 class FuserConformance:
     """Inherit, and set `make`. `is_mean` says whether the fused network is the weighted mean of what `transform` gives."""
 
@@ -70,19 +88,12 @@ class FuserConformance:
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_inputs_mode_and_random_state_are_untouched(self, name):
-        models = family(name, 2)
-        models[0].train()
-        before, torch_state, numpy_state = (
-            [values(m) for m in models],
-            torch.random.get_rng_state(),
-            np.random.get_state()[1].copy(),
-        )
-        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
-        fusion.transform(models)
-        assert torch.equal(torch.random.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
-        for model, old in zip(models, before, strict=True):
-            assert_same(values(model), old)
-            assert all(p.grad is None and p.requires_grad for p in model.parameters())
+        fit = fitted(type(self), name)
+        models, fusion = fit.models, fit.fusion
+        for states, states_after in zip(fit.before[0], fit.after[0], strict=True):
+            assert_same(states_after, states)
+        assert torch.equal(fit.before[1], fit.after[1]) and (fit.before[2] == fit.after[2]).all()
+        assert all(p.grad is None and p.requires_grad for model in models for p in model.parameters())
         assert models[0].training and not models[1].training
         assert not any(m.training for m in fusion.fused_model_.modules())
 
@@ -115,8 +126,7 @@ class FuserConformance:
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_inverse_transform_brings_every_parent_back(self, name):
-        models = family(name, 2)
-        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        fusion, models = fitted(type(self), name).fusion, fitted(type(self), name).models
         moved = fusion.transform(models)
         for i, model in enumerate(models):
             (by_index,) = fusion.inverse_transform([moved[i]], parent=i)
@@ -181,7 +191,7 @@ class FuserConformance:
     @pytest.mark.parametrize("name", ["mlp with norms", "cnn in groups"])
     def test_save_and_load(self, name, tmp_path):
         *models, template = family(name, 3)
-        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        fusion = fitted(type(self), name).fusion
         fusion.save(tmp_path / "saved")
         loaded = load(tmp_path / "saved", model=template)
         assert type(loaded) is type(fusion)
@@ -190,8 +200,7 @@ class FuserConformance:
             assert_same(values(a), values(b))
 
     def test_couplings_are_read_only_mass_plans_by_group(self):
-        models = family("cnn", 2)
-        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        fusion, models = fitted(type(self), "cnn").fusion, fitted(type(self), "cnn").models
         assert len(fusion.couplings_) == 2
         for couplings in fusion.couplings_:
             assert list(couplings) == list(fusion.graph_.groups) == list(models[0].truth.sizes)
@@ -213,8 +222,7 @@ class FuserConformance:
             assert_same(values(a), values(b))
 
     def test_score_counts_hits_or_explains_variance(self):
-        models = family("mlp", 2)
-        fusion = self.make(example_inputs=(models[0].example,)).fit(models)
+        fusion, models = fitted(type(self), "mlp").fusion, fitted(type(self), "mlp").models
         X = np.random.default_rng(0).normal(size=(50, 5))
         out = fusion.fused_model_(torch.as_tensor(X)).detach().numpy()
         assert fusion.score(FusionInput(models, X), out.argmax(1)) == 1.0
