@@ -121,12 +121,13 @@ class Architecture:
         if warn and spec.frozen:
             shown = "; ".join(f"{name}: {why}" for name, why in spec.frozen[:8])
             more = f"; and {len(spec.frozen) - 8} more" if len(spec.frozen) > 8 else ""
+            counted = "1 parameter has" if len(spec.frozen) == 1 else f"{len(spec.frozen)} parameters have"
             consequence = (
                 "" if spec.groups else f"{type(model).__name__} has no neurons that can move: fusion is a plain average. "
             )
             warnings.warn(
-                f"{consequence}{len(spec.frozen)} parameters have neurons that stay in place: {shown}{more}. doc/adapters.md "
-                "shows how to add a rule, and how to declare a state.",
+                f"{consequence}{counted} neurons that stay in place: {shown}{more}. doc/adapters.md shows how "
+                "to add a rule, and how to declare a state.",
                 FusionWarning,
                 stacklevel=3,
             )

@@ -212,7 +212,7 @@ def _corrected(fused: Fused, correction: Correction, runs: ParentRunner) -> Fuse
 
 def _warn_without_correction(error: Exception) -> None:
     warnings.warn(
-        f"The fused network is not corrected: {reason_of(error)} Give rows, fit(FusionInput(models, X)), or set correction=None.",
+        f"The fused network is not corrected: {reason_of(error)} To fuse without a correction, set correction=None.",
         FusionWarning,
         stacklevel=6,  # at the call of fit
     )
