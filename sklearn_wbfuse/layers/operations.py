@@ -111,27 +111,27 @@ class Facts:
 
     @property
     def moves(self) -> bool:
-        """Whether it moves values and computes none."""
+        """True for an operation that moves values and computes none."""
         return self.kind in _MOVEMENT
 
     @property
     def averages(self) -> bool:
-        """Whether each value of the result is one of the first operand's, or a mean of several."""
+        """True if each value of the result is one of the first operand's, or a mean of several."""
         return self.within_range or self.kind in _SOME_VALUES
 
     @property
     def keeps_all_values(self) -> bool:
-        """Whether it only changes the shape or the order of dimensions, or repeats values."""
+        """True if only the shape or the order of dimensions changes, or values repeat."""
         return self.kind in _ALL_VALUES
 
     @property
     def computes(self) -> bool:
-        """Whether it computes something of the values that it reads."""
+        """True if the result is computed from the values that are read."""
         return not self.moves and self.kind != "checks"
 
     @property
     def is_nonlinearity(self) -> bool:
-        """Whether it is a nonlinear function of each value, unless it has a second operand."""
+        """True for a nonlinear function of each value, unless there is a second operand."""
         return self.kind in ("odd", "general", "homogeneous") and self.operands in (1, None)
 
 

@@ -73,6 +73,11 @@ class FuserConformance:
     def make(self, **parameters):
         raise NotImplementedError
 
+    def fitted(self, name):
+        """A fusion of two models of a family, and the models, which checks only read."""
+        fit = fitted(type(self), name)
+        return fit.fusion, fit.models
+
     @pytest.mark.parametrize("name", BUILDERS)
     def test_the_fused_model_is_the_weighted_mean_of_models_that_keep_their_function(self, name, device):
         models = [m.to(device) for m in family(name, 3)]
@@ -126,7 +131,7 @@ class FuserConformance:
 
     @pytest.mark.parametrize("name", BUILDERS)
     def test_inverse_transform_brings_every_parent_back(self, name):
-        fusion, models = fitted(type(self), name).fusion, fitted(type(self), name).models
+        fusion, models = self.fitted(name)
         moved = fusion.transform(models)
         for i, model in enumerate(models):
             (by_index,) = fusion.inverse_transform([moved[i]], parent=i)
@@ -191,7 +196,7 @@ class FuserConformance:
     @pytest.mark.parametrize("name", ["mlp with norms", "cnn in groups"])
     def test_save_and_load(self, name, tmp_path):
         *models, template = family(name, 3)
-        fusion = fitted(type(self), name).fusion
+        fusion, _ = self.fitted(name)
         fusion.save(tmp_path / "saved")
         loaded = load(tmp_path / "saved", model=template)
         assert type(loaded) is type(fusion)
@@ -200,7 +205,7 @@ class FuserConformance:
             assert_same(values(a), values(b))
 
     def test_couplings_are_read_only_mass_plans_by_group(self):
-        fusion, models = fitted(type(self), "cnn").fusion, fitted(type(self), "cnn").models
+        fusion, models = self.fitted("cnn")
         assert len(fusion.couplings_) == 2
         for couplings in fusion.couplings_:
             assert list(couplings) == list(fusion.graph_.groups) == list(models[0].truth.sizes)
@@ -222,7 +227,7 @@ class FuserConformance:
             assert_same(values(a), values(b))
 
     def test_score_counts_hits_or_explains_variance(self):
-        fusion, models = fitted(type(self), "mlp").fusion, fitted(type(self), "mlp").models
+        fusion, models = self.fitted("mlp")
         X = np.random.default_rng(0).normal(size=(50, 5))
         out = fusion.fused_model_(torch.as_tensor(X)).detach().numpy()
         assert fusion.score(FusionInput(models, X), out.argmax(1)) == 1.0
